@@ -1,0 +1,27 @@
+"""Measures and plots for embeddings and clusters: arrays in, frozen dataclasses out.
+
+Nothing here depends on how the arrays were made. FAISS, torch, openTSNE, UMAP and matplotlib are
+imported by the functions that use them, when they use them.
+"""
+
+from evaluation.clustering import ClusteringScores, clustering_scores
+from evaluation.contact_sheet import ContactSheetDisplay
+from evaluation.knn import KNNClassifier, knn_accuracy
+from evaluation.neighbors import nearest_neighbors
+from evaluation.occupancy import Occupancy, OccupancyDisplay, cluster_occupancy
+from evaluation.projection import Projection, ProjectionDisplay, project
+
+__all__ = [
+    "ClusteringScores",
+    "ContactSheetDisplay",
+    "KNNClassifier",
+    "Occupancy",
+    "OccupancyDisplay",
+    "Projection",
+    "ProjectionDisplay",
+    "cluster_occupancy",
+    "clustering_scores",
+    "knn_accuracy",
+    "nearest_neighbors",
+    "project",
+]

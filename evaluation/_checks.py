@@ -1,0 +1,96 @@
+"""Validation at the border: every public function checks its arrays here, once."""
+
+from numbers import Integral, Real
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SKIPPED = -1
+"""The label of an image that could not be read: left out of every measure, and counted."""
+
+
+def check_rows(x: ArrayLike, name: str) -> NDArray:
+    """Return ``x`` as a real array of shape (rows, features); values are not looked at."""
+    array = np.asarray(x)
+    if array.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {array.shape}, needed (rows, features). Embeddings are one row an "
+            "image: use x.reshape(len(x), -1) for anything else, x[None] for a single row."
+        )
+    if array.dtype.kind not in "buif":
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, needed real numbers. Convert it to float32."
+        )
+    if array.shape[1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}: each row needs at least one feature.")
+    return array
+
+
+def check_finite(x: NDArray, name: str, *, first_row: int = 0) -> None:
+    """Raise if a row holds NaN or infinity, naming the first such row."""
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        row = first_row + int(np.argmin(finite))
+        raise ValueError(
+            f"{name} holds NaN or infinity (first in row {row}), needed finite numbers. Drop such "
+            f"rows with {name}[np.isfinite({name}).all(axis=1)], or look at what produced them."
+        )
+
+
+def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
+    """Return cluster ids as int64 of shape (n,): at least -1, where -1 marks a skipped image."""
+    array = check_1d(labels, name)
+    if array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, needed integer cluster ids. "
+            "Use labels.astype(int); for names, np.unique(labels, return_inverse=True)[1]."
+        )
+    array = array.astype(np.int64, copy=False)
+    if array.min() < SKIPPED:
+        raise ValueError(
+            f"{name} holds {array.min()}, needed ids from 0 up, or -1 for a skipped image. "
+            "No other negative label has a meaning here."
+        )
+    return array
+
+
+def check_1d(values: ArrayLike, name: str) -> NDArray:
+    """Return ``values`` as an array of shape (n,) with n > 0."""
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name} has shape {array.shape}, needed (n_samples,): one label an image. "
+            "If these are similarities, take their argmax over axis 1."
+        )
+    if array.size == 0:
+        raise ValueError(f"{name} is empty, needed at least one label.")
+    return array
+
+
+def check_same_length(first: NDArray, second: NDArray, first_name: str, second_name: str) -> None:
+    """Raise if two arrays do not describe the same images."""
+    if len(first) != len(second):
+        raise ValueError(
+            f"{first_name} has {len(first)} rows and {second_name} has {len(second)}: needed one "
+            "row each per image, in the same order."
+        )
+
+
+def check_count(value: object, name: str, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name}={value!r}, needed an integer of at least {minimum}.")
+    return int(value)
+
+
+def check_positive(value: object, name: str) -> float:
+    """Return ``value`` as a finite float above zero."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
+        raise ValueError(f"{name}={value!r}, needed a finite number above 0.")
+    return float(value)
+
+
+def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}, needed one of {', '.join(map(repr, choices))}.")

@@ -1,0 +1,279 @@
+"""Images of each cluster, side by side: what a cluster means is seen, not computed."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from evaluation import _style
+from evaluation._checks import (
+    SKIPPED,
+    check_1d,
+    check_choice,
+    check_cluster_labels,
+    check_count,
+    check_finite,
+    check_same_length,
+)
+from evaluation._optional import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Image = NDArray[np.uint8]
+RandomState = int | np.random.RandomState | None
+
+_MOST_ROWS = 24
+_LETTER_BOX = 242
+_LARGEST_CELL = 128  # pixels; a sheet of 24 rows by 12 is then 4 million pixels
+
+
+class ContactSheetDisplay:
+    """One row of images for each cluster.
+
+    Use `from_predictions` to create one.
+
+    Parameters
+    ----------
+    canvas : ndarray of shape (height, width, 3), uint8
+        The composed sheet.
+    rows : sequence of int
+        Cluster id of each row, from the top.
+    counts : sequence of int
+        Images in each of these clusters.
+    chosen : sequence of sequence of int
+        The images shown in each row, as positions in the input.
+    n_clusters : int
+        Clusters that have an image, shown or not.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes drawn on.
+    figure_ : matplotlib Figure
+        Its figure.
+    image_ : matplotlib AxesImage
+        The sheet.
+    """
+
+    def __init__(
+        self,
+        canvas: Image,
+        rows: Sequence[int],
+        counts: Sequence[int],
+        chosen: Sequence[Sequence[int]],
+        n_clusters: int,
+    ) -> None:
+        self.canvas = canvas
+        self.rows = rows
+        self.counts = counts
+        self.chosen = chosen
+        self.n_clusters = n_clusters
+
+    @classmethod
+    def from_predictions(
+        cls,
+        images: NDArray | Sequence[Any],
+        labels: ArrayLike,
+        *,
+        scores: ArrayLike | None = None,
+        n_clusters: int | None = None,
+        n_images: int = 12,
+        order: Literal["size", "label"] = "size",
+        random_state: RandomState = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
+        """Choose the images, compose the sheet, and plot it.
+
+        Parameters
+        ----------
+        images : ndarray of shape (n, h, w) or (n, h, w, c), or sequence of n images
+            Arrays are uint8, or float in [0, 1], with 1 (gray), 3 or 4 channels last; a sequence
+            may mix such arrays and PIL images of any size. Only the images shown are read.
+        labels : array-like of shape (n,)
+            Cluster ids; -1 marks an image that was skipped, and is not shown.
+        scores : array-like of shape (n,), optional
+            How typical each image is of its cluster, such as the similarity to its centroid: the
+            highest come first. Without it, images are drawn at random.
+        n_clusters : int, optional
+            Number of clusters to show, at most 24 by default. Where there are more, those shown are
+            evenly spaced in ``order``, first and last included, and the title says so.
+        n_images : int, default=12
+            Images in a row.
+        order : {"size", "label"}, default="size"
+            Order of the rows: largest cluster first, or ascending id.
+        random_state : int, RandomState or None, default=None
+            Seed of the draw of images, where ``scores`` is not given.
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        ContactSheetDisplay
+
+        Raises
+        ------
+        ValueError
+            If lengths differ, every label is -1, or an image is not one.
+        """
+        check_choice(order, "order", ("size", "label"))
+        n_images = check_count(n_images, "n_images")
+        n_rows = _MOST_ROWS if n_clusters is None else check_count(n_clusters, "n_clusters")
+        labels = check_cluster_labels(labels, "labels")
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{len(images)} images and {len(labels)} labels, needed one label an image, "
+                "in the same order."
+            )
+        if scores is None:
+            # Random ranks: the first images of each cluster are then a random draw from it.
+            seed = None if random_state is None else check_random_state(random_state).randint(2**31)
+            ranks = np.random.default_rng(seed).random(len(labels))
+        else:
+            ranks = check_1d(scores, "scores").astype(np.float64)
+            check_same_length(ranks, labels, "scores", "labels")
+            check_finite(ranks[labels != SKIPPED, None], "scores")
+
+        ids, sizes = np.unique(labels[labels != SKIPPED], return_counts=True)
+        if len(ids) == 0:
+            raise ValueError(
+                f"All {len(labels)} labels are -1 (skipped): there is nothing to show."
+            )
+        if order == "size":
+            by_size = np.argsort(-sizes, kind="stable")
+            ids, sizes = ids[by_size], sizes[by_size]
+        shown = np.linspace(0, len(ids) - 1, min(n_rows, len(ids))).round().astype(int)
+        chosen = [_most_typical(labels, ranks, cluster, n_images) for cluster in ids[shown]]
+        canvas = _compose([[_as_rgb(images[i], i) for i in row] for row in chosen], n_images)
+        return cls(canvas, ids[shown].tolist(), sizes[shown].tolist(), chosen, len(ids)).plot(ax)
+
+    def plot(self, ax: "Axes | None" = None) -> Self:
+        """Draw the display.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        self : ContactSheetDisplay
+        """
+        height, width = self.canvas.shape[:2]
+        figure_width = 8.6
+        # The sheet takes the width beside its labels; title and margins take the last half inch.
+        ax = _style.axes(
+            ax, figsize=(figure_width, max(1.2, (figure_width - 0.75) * height / width + 0.35))
+        )
+        self.image_ = ax.imshow(self.canvas, interpolation="nearest", aspect="equal")
+        centers = (np.arange(len(self.rows)) + 0.5) * height / len(self.rows)
+        ax.set_yticks(centers, [])
+        for center, cluster, count in zip(centers, self.rows, self.counts, strict=True):
+            _label_row(ax, center, cluster, count)
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        n_shown = len(self.rows)
+        ax.set_title(
+            f"{n_shown} of {self.n_clusters} clusters"
+            if n_shown < self.n_clusters
+            else f"{n_shown} cluster{'s' if n_shown > 1 else ''}",
+            color=_style.INK,
+            fontsize=11,
+            loc="left",
+        )
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+def _label_row(ax: "Axes", center: float, cluster: int, count: int) -> None:
+    """Write the cluster id, and under it the number of images, beside the row."""
+    for text, color, size, weight, align, shift in (
+        (f"{cluster}", _style.INK, 10, "bold", "bottom", -1),
+        (f"{count:,} image{'s' if count > 1 else ''}", _style.MUTED, 7.5, "normal", "top", -1),
+    ):
+        ax.annotate(
+            text,
+            xy=(0, center),
+            xycoords=("axes fraction", "data"),
+            xytext=(-7, shift),
+            textcoords="offset points",
+            ha="right",
+            va=align,
+            color=color,
+            fontsize=size,
+            fontweight=weight,
+            annotation_clip=False,
+        )
+
+
+def _most_typical(
+    labels: NDArray[np.int64], ranks: NDArray[np.float64], cluster: int, n_images: int
+) -> list[int]:
+    """Positions of the members of a cluster, highest rank first."""
+    members = np.flatnonzero(labels == cluster)
+    return members[np.argsort(-ranks[members], kind="stable")][:n_images].tolist()
+
+
+def _compose(rows: list[list[Image]], n_images: int) -> Image:
+    """Set images in a grid of equal square cells, letter-boxed on a light gray, with thin gaps."""
+    cell = min(_LARGEST_CELL, max(max(image.shape[:2]) for row in rows for image in row))
+    gap = max(1, round(cell / 16))
+    pitch = cell + gap
+    canvas = np.full((len(rows) * pitch, n_images * pitch, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            fitted = _fit(image, cell)
+            y, x = r * pitch + gap // 2, c * pitch + gap // 2
+            canvas[y : y + cell, x : x + cell] = _LETTER_BOX
+            height, width = fitted.shape[:2]
+            top, left = y + (cell - height) // 2, x + (cell - width) // 2
+            canvas[top : top + height, left : left + width] = fitted
+    return canvas
+
+
+def _fit(image: Image, cell: int) -> Image:
+    """Scale an image so that its longer side fills the cell."""
+    height, width = image.shape[:2]
+    if max(height, width) == cell:
+        return image
+    pil = require("PIL.Image", extra="eval", purpose="Resizing images")
+    scale = cell / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(pil.fromarray(image).resize(size, pil.Resampling.BICUBIC))
+
+
+def _as_rgb(image: Any, position: int) -> Image:
+    """Return an image as uint8 of shape (h, w, 3), transparent parts on white."""
+    if hasattr(image, "convert"):  # PIL: palettes and other modes are its own to translate
+        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ValueError(
+            f"Image {position} has shape {np.asarray(image).shape}, needed (h, w) or (h, w, c) "
+            "with 1, 3 or 4 channels last. For channels first, use image.transpose(1, 2, 0)."
+        )
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not 0 <= low <= high <= 1:  # also false for NaN
+            raise ValueError(
+                f"Image {position} has values in [{low:g}, {high:g}], needed floats in [0, 1]. "
+                "Use images / images.max(), or convert to uint8."
+            )
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype != np.uint8:
+        raise ValueError(
+            f"Image {position} has dtype {array.dtype}, needed uint8, or float in [0, 1]. "
+            "Use images / images.max()."
+        )
+    if array.shape[2] == 4:
+        alpha = array[..., 3:].astype(np.float64) / 255
+        array = np.round(array[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array

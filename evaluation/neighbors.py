@@ -1,0 +1,321 @@
+"""Exact nearest neighbours by inner product, the same to the last bit whatever computes them.
+
+A fast single-precision search proposes a few more rows than are wanted; the proposals are scored
+again in double precision, ranked, and cut. A bound on the rounding error of the fast search then
+either proves that nothing better was left out, or sends the query to a slower exhaustive pass. Fast
+searches alone cannot promise this: matrix products round identical rows differently depending on
+where they stand, and neither FAISS nor ``torch.topk`` orders ties.
+
+Names: ``queries`` (rows, d), ``database`` (n, d), ``similarities`` and ``indices`` (rows, k).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evaluation._checks import check_choice, check_count, check_finite, check_rows
+from evaluation._optional import importable, require
+
+Metric = Literal["cosine", "dot"]
+Backend = Literal["auto", "faiss", "torch"]
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+# Given query rows and a width w: the w most similar database rows, up to rounding, in any order.
+Propose = Callable[[Floats, int], tuple[Floats, Ints]]
+
+_BLOCK = 2**23  # elements of the largest temporary: 32 MB in single precision
+_WIDEST_ON_GPU = 2048  # the most neighbours FAISS selects there
+_INDEX_BITS = np.int64(0xFFFFFFFF)
+
+
+def nearest_neighbors(
+    queries: ArrayLike,
+    database: ArrayLike,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    backend: Backend = "auto",
+    batch_size: int = 1024,
+    exclude_self: bool = False,
+) -> tuple[Floats, Ints]:
+    """Find the k most similar rows of a database for each query, exactly.
+
+    Similarities are computed in double precision from single-precision rows, and rounded to single
+    precision. They are sorted in descending order; equal ones by index, lowest first, also where
+    they straddle the k-th place. The answer depends on neither the backend nor the batch size.
+
+    Parameters
+    ----------
+    queries : array-like of shape (n_queries, d)
+        Real, finite rows. Read in batches, so a memory map works.
+    database : array-like of shape (n, d)
+        Real, finite rows.
+    k : int
+        Number of neighbours, in [1, n]; with ``exclude_self``, in [1, n - 1].
+    metric : {"cosine", "dot"}, default="cosine"
+        Inner product of L2-normalised rows, or of the rows as they are. A row of zeros has cosine 0
+        with everything.
+    backend : {"auto", "faiss", "torch"}, default="auto"
+        What proposes candidates. FAISS uses a GPU if it was built for one and one is present, torch
+        if CUDA is available. ``"auto"`` takes FAISS where it is installed, else torch.
+    batch_size : int, default=1024
+        Queries handled at once. Beside the database in single precision, memory is bounded by a
+        few hundred megabytes for any number of rows.
+    exclude_self : bool, default=False
+        For queries that *are* the database: leave row i out of the neighbours of query i.
+
+    Returns
+    -------
+    similarities : ndarray of shape (n_queries, k), float32
+        In [-1, 1] up to rounding for ``"cosine"``; unbounded for ``"dot"``.
+    indices : ndarray of shape (n_queries, k), int64
+        Rows of ``database``.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, ``k`` exceeds the database, or a row holds NaN or infinity.
+    ImportError
+        If the backend asked for is not installed.
+
+    Examples
+    --------
+    >>> from evaluation import nearest_neighbors
+    >>> similarities, indices = nearest_neighbors([[1, 0]], [[0, 1], [2, 0], [1, 0]], k=2)
+    >>> indices
+    array([[1, 2]])
+    """
+    queries, database = check_rows(queries, "queries"), check_rows(database, "database")
+    check_choice(metric, "metric", ("cosine", "dot"))
+    check_choice(backend, "backend", ("auto", "faiss", "torch"))
+    batch_size = check_count(batch_size, "batch_size")
+    k = check_count(k, "k")
+    if queries.shape[1] != database.shape[1]:
+        raise ValueError(
+            f"queries have {queries.shape[1]} features and the database {database.shape[1]}: "
+            "needed the same number. Embed both with the same model."
+        )
+    if exclude_self and len(queries) != len(database):
+        raise ValueError(
+            f"exclude_self=True with {len(queries)} queries and {len(database)} database rows: "
+            "needed the same in both. Leave it out when the queries are other images."
+        )
+    available = len(database) - bool(exclude_self)
+    if k > available:
+        others = " other" if exclude_self else ""
+        raise ValueError(
+            f"k={k} exceeds the {available}{others} rows of the database. Lower k, or search in "
+            "more rows."
+        )
+
+    rows = _prepare(database, metric, "database")
+    largest = float(_norms(rows).max())
+    propose, rounding = _proposer(rows, backend)
+    wanted = k + bool(exclude_self)
+    similarities = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), batch_size):
+        stop = min(start + batch_size, len(queries))
+        batch = _prepare(queries[start:stop], metric, "queries", first_row=start)
+        found = _search(batch, rows, wanted, propose, rounding, largest)
+        if exclude_self:
+            found = _without(np.arange(start, stop), *found)
+        similarities[start:stop], indices[start:stop] = found
+    return similarities, indices
+
+
+def _search(
+    queries: Floats, rows: Floats, k: int, propose: Propose, rounding: float, largest: float
+) -> tuple[Floats, Ints]:
+    """Propose, score again, rank; then prove each answer or replace it."""
+    norms = _norms(queries)
+    if norms.max(initial=0.0) * largest > np.finfo(np.float32).max:
+        raise ValueError(
+            "The inner products overflow single precision. Scale the rows down, or use "
+            'metric="cosine".'
+        )
+    # A sum of d products is off by at most (d + 1) roundoffs of |q| |x|, in any order; the other
+    # three cover the rounding of the scores compared here.
+    relative = (queries.shape[1] + 4) * 2.0**-24 + rounding
+    error = relative * norms * largest + np.finfo(np.float32).tiny
+    similarities = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int64)
+    left = np.arange(len(queries))
+    for width in _widths(k, len(rows)):
+        proposed, candidates = propose(queries[left], width)
+        ranked = _rank(_score(queries[left], rows, candidates), candidates, k)
+        similarities[left], indices[left] = ranked
+        if width == len(rows):
+            return similarities, indices
+        left = left[ranked[0][:, -1] <= proposed.min(axis=1) + error[left]]
+        if len(left) == 0:
+            return similarities, indices
+    similarities[left], indices[left] = _exhaustive(queries[left], rows, k)
+    return similarities, indices
+
+
+def _widths(k: int, n: int) -> list[int]:
+    """Numbers of candidates to try in turn before going through all n rows.
+
+    One spare row proves nearly every query at k = 1, the assignment step of k-means; more
+    neighbours lie closer together at the k-th place. The second, wider try is for embeddings in a
+    narrow cone and for small groups of duplicates: it costs a third of the exhaustive pass.
+    """
+    first = 2 if k == 1 else k + 8 + k // 8
+    return [min(n, first)] if first >= n else [first, min(n, 2 * first + 32)]
+
+
+def _score(queries: Floats, rows: Floats, candidates: Ints) -> Floats:
+    """Double-precision similarity of each query to its own candidates, (rows, width).
+
+    By einsum rather than a matrix product: its result for a pair of rows does not depend on where
+    they stand, so identical rows score identically.
+    """
+    scores = np.empty(candidates.shape, np.float32)
+    step = max(1, _BLOCK // 2 // (candidates.shape[1] * rows.shape[1]))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        chosen = rows[candidates[part]].astype(np.float64)  # (rows, width, d)
+        scores[part] = np.einsum("qd,qwd->qw", queries[part].astype(np.float64), chosen)
+    return scores
+
+
+def _exhaustive(queries: Floats, rows: Floats, k: int) -> tuple[Floats, Ints]:
+    """Score every database row in double precision and keep the first k by rank."""
+    doubles = queries.astype(np.float64)
+    step = max(k, _BLOCK // max(len(queries), rows.shape[1]))
+    best = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].astype(np.float64)
+        # Rounding to single precision absorbs the position-dependent last bit of the product.
+        scores = (doubles @ block.T).astype(np.float32)
+        keys = _keys(scores, np.arange(start, start + len(block)))
+        best = _largest(np.concatenate([best, keys], axis=1), k)
+    return _unpack(np.sort(best, axis=1)[:, ::-1])
+
+
+def _rank(similarities: Floats, indices: Ints, k: int) -> tuple[Floats, Ints]:
+    """Sort by descending similarity, equal ones by ascending index, and keep k."""
+    return _unpack(np.sort(_keys(similarities, indices), axis=1)[:, : -k - 1 : -1])
+
+
+def _keys(similarities: Floats, indices: Ints) -> Ints:
+    """Pack (similarity, index) into one integer whose descending order is the ranking.
+
+    The high half is the float's bit pattern, made monotonic for negatives; the low half the index,
+    reversed. The keys are distinct, so any sort or partition of them obeys the rule for ties.
+    """
+    bits = (similarities + np.float32(0)).view(np.int32)  # adding 0 makes -0.0 equal to 0.0
+    monotonic = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return (monotonic.astype(np.int64) << 32) | (_INDEX_BITS - indices)
+
+
+def _unpack(keys: Ints) -> tuple[Floats, Ints]:
+    """Undo `_keys`."""
+    monotonic = (keys >> 32).astype(np.int32)
+    bits = monotonic ^ ((monotonic >> 31) & np.int32(0x7FFFFFFF))
+    return bits.view(np.float32), _INDEX_BITS - (keys & _INDEX_BITS)
+
+
+def _largest(keys: Ints, k: int) -> Ints:
+    """Keep the k largest keys of each row, in any order."""
+    if keys.shape[1] <= k:
+        return keys
+    if k == 1:  # a maximum is many times faster than a partition
+        return keys.max(axis=1, keepdims=True)
+    return np.partition(keys, -k, axis=1)[:, -k:]
+
+
+def _without(own: Ints, similarities: Floats, indices: Ints) -> tuple[Floats, Ints]:
+    """Drop each query's own row from its neighbours, or the last one if it is not among them."""
+    drop = indices == own[:, None]
+    drop[~drop.any(axis=1), -1] = True
+    shape = (len(own), indices.shape[1] - 1)
+    return similarities[~drop].reshape(shape), indices[~drop].reshape(shape)
+
+
+def _norms(rows: Floats) -> NDArray[np.float64]:
+    """L2 norm of each row in double precision, (rows,)."""
+    return np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64, casting="safe"))
+
+
+def _prepare(x: NDArray, metric: Metric, name: str, *, first_row: int = 0) -> Floats:
+    """Check the values and return contiguous single-precision rows, normalised for cosine."""
+    prepared = np.empty(x.shape, np.float32)
+    step = max(1, _BLOCK // x.shape[1])
+    for start in range(0, len(x), step):
+        block = np.asarray(x[start : start + step], dtype=np.float64)
+        check_finite(block, name, first_row=first_row + start)
+        if metric == "cosine":
+            norms = np.linalg.norm(block, axis=1, keepdims=True)
+            block = block / np.where(norms > 0, norms, 1.0)
+        elif np.abs(block).max(initial=0.0) > np.finfo(np.float32).max:
+            raise ValueError(
+                f"{name} holds values beyond single precision. Scale the rows down, or use "
+                'metric="cosine".'
+            )
+        prepared[start : start + step] = block
+    return prepared
+
+
+def _proposer(rows: Floats, backend: Backend) -> tuple[Propose, float]:
+    """Return the fast search over ``rows`` and how far it rounds the inputs."""
+    if backend == "auto":
+        backend = "faiss" if importable("faiss") else "torch"
+    return _faiss_proposer(rows) if backend == "faiss" else _torch_proposer(rows)
+
+
+def _faiss_proposer(rows: Floats) -> tuple[Propose, float]:
+    faiss = require("faiss", extra="faiss", purpose='backend="faiss"')
+
+    def search(queries: Floats, width: int) -> tuple[Floats, Ints]:
+        # What IndexFlatIP.search computes, without the index's copy of the database.
+        return faiss.knn(queries, rows, width, metric=faiss.METRIC_INNER_PRODUCT)
+
+    if getattr(faiss, "get_num_gpus", int)() == 0:
+        return search, 0.0
+    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(rows.shape[1]))
+    index.add(rows)
+
+    def search_on_gpu(queries: Floats, width: int) -> tuple[Floats, Ints]:
+        fits = width <= _WIDEST_ON_GPU
+        return index.search(queries, width) if fits else search(queries, width)
+
+    return search_on_gpu, 0.0
+
+
+def _torch_proposer(rows: Floats) -> tuple[Propose, float]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            'backend="torch" needs PyTorch, which could not be imported. Install it with '
+            'pip install torch, or use FAISS: pip install "sklearn-excb[faiss]"'
+        ) from error
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    database = torch.from_numpy(rows).to(device)
+    # A user may have allowed products of TF32 or bfloat16 numbers, with 11 and 8 significant bits:
+    # two inputs, half a unit in the last place each, and as much again for safety.
+    rounding = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
+
+    @torch.inference_mode()
+    def propose(queries: Floats, width: int) -> tuple[Floats, Ints]:
+        batch = torch.from_numpy(queries).to(device)
+        step = max(width, 2 * _BLOCK // max(1, len(queries)))
+        best: tuple[Any, Any] | None = None
+        for start in range(0, len(database), step):
+            product = batch @ database[start : start + step].T  # (rows, step)
+            values, columns = product.topk(min(width, product.shape[1]), dim=1)
+            columns += start
+            if best is not None:
+                values, columns = torch.cat([best[0], values], 1), torch.cat([best[1], columns], 1)
+                values, order = values.topk(min(width, values.shape[1]), dim=1)
+                columns = columns.gather(1, order)
+            best = values, columns
+        assert best is not None  # the database has at least k rows, and k is at least 1
+        return best[0].cpu().numpy(), best[1].cpu().numpy()
+
+    return propose, rounding[torch.get_float32_matmul_precision()]

@@ -1,0 +1,226 @@
+"""The scatter plot of projected embeddings, coloured by label."""
+
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evaluation import _style
+from evaluation._checks import check_1d, check_choice, check_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_NAMED = len(_style.CLASSES)
+
+
+class _HasCoordinates(Protocol):
+    """What this module needs of a `Projection`."""
+
+    @property
+    def coordinates(self) -> NDArray[np.float32]: ...
+    @property
+    def indices(self) -> NDArray[np.int64]: ...
+
+
+class ProjectionDisplay:
+    """Scatter plot of projected embeddings, coloured by label.
+
+    Up to 20 labels have a colour each and are named; more take colours around a wheel, in an order
+    that sets neighbouring ids apart, unnamed. Images labelled -1 are gray. Use `from_predictions`
+    to create one.
+
+    Parameters
+    ----------
+    coordinates : ndarray of shape (m, 2)
+        Where each image lies.
+    labels : ndarray of shape (m,)
+        Its label.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes drawn on.
+    figure_ : matplotlib Figure
+        Its figure.
+    scatter_ : matplotlib PathCollection
+        The points.
+    texts_ : list of matplotlib Text
+        Names written on the points.
+    """
+
+    def __init__(self, coordinates: NDArray, labels: NDArray) -> None:
+        self.coordinates = coordinates
+        self.labels = labels
+
+    @classmethod
+    def from_predictions(
+        cls,
+        coordinates: "ArrayLike | _HasCoordinates",
+        labels: ArrayLike,
+        *,
+        names: str = "auto",
+        title: str | None = None,
+        ax: "Axes | None" = None,
+    ) -> Self:
+        """Plot projected embeddings.
+
+        Parameters
+        ----------
+        coordinates : Projection or array-like of shape (m, 2)
+            Result of `project`, or coordinates from elsewhere.
+        labels : array-like of shape (m,) or (n,)
+            Classes or clusters, integers or strings. With a `Projection`, either one for each
+            point or one for each row of the embeddings it was made from.
+        names : {"auto", "points", "legend", "none"}, default="auto"
+            Where to write labels: on the points, at the median of each; in a legend; nowhere.
+            ``"auto"`` writes on the points up to 20 labels, and nowhere beyond.
+        title : str, optional
+            Title of the axes.
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        ProjectionDisplay
+
+        Raises
+        ------
+        ValueError
+            If there are not as many labels as points, or points are not on a plane.
+        """
+        labels = check_1d(labels, "labels")
+        indices = getattr(coordinates, "indices", None)
+        given: Any = getattr(coordinates, "coordinates", coordinates)
+        points = check_rows(given, "coordinates")
+        if points.shape[1] != 2:
+            raise ValueError(
+                f"coordinates have {points.shape[1]} columns, needed 2. Embeddings come here "
+                "through project(embeddings)."
+            )
+        if indices is not None and len(labels) != len(points) and len(labels) > indices.max():
+            labels = labels[indices]
+        if len(labels) != len(points):
+            raise ValueError(
+                f"{len(labels)} labels for {len(points)} points, needed one each. If the "
+                "projection used a part of the rows, pass labels[projection.indices]."
+            )
+        return cls(points, labels).plot(ax, names=names, title=title)
+
+    def plot(
+        self, ax: "Axes | None" = None, *, names: str = "auto", title: str | None = None
+    ) -> Self:
+        """Draw the display.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+        names : {"auto", "points", "legend", "none"}, default="auto"
+            Where to write labels; see `from_predictions`.
+        title : str, optional
+            Title of the axes.
+
+        Returns
+        -------
+        self : ProjectionDisplay
+        """
+        check_choice(names, "names", ("auto", "points", "legend", "none"))
+        ax = _style.axes(ax, figsize=(6.4, 6.4))
+        distinct, codes = np.unique(self.labels, return_inverse=True)
+        colors = _colors(distinct)
+        if names == "auto":
+            names = "points" if len(distinct) <= _MOST_NAMED else "none"
+
+        # Shuffled, so that the last class drawn does not bury the others; the same way each time.
+        order = np.random.default_rng(0).permutation(len(codes))
+        self.scatter_ = ax.scatter(
+            *self.coordinates[order].T,
+            s=_point_area(len(codes)),
+            c=colors[codes[order]],
+            alpha=0.85 if len(codes) < 20_000 else 0.6,
+            linewidths=0,
+            rasterized=len(codes) > 5_000,
+        )
+        self.texts_ = self._write_names(ax, distinct, codes, colors) if names == "points" else []
+        if names == "legend":
+            _add_legend(ax, distinct, colors)
+        if title is not None:
+            ax.set_title(title, color=_style.INK, fontsize=11, loc="left")
+        ax.set_aspect("equal", adjustable="datalim")
+        ax.margins(0.04)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _write_names(
+        self, ax: "Axes", distinct: NDArray, codes: NDArray[np.intp], colors: NDArray
+    ) -> list[Any]:
+        """Write each label on the point nearest to the median of its points."""
+        texts = []
+        for code, label in enumerate(distinct):
+            points = self.coordinates[codes == code]
+            # The median of a ring or of two islands lies off them: move to the nearest point.
+            median = np.median(points, axis=0)
+            x, y = points[np.argmin(((points - median) ** 2).sum(axis=1))]
+            texts.append(
+                ax.text(
+                    x,
+                    y,
+                    str(label),
+                    color=colors[code] * [0.62, 0.62, 0.62, 1.0],
+                    fontsize=13,
+                    fontweight="bold",
+                    ha="center",
+                    va="center",
+                    path_effects=_style.halo(3.5),
+                    zorder=5,
+                )
+            )
+        return texts
+
+
+def _colors(distinct: NDArray) -> NDArray[np.float64]:
+    """One RGBA colour for each distinct label, (n_labels, 4)."""
+    mpl = _style.require("matplotlib", extra="eval", purpose="Plotting")
+    skipped = distinct == -1 if distinct.dtype.kind in "if" else np.zeros(len(distinct), bool)
+    n = int((~skipped).sum())
+    if n <= _MOST_NAMED:
+        chosen = mpl.colors.to_rgba_array(_style.CLASSES[:n])
+    else:
+        # Steps of the golden ratio around the wheel: any few neighbouring ids lie far apart.
+        wheel = (np.arange(n) * 0.6180339887) % 1
+        lightness = np.array([0.72, 0.9, 0.55])[np.arange(n) % 3]
+        hsv = np.stack([wheel, np.full(n, 0.72), lightness], axis=1)
+        chosen = mpl.colors.to_rgba_array(mpl.colors.hsv_to_rgb(hsv))
+    colors = np.empty((len(distinct), 4))
+    colors[skipped] = mpl.colors.to_rgba("#c9cfd4")
+    colors[~skipped] = chosen
+    return colors
+
+
+def _point_area(n: int) -> float:
+    """Area in points squared: the ink of a plot stays about the same from 100 images to 50,000."""
+    return float(np.clip(22_000 / n, 1.5, 60))
+
+
+def _add_legend(ax: "Axes", distinct: NDArray, colors: NDArray) -> None:
+    lines = _style.require("matplotlib.lines", extra="eval", purpose="Plotting")
+    handles = [
+        lines.Line2D([], [], linestyle="", marker="o", markersize=6, color=color, label=str(label))
+        for label, color in zip(distinct, colors, strict=True)
+    ]
+    ax.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=1 + len(handles) // 26,
+        frameon=False,
+        fontsize=9,
+        labelcolor=_style.INK,
+        handletextpad=0.2,
+        borderaxespad=0,
+    )

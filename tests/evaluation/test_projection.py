@@ -1,0 +1,226 @@
+"""Projections: reproducible, neighbours kept; and what their display draws."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.manifold import trustworthiness
+
+import evaluation.projection
+from evaluation import Projection, ProjectionDisplay, project
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# What umap-learn says while it is imported; hidden unless warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [90, 45, 15])
+    return (3 * np.eye(3, 16)[y] + 0.4 * rng.normal(size=(150, 16))).astype(np.float32), y
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_projection_is_reproducible_and_keeps_neighbours(blobs, method):
+    x, _ = blobs
+    first = project(x, method, random_state=3)
+    again = project(x, method, random_state=3)
+    np.testing.assert_array_equal(first.coordinates, again.coordinates)
+    assert first.coordinates.shape == (150, 2)
+    assert first.coordinates.dtype == np.float32
+    assert first.indices.dtype == np.int64
+    assert np.isfinite(first.coordinates).all()
+    assert first.method == method
+    assert first.backend == {"tsne": "openTSNE", "umap": "umap"}[method]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert trustworthiness(unit, first.coordinates, n_neighbors=10) > 0.8
+
+
+def test_cosine_ignores_the_length_of_rows(blobs):
+    x, _ = blobs
+    longer = x * np.float32(2.0) ** np.arange(150)[:, None].clip(max=40)
+    plain, scaled = (project(each, random_state=0, perplexity=10) for each in (x, longer))
+    np.testing.assert_array_equal(plain.coordinates, scaled.coordinates)
+    raw = project(x, metric="euclidean", random_state=0, perplexity=10)
+    assert not np.array_equal(raw.coordinates, plain.coordinates)
+
+
+def test_sklearn_stands_in_for_opentsne(blobs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openTSNE", None)
+    x, _ = blobs
+    found = project(x[:40], random_state=0)
+    assert found.backend == "sklearn"
+    np.testing.assert_array_equal(found.coordinates, project(x[:40], random_state=0).coordinates)
+
+
+def test_three_dimensions(blobs):
+    assert project(blobs[0][:30], n_components=3, random_state=0).coordinates.shape == (30, 3)
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("n", [4, 5, 12, 25])
+def test_few_rows_lower_the_number_of_neighbours(blobs, method, n):
+    found = project(blobs[0][:n], method, random_state=0)
+    assert found.coordinates.shape == (n, 2)
+    assert np.isfinite(found.coordinates).all()
+
+
+def test_the_global_generator_is_left_alone(blobs):
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    project(blobs[0][:20], max_samples=10, random_state=0)
+    project(blobs[0][:20], max_samples=10)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_a_random_state_advances_from_call_to_call(blobs):
+    generator = np.random.RandomState(0)
+    draws = [project(blobs[0], max_samples=20, random_state=generator).indices for _ in range(2)]
+    assert not np.array_equal(*draws)
+
+
+def test_subsample_is_reproducible_ascending_and_without_repeats(blobs):
+    x, _ = blobs
+    found = project(x, max_samples=40, random_state=1)
+    assert len(found.indices) == len(found.coordinates) == 40
+    assert (np.diff(found.indices) > 0).all()
+    np.testing.assert_array_equal(found.indices, project(x, max_samples=40, random_state=1).indices)
+    assert len(project(x, max_samples=1000, random_state=0).indices) == 150
+
+
+def test_subsample_keeps_the_shares_of_classes(blobs):
+    x, y = blobs
+    names = np.array(["many", "some", "few"])[y]
+    found = project(x, max_samples=50, y=names, random_state=0)
+    for name, share in {"many": 0.6, "some": 0.3, "few": 0.1}.items():
+        # Off by one at most: a place is set aside for each class before the rest is shared out.
+        assert abs((names[found.indices] == name).sum() - 50 * share) <= 1
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.data())
+def test_quotas_fill_the_places_and_keep_every_class(counts, data):
+    counts = np.array(counts)
+    wanted = data.draw(st.integers(1, int(counts.sum())))
+    quotas = evaluation.projection._quotas(counts, wanted)
+    assert quotas.sum() == wanted
+    assert (quotas <= counts).all()
+    assert (quotas >= (wanted >= len(counts))).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "pca"}, "method='pca', needed one of 'tsne', 'umap'"),
+        ({"metric": "l1"}, "metric='l1', needed one of"),
+        ({"n_components": 4}, "n_components=4, needed 1, 2 or 3"),
+        ({"perplexity": 0}, "perplexity=0, needed a finite number above 0"),
+        ({"n_neighbors": 1}, "n_neighbors=1, needed an integer of at least 2"),
+        ({"max_samples": 3}, "max_samples=3, needed an integer of at least 4"),
+        ({"y": [0]}, "embeddings has 6 rows and y has 1"),
+        ({"embeddings": np.eye(3)}, "embeddings have 3 rows, needed at least 4"),
+        ({"embeddings": np.ones(9)}, "needed .rows, features."),
+        ({"embeddings": np.full((9, 2), np.nan)}, "embeddings holds NaN or infinity"),
+    ],
+)
+def test_bad_input_is_explained(changes, message):
+    with pytest.raises(ValueError, match=message):
+        project(**({"embeddings": np.eye(6)} | changes))
+
+
+def test_missing_umap_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ImportError, match=r"method=\"umap\" needs .*sklearn-excb\[eval\]"):
+        project(np.eye(6), "umap")
+
+
+def points(n):
+    return np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+
+
+def test_display_names_classes_on_the_points():
+    labels = np.repeat(["cat", "dog"], 20)
+    display = ProjectionDisplay.from_predictions(points(40), labels, title="pets")
+    ax = display.ax_
+    assert display.figure_ is ax.figure
+    assert [each.get_text() for each in display.texts_] == ["cat", "dog"]
+    assert ax.get_title(loc="left") == "pets"
+    assert len(display.scatter_.get_offsets()) == 40
+    assert len(np.unique(display.scatter_.get_facecolors()[:, :3], axis=0)) == 2
+    assert ax.get_aspect() == 1
+    assert len(ax.get_xticks()) == len(ax.get_yticks()) == 0
+    display.figure_.canvas.draw()
+
+
+def test_display_gives_each_point_the_color_of_its_label():
+    xy = points(30)
+    labels = np.arange(30) % 3
+    display = ProjectionDisplay.from_predictions(xy, labels)
+    colors = {}
+    for place, color in zip(
+        display.scatter_.get_offsets(), display.scatter_.get_facecolors(), strict=True
+    ):
+        label = labels[np.argmin(((xy - place) ** 2).sum(axis=1))]
+        colors.setdefault(int(label), set()).add(tuple(color))
+    assert [len(each) for each in colors.values()] == [1, 1, 1]
+    assert len(set.union(*colors.values())) == 3
+
+
+def test_display_has_a_legend_on_request_and_uses_the_axes_given():
+    _, ax = plt.subplots()
+    display = ProjectionDisplay.from_predictions(points(9), np.arange(9) % 3, names="legend", ax=ax)
+    assert display.ax_ is ax
+    assert [each.get_text() for each in ax.get_legend().get_texts()] == ["0", "1", "2"]
+    assert display.texts_ == []
+    display.figure_.canvas.draw()
+
+
+def test_many_clusters_have_colors_of_their_own_and_no_names():
+    display = ProjectionDisplay.from_predictions(points(80), np.arange(80))
+    assert display.texts_ == []
+    assert display.ax_.get_legend() is None
+    assert len(np.unique(display.scatter_.get_facecolors(), axis=0)) == 80
+
+
+def test_skipped_images_are_gray():
+    display = ProjectionDisplay.from_predictions(points(3), [-1, 0, 1])
+    colors = display.scatter_.get_facecolors()[:, :3]
+    assert (colors.max(axis=1) - colors.min(axis=1) < 0.06).sum() == 1
+
+
+def test_display_takes_a_projection_with_labels_of_all_rows_or_of_the_points():
+    indices = np.array([1, 4, 7])
+    projection = Projection(points(3), indices, "tsne", "openTSNE")
+    labels = np.arange(9) * 10
+    for given_labels in (labels, labels[indices]):
+        display = ProjectionDisplay.from_predictions(projection, given_labels)
+        np.testing.assert_array_equal(display.labels, [10, 40, 70])
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "labels", "names", "message"),
+    [
+        (np.ones((3, 5)), [0, 1, 2], "auto", "coordinates have 5 columns, needed 2"),
+        (np.ones((3, 2)), [0, 1], "auto", "2 labels for 3 points, needed one each"),
+        (np.ones((3, 2)), [0, 1, 2], "all", "names='all', needed one of"),
+        (
+            Projection(np.ones((2, 2), np.float32), np.array([0, 8]), "tsne", "sklearn"),
+            [0, 1, 2],
+            "auto",
+            "3 labels for 2 points",
+        ),
+    ],
+)
+def test_display_explains_bad_input(coordinates, labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        ProjectionDisplay.from_predictions(coordinates, labels, names=names)
