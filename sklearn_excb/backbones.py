@@ -1,0 +1,212 @@
+"""Backbones by name (timm, torchvision, two small ones of ours), or any module of the user's."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+
+import torch
+from torch import Tensor, nn
+
+SMALL = ("cnn", "mlp")
+_TORCHVISION = "torchvision:"
+_DROP_PATH = 0.1
+
+
+class SmallCNN(nn.Sequential):
+    """Six 3 x 3 convolutions with BatchNorm and ReLU, for images of 8 to 63 pixels.
+
+    Parameters
+    ----------
+    n_channels : int
+        Channels of the images.
+    width : int, default=32
+        Channels of the first stage; doubled at each of three halvings of the resolution.
+
+    Notes
+    -----
+    Maps (n, n_channels, h, w) to (n, 8 * width).
+    """
+
+    def __init__(self, n_channels: int, width: int = 32) -> None:
+        layers: list[nn.Module] = []
+        in_channels = n_channels
+        for out_channels, stride in (
+            (width, 1),
+            (2 * width, 2),
+            (2 * width, 1),
+            (4 * width, 2),
+            (4 * width, 1),
+            (8 * width, 2),
+        ):
+            layers += [
+                nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+            in_channels = out_channels
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class RowMLP(nn.Sequential):
+    """Two hidden layers for feature vectors: (n, d) to (n, width).
+
+    Parameters
+    ----------
+    n_features : int
+        d.
+    width : int, default=256
+        Features of the result.
+    """
+
+    def __init__(self, n_features: int, width: int = 256) -> None:
+        super().__init__(
+            nn.Linear(n_features, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+        )
+
+
+def _near(name: str, known: list[str]) -> str:
+    """Sentence that names the known names most like this one."""
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def _unknown(name: str, known: list[str]) -> ValueError:
+    return ValueError(
+        f"Unknown backbone {name!r}.{_near(name, known)} A backbone is 'auto', one of "
+        f"{', '.join(map(repr, SMALL))}, the name of a timm model such as 'resnet50', that of a "
+        "torchvision model such as 'torchvision:resnet50', or an nn.Module that maps images "
+        "(n, c, h, w) to features (n, d)."
+    )
+
+
+def _timm(name: str, n_channels: int, image_size: int) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        known = [*SMALL, *timm.list_models()]
+        raise _unknown(name, known)
+    options = {"pretrained": False, "num_classes": 0, "in_chans": n_channels}
+    transformer = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": _DROP_PATH}
+    try:  # local views are smaller than global ones: a ViT has to resample its positions
+        return timm.create_model(name, **options, **transformer)
+    except TypeError:  # not a ViT: any size will do
+        return timm.create_model(name, **options)
+
+
+def _torchvision(name: str, n_channels: int) -> nn.Module:
+    from torchvision import models
+
+    known = [m for m in models.list_models() if "." not in m and "/" not in m]
+    short = name.removeprefix(_TORCHVISION)
+    if short not in models.list_models(module=models):
+        raise _unknown(name, [_TORCHVISION + m for m in known])
+    options = {"zero_init_residual": True} if short.startswith(("resnet", "resnext")) else {}
+    model = models.get_model(short, weights=None, **options)
+    _replace(model, _last(model, nn.Linear), nn.Identity())
+    if n_channels != 3:
+        first = _first(model, nn.Conv2d)
+        conv = model.get_submodule(first)
+        assert isinstance(conv, nn.Conv2d)
+        stem = nn.Conv2d(
+            n_channels,
+            conv.out_channels,
+            conv.kernel_size,  # pyright: ignore[reportArgumentType]
+            conv.stride,  # pyright: ignore[reportArgumentType]
+            conv.padding,  # pyright: ignore[reportArgumentType]
+            bias=conv.bias is not None,
+        )
+        _replace(model, first, stem)
+    return model
+
+
+def _first(model: nn.Module, kind: type[nn.Module]) -> str:
+    return next(name for name, m in model.named_modules() if isinstance(m, kind))
+
+
+def _last(model: nn.Module, kind: type[nn.Module]) -> str:
+    return [name for name, m in model.named_modules() if isinstance(m, kind)][-1]
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def build_backbone(
+    backbone: str | nn.Module, *, n_channels: int, image_size: int | None
+) -> nn.Module:
+    """Backbone f by its name, with fresh weights, or a copy of the user's module.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module
+        "cnn", "mlp" (rows only), a timm name, ``"torchvision:"`` and a torchvision name, or a
+        module.
+    n_channels : int
+        Channels of the images; the number of features for rows.
+    image_size : int or None
+        Side of the global views in pixels; None for rows.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, with the names most like it.
+    """
+    if isinstance(backbone, nn.Module):
+        return copy.deepcopy(backbone)
+    if backbone == "mlp":
+        return RowMLP(n_channels)
+    if backbone == "cnn":
+        return SmallCNN(n_channels)
+    if backbone.startswith(_TORCHVISION):
+        return _torchvision(backbone, n_channels)
+    assert image_size is not None
+    return _timm(backbone, n_channels, image_size)
+
+
+def output_dim(backbone: nn.Module, examples: list[Tensor]) -> int:
+    """Number of features that a backbone gives for the crops of a run.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        f.
+    examples : list of Tensors
+        A batch of zeros for each resolution.
+
+    Raises
+    ------
+    ValueError
+        If the backbone cannot take one of them, or does not give a matrix (n, d) with one d.
+    """
+    dims = []
+    mode = backbone.training
+    backbone.eval()
+    for example in examples:
+        came = f"a batch of shape {tuple(example.shape)}"
+        try:
+            with torch.no_grad():
+                out = backbone(example)
+        except Exception as error:
+            raise ValueError(f"The backbone cannot take {came}: {error}") from error
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(example):
+            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"The backbone must map images (n, c, h, w) to features (n, d), but {came} gave "
+                f"{shape}. End it with pooling and nn.Flatten()."
+            )
+        dims.append(out.shape[1])
+    backbone.train(mode)
+    if len(set(dims)) != 1:
+        raise ValueError(
+            f"The backbone gives {dims} features for the view sizes "
+            f"{[tuple(e.shape[2:]) for e in examples]}; it must give as many for each. "
+            "End it with nn.AdaptiveAvgPool2d(1)."
+        )
+    return dims[0]

@@ -1,0 +1,77 @@
+"""Embed and assign, streamed: one batch in memory, plus the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sklearn_excb.networks import ClusterNetwork
+
+Embedding = Literal["projection", "backbone", "similarity"]
+
+_MULTIPLE = 32  # batches are padded to a multiple of it
+
+
+@torch.inference_mode()
+def outputs(
+    teacher: ClusterNetwork, batches: Iterable[Tensor], embedding: Embedding
+) -> Iterator[Tensor]:
+    """Yield what the teacher makes of each batch, on the device of the batch.
+
+    Parameters
+    ----------
+    teacher : ClusterNetwork
+        Set to evaluation mode: BatchNorm with its running statistics.
+    batches : iterable of Tensors (B, ...)
+        Prepared images or rows.
+    embedding : {"projection", "backbone", "similarity"}
+        h(f(x)) as unit rows (B, D); f(x), (B, d); or the cosine similarities z, (B, K).
+    """
+    teacher.eval()
+    unit = teacher.centroids.unit()
+    for batch in batches:
+        # matrix kernels treat a remainder of rows differently, in the last bits: pad it away
+        padded = F.pad(batch, [0, 0] * (batch.ndim - 1) + [0, -len(batch) % _MULTIPLE])
+        result = teacher.backbone(padded)
+        if embedding != "backbone":
+            result = F.normalize(teacher.projector(result), dim=-1)
+        if embedding == "similarity":
+            result = result @ unit.T
+        yield result[: len(batch)].float()
+
+
+def embed(
+    teacher: ClusterNetwork,
+    batches: Iterable[Tensor],
+    embedding: Embedding,
+    *,
+    n_samples: int,
+) -> npt.NDArray[np.float32]:
+    """Embeddings of a whole source, (n_samples, d), float32; see :func:`outputs`."""
+    result: npt.NDArray[np.float32] | None = None
+    done = 0
+    for rows in outputs(teacher, batches, embedding):
+        if result is None:
+            result = np.empty((n_samples, rows.shape[1]), dtype=np.float32)
+        result[done : done + len(rows)] = rows.cpu().numpy()
+        done += len(rows)
+    assert result is not None
+    return result
+
+
+def assign(
+    teacher: ClusterNetwork, batches: Iterable[Tensor], *, n_samples: int
+) -> npt.NDArray[np.int64]:
+    """Labels of a whole source, (n_samples,): argmax of the plain similarity, not balanced."""
+    labels = np.empty(n_samples, dtype=np.int64)
+    done = 0
+    for z in outputs(teacher, batches, "similarity"):
+        labels[done : done + len(z)] = z.argmax(dim=-1).cpu().numpy()
+        done += len(z)
+    return labels

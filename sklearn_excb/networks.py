@@ -1,0 +1,188 @@
+"""Student and teacher: projector h, predictor g and centroids C on a backbone f. [METHOD.md 2]
+
+Axes: ``rows`` are (view, image) pairs, views global first, the images of a view contiguous.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PROJECTION_DIM = 256
+
+
+def _hidden(in_dim: int, width: int, batch_norm: bool) -> list[nn.Module]:
+    """Return one hidden layer of a head: Linear, BatchNorm, ReLU; or Linear, GELU."""
+    if batch_norm:
+        return [nn.Linear(in_dim, width), nn.BatchNorm1d(width), nn.ReLU()]
+    return [nn.Linear(in_dim, width), nn.GELU()]
+
+
+def _start_linear(head: nn.Sequential) -> nn.Sequential:
+    """Truncated normal of 0.02 and zero biases on the linear layers of a head."""
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return head
+
+
+def projector(in_dim: int, width: int, *, batch_norm: bool = True) -> nn.Sequential:
+    """Build h: two hidden layers, then a linear layer to the projection space."""
+    return _start_linear(
+        nn.Sequential(
+            *_hidden(in_dim, width, batch_norm),
+            *_hidden(width, width, batch_norm),
+            nn.Linear(width, PROJECTION_DIM),
+        )
+    )
+
+
+def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
+    """Build g: BatchNorm on its input (always), one hidden layer, then a linear layer."""
+    return _start_linear(
+        nn.Sequential(
+            nn.BatchNorm1d(PROJECTION_DIM),
+            *_hidden(PROJECTION_DIM, width, batch_norm),
+            nn.Linear(width, PROJECTION_DIM),
+        )
+    )
+
+
+def uses_batch_norm(backbone: nn.Module) -> bool:
+    """Whether the backbone normalises over batches, and the heads with it.
+
+    Backbones without BatchNorm (vision transformers, ConvNeXt) get the heads of the published
+    ViT recipe, without BatchNorm inside; the others those of the ResNet recipe.
+    """
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())
+
+
+class CentroidLayer(nn.Module):
+    """K centroids, unit rows at use; returns cosine similarities. [seed, Alg. 2]
+
+    Parameters
+    ----------
+    n_clusters, dim : int
+        K and D.
+    """
+
+    def __init__(self, n_clusters: int, dim: int = PROJECTION_DIM) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(n_clusters, dim), dim=-1))
+
+    def unit(self) -> Tensor:
+        """Return the centroids as unit rows, shape (K, D)."""
+        return F.normalize(self.weight, dim=-1)
+
+    def forward(self, x: Tensor, *, detach: bool = False) -> Tensor:
+        """Cosine similarity of rows (rows, D) to the centroids, shape (rows, K)."""
+        unit = self.unit()
+        return F.normalize(x, dim=-1) @ (unit.detach() if detach else unit).T
+
+
+class ClusterNetwork(nn.Module):
+    """f, h and C, and in the student g: from crops to projections and similarities.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        f, from a batch of crops to features (rows, d).
+    projector : nn.Module
+        h, from (rows, d) to (rows, D).
+    centroids : CentroidLayer
+        C.
+    predictor : nn.Module, optional
+        g, from (rows, D) to (rows, D); the student's only.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        centroids: CentroidLayer,
+        predictor: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.centroids = centroids
+        self.predictor = predictor
+
+    def project(self, groups: Sequence[Tensor]) -> Tensor:
+        """Raw projections h(f(x)), shape (rows, D).
+
+        ``groups`` holds one batch of crops a resolution. The backbone sees each by itself, the
+        head all rows together, so its BatchNorm statistics are joint.
+        """
+        return self.projector(torch.cat([self.backbone(crops) for crops in groups]))
+
+
+class StudentTeacher(nn.Module):
+    """A student, and a teacher that is an EMA of its parameters. [METHOD.md 2, 6]
+
+    The teacher has no predictor and takes no gradient. While fitting, its BatchNorm layers are in
+    training mode with running statistics of their own; everything else of it (dropout, drop
+    path) is in evaluation mode.
+
+    Parameters
+    ----------
+    student : ClusterNetwork
+        With a predictor.
+    """
+
+    def __init__(self, student: ClusterNetwork) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = ClusterNetwork(
+            copy.deepcopy(student.backbone),
+            copy.deepcopy(student.projector),
+            copy.deepcopy(student.centroids),
+        ).requires_grad_(False)
+
+    def fitting(self) -> StudentTeacher:
+        """Set the modes of training; see the class."""
+        self.student.train()
+        self.teacher.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()
+        return self
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """``m_t <- m m_t + (1 - m) m_s`` for every parameter of f, h and C; buffers stay."""
+        source = dict(self.student.named_parameters())
+        for name, parameter in self.teacher.named_parameters():
+            parameter.lerp_(source[name], 1.0 - momentum)
+
+
+def build_networks(
+    backbone: nn.Module, n_features: int, *, n_clusters: int, head_width: int
+) -> StudentTeacher:
+    """Student and teacher on a backbone, with fresh heads.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        f; becomes the student's.
+    n_features : int
+        d, what f gives.
+    n_clusters : int
+        K.
+    head_width : int
+        Hidden width of projector and predictor.
+    """
+    batch_norm = uses_batch_norm(backbone)
+    return StudentTeacher(
+        ClusterNetwork(
+            backbone,
+            projector(n_features, head_width, batch_norm=batch_norm),
+            CentroidLayer(n_clusters),
+            predictor(head_width, batch_norm=batch_norm),
+        )
+    )

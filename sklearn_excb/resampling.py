@@ -1,0 +1,125 @@
+"""Crop and resize with antialiased bicubic filters, batched: two matrix products a crop.
+
+A bicubic resize is linear and separable, so the crop ``[top, top + height) x [left, left +
+width)`` of an image, resized to (size, size), is ``W_y @ image @ W_x.T`` with one small matrix a
+side. Each sample has its own crop, the whole batch is two batched products, on any device. The
+filter is that of Pillow and of ``torchvision.transforms.v2.functional.resize(antialias=True)``.
+
+Boxes are integer (top, left, height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_A = -0.5  # Keys' cubic convolution, as in Pillow
+_MATRIX_LIMIT = 96  # sides up to which the matrix products beat one resize a crop on a CPU
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic kernel, zero beyond 2."""
+    x = x.abs()
+    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * _A
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
+    """Matrices that resize the segment ``[start, start + length)`` of a side to ``out_size``.
+
+    Parameters
+    ----------
+    start, length : Tensors of the same shape (...)
+        First pixel and number of pixels of each segment; integers.
+    in_size, out_size : int
+        Pixels of the whole side, and of the result.
+
+    Returns
+    -------
+    Tensor of shape (..., out_size, in_size), float32
+        Each row sums to 1 and is zero outside its segment.
+    """
+    start, length = start[..., None, None].float(), length[..., None, None].float()
+    pixel = torch.arange(in_size, device=start.device) - start  # (..., 1, in)
+    out = torch.arange(out_size, device=start.device)[:, None]
+    scale = length / out_size
+    stretch = scale.clamp(min=1.0)  # antialias: the filter widens when the segment shrinks
+    centre = (out + 0.5) * scale
+    weights = _cubic((pixel + 0.5 - centre) / stretch)
+    weights = torch.where((pixel >= 0) & (pixel < length), weights, 0.0)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1]: uint8 / 255, uint16 / 65535, floats as they are."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if images.dtype == torch.uint16:
+        return images.to(torch.int32).float() / 65535
+    return images.float()
+
+
+def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crops (V, B, c, size, size) of images (B, c, h, w) that share one size."""
+    height, width = images.shape[-2:]
+    top, left, tall, wide = boxes.to(images.device).unbind(-1)  # each (V, B)
+    rows = resize_weights(top, tall, height, size)  # (V, B, size, h)
+    columns = resize_weights(left, wide, width, size)  # (V, B, size, w)
+    views, batch, channels = *top.shape, images.shape[1]
+    # one product an image for all its views, the channels lying side by side
+    lines = to_unit(images).transpose(1, 2).reshape(batch, height, channels * width)
+    tall_crops = rows.transpose(0, 1).reshape(batch, views * size, height) @ lines
+    tall_crops = tall_crops.view(batch * views, size * channels, width)
+    crops = tall_crops @ columns.transpose(0, 1).reshape(batch * views, size, width).mT
+    return crops.view(batch, views, size, channels, size).permute(1, 0, 3, 2, 4)
+
+
+def _crop_one(image: Tensor, box: Sequence[int], size: int) -> Tensor:
+    top, left, height, width = box
+    part = to_unit(image[None, :, top : top + height, left : left + width])
+    return F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
+
+
+def crop_resize(images: Tensor | Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+    """Crop every image V times and resize the crops to (size, size).
+
+    Parameters
+    ----------
+    images : Tensor of shape (B, c, h, w), or sequence of B Tensors (c, h, w)
+        uint8, uint16 or float in [0, 1]; the sequence may mix sizes.
+    boxes : Tensor of shape (V, B, 4), int64
+        Top, left, height, width of each crop, inside its image.
+    size : int
+        Side of the result in pixels.
+
+    Returns
+    -------
+    Tensor of shape (V, B, c, size, size), float32 in [0, 1]
+    """
+    if isinstance(images, Tensor) and max(images.shape[-2:]) <= _MATRIX_LIMIT:
+        return _crop_stack(images, boxes, size).clamp_(0, 1)
+    crops = [
+        torch.stack([_crop_one(image, box, size) for image, box in zip(images, view, strict=True)])
+        for view in boxes.tolist()
+    ]
+    return torch.stack(crops).clamp_(0, 1)
+
+
+def resize_short_side(image: Tensor, size: int) -> Tensor:
+    """Resize an image (c, h, w) so that its short side has ``size`` pixels; float in [0, 1]."""
+    height, width = image.shape[-2:]
+    short = min(height, width)
+    shape = [max(1, round(height * size / short)), max(1, round(width * size / short))]
+    resized = F.interpolate(to_unit(image[None]), size=shape, mode="bicubic", antialias=True)
+    return resized[0].clamp_(0, 1)
+
+
+def centre_crop(image: Tensor, size: int) -> Tensor:
+    """Middle (size, size) of an image (c, h, w) that has at least that many pixels a side."""
+    height, width = image.shape[-2:]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[:, top : top + size, left : left + size]

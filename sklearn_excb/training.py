@@ -1,0 +1,225 @@
+"""The one loop: Algorithm 1 of the seed, and the start that precedes it. [METHOD.md 4 to 6]
+
+Axes: ``G`` global and ``L`` local views, ``V = G + L``, ``B`` images, ``D`` dimensions.
+The loop yields a report a step; whoever runs it logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_excb.auto import Settings
+from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.batches import Batch
+from sklearn_excb.centroids import spherical_kmeans
+from sklearn_excb.loss import Loss, excb_loss, teacher_targets
+from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.schedules import cosine, warmup_cosine
+
+_LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
+_CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine
+_SGD_MOMENTUM = 0.9
+_START_LIMIT = 500_000  # projections that the k-means of the start looks at
+
+
+class StepReport(NamedTuple):
+    """What a step did; tensors stay on the device.
+
+    Attributes
+    ----------
+    step, epoch : int
+        From 0 and from 1.
+    loss : Loss
+        Before the update.
+    labels, plain_labels : Tensors of shape (G, B)
+        After and before balancing.
+    """
+
+    step: int
+    epoch: int
+    loss: Loss
+    labels: Tensor
+    plain_labels: Tensor
+
+
+class Plan(NamedTuple):
+    """Length of the run in steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, settings: Settings, n_samples: int) -> Plan:
+        """Plan of a run over ``n_samples`` images."""
+        per_epoch = settings.steps_per_epoch(n_samples)
+        return cls(per_epoch, per_epoch * settings.epochs)
+
+
+def build_optimizer(networks: StudentTeacher, settings: Settings) -> torch.optim.Optimizer:
+    """SGD or AdamW over three groups: weights, tensors without decay, centroids."""
+    weights, undecayed, centroids = [], [], []
+    for name, parameter in networks.student.named_parameters():
+        if name.startswith("centroids."):
+            centroids.append(parameter)
+        elif parameter.ndim > 1:
+            weights.append(parameter)
+        else:
+            undecayed.append(parameter)
+    groups = [
+        {"params": weights, "decay": (1.0, 1.0)},
+        {"params": undecayed, "decay": (0.0, 0.0)},
+        {"params": centroids, "decay": _CENTROID_DECAY},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999))
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_SGD_MOMENTUM)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int, plan: Plan) -> None:
+    """Learning rate and weight decay of a step, in each group."""
+    rate = warmup_cosine(
+        settings.learning_rate,
+        settings.learning_rate * _LAST_RATE,
+        step,
+        warmup_steps=round(settings.warmup_epochs * plan.steps_per_epoch),
+        total_steps=plan.total_steps,
+    )
+    position = step / plan.total_steps
+    decay = cosine(*settings.weight_decay, position)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        first, last = group["decay"]
+        group["weight_decay"] = decay * cosine(first, last, position)
+
+
+def train_step(
+    networks: StudentTeacher,
+    sizes: ClusterSizes,
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Tensor],
+    n_images: int,
+    settings: Settings,
+    teacher_momentum: float,
+) -> tuple[Loss, Tensor, Tensor]:
+    """One step of Algorithm 1; the rates of the optimiser are already set.
+
+    Parameters
+    ----------
+    groups : sequence of Tensors
+        Global views (G * B, ...), then local views (L * B, ...), if any.
+    n_images : int
+        B.
+
+    Returns
+    -------
+    loss : Loss
+    labels, plain_labels : Tensors of shape (G, B)
+        The teacher's, after and before balancing.
+    """
+    student, teacher = networks.student, networks.teacher
+    assert student.predictor is not None
+
+    with torch.no_grad():
+        teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
+    targets = teacher_targets(
+        teacher_rows,
+        teacher.centroids.weight,
+        sizes.affine(),
+        temperature=settings.teacher_temperature,
+    )
+    projections = student.project(groups)  # (V * B, D)
+    predictions = student.predictor(projections)
+    loss = excb_loss(
+        targets,
+        projections.unflatten(0, (-1, n_images)),
+        predictions.unflatten(0, (-1, n_images)),
+        student.centroids.weight,
+        temperature=settings.student_temperature,
+        local_in_projector_loss=settings.local_in_loss_h,
+    )
+    optimizer.zero_grad()
+    loss.total.backward()
+    optimizer.step()
+
+    networks.update_teacher(teacher_momentum)
+    balanced = settings.count_labels == "balanced"
+    sizes.update(targets.labels if balanced else targets.plain_labels)
+    return Loss(*(part.detach() for part in loss)), targets.labels, targets.plain_labels
+
+
+def train(
+    networks: StudentTeacher,
+    sizes: ClusterSizes,
+    batches: Iterable[Batch],
+    settings: Settings,
+    plan: Plan,
+    *,
+    seed: int,
+) -> Iterator[StepReport]:
+    """Run Algorithm 1 over the batches, yielding after each step.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        On the device of the batches; changed in place.
+    sizes : ClusterSizes
+        Changed in place.
+    batches : iterable of Batch
+        ``plan.total_steps`` of them, in order.
+    settings : Settings
+        Of the fit.
+    plan : Plan
+        Length of the run.
+    seed : int
+        Of dropout and drop path; each step's randomness is a function of (seed, step).
+    """
+    networks.fitting()
+    optimizer = build_optimizer(networks, settings)
+    for step, batch in enumerate(batches):
+        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+        set_rates(optimizer, settings, step, plan)
+        momentum = cosine(settings.teacher_momentum, 1.0, step / plan.total_steps)
+        report = train_step(
+            networks, sizes, optimizer, batch.groups, batch.n_images, settings, momentum
+        )
+        yield StepReport(step, batch.epoch, *report)
+
+
+@torch.no_grad()
+def start_centroids(
+    networks: StudentTeacher, batches: Iterable[Batch], n_clusters: int, *, seed: int
+) -> None:
+    """Set the centroids by spherical k-means on projections of one global view.
+
+    The network is in training mode: evaluation-mode features of a fresh network lie elsewhere.
+    The pass also warms the teacher's BatchNorm statistics, which inference uses. View 1 serves on
+    even batches, view 2 on odd ones, as in the authors' release.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        Changed in place.
+    batches : iterable of Batch
+        One epoch; at most 500,000 images of it are used.
+    n_clusters : int
+        K.
+    seed : int
+        Of the first centroids.
+    """
+    networks.fitting()
+    rows, seen = [], 0
+    for number, batch in enumerate(batches):
+        views = batch.groups[0].unflatten(0, (-1, batch.n_images))
+        view = views[number % min(2, len(views))]
+        rows.append(networks.teacher.project([view]).float().cpu())
+        seen += batch.n_images
+        if seen >= _START_LIMIT:
+            break
+    start = spherical_kmeans(torch.cat(rows).numpy(), n_clusters, seed=seed)
+    networks.teacher.centroids.weight.copy_(torch.from_numpy(start.unit))
+    networks.student.centroids.weight.copy_(torch.from_numpy(start.means))

@@ -1,0 +1,60 @@
+"""Spherical k-means against scikit-learn's KMeans and by its own definition."""
+
+import numpy as np
+import pytest
+
+from sklearn_excb.centroids import spherical_kmeans
+
+
+def blobs(n_clusters=4, n_each=50, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = np.eye(n_clusters, 8, dtype=np.float32)
+    rows = np.repeat(centres, n_each, axis=0) + 0.1 * rng.standard_normal((n_clusters * n_each, 8))
+    return (rows * rng.uniform(0.5, 5, (len(rows), 1))).astype(np.float32)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_is_a_fixed_point_of_assignment_and_mean():
+    rows = unit(np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32))
+    start = spherical_kmeans(rows, 12, seed=0, n_iterations=500)
+    labels = (rows @ start.unit.T).argmax(axis=1)
+    means = np.stack([rows[labels == k].mean(axis=0) for k in range(12)])
+    np.testing.assert_allclose(start.means, means, atol=1e-5)
+    np.testing.assert_allclose(start.unit, unit(means), atol=1e-5)
+
+
+def test_finds_what_scikit_learns_kmeans_finds():
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    rows = blobs()
+    ours = [
+        (unit(rows) @ spherical_kmeans(rows, 4, seed=seed).unit.T).argmax(axis=1)
+        for seed in range(10)
+    ]
+    theirs = KMeans(4, n_init=10, random_state=0).fit_predict(unit(rows))
+    assert max(adjusted_rand_score(theirs, labels) for labels in ours) == 1
+
+
+@pytest.mark.parametrize("n_clusters", [2, 40, 200])
+def test_no_cluster_starts_empty(n_clusters):
+    rows = blobs()  # 200 rows in 4 tight blobs: 40 random starts lose some on the way
+    start = spherical_kmeans(rows, n_clusters, seed=1)
+    assert start.unit.shape == (n_clusters, 8)
+    np.testing.assert_allclose(np.linalg.norm(start.unit, axis=1), 1, atol=1e-5)
+    assert len(np.unique(start.unit.round(5), axis=0)) == n_clusters
+
+
+def test_identical_rows_are_no_trouble():
+    start = spherical_kmeans(np.ones((10, 3), np.float32), 4, seed=0)
+    assert np.isfinite(start.unit).all()
+
+
+def test_is_a_function_of_its_seed():
+    rows = blobs()
+    first, again, other = (spherical_kmeans(rows, 7, seed=s).unit for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)

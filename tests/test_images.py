@@ -1,0 +1,199 @@
+"""What users bring: arrays, lists, folders, data sets; and what is refused, with which words."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sklearn_excb.images import (
+    ImageError,
+    are_rows,
+    channel_statistics,
+    list_images,
+    open_source,
+    typical_shape,
+)
+
+GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+
+
+def folder_of(tmp_path, images, names=None):
+    for i, image in enumerate(images):
+        path = tmp_path / (names[i] if names else f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path
+
+
+def all_of(source):
+    return source.load(np.arange(len(source)))
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list", "PIL", "data set", "dict"])
+def test_the_same_images_in_every_form(kind):
+    forms = {
+        "array": COLOUR,
+        "tensor": torch.from_numpy(COLOUR),
+        "list": list(COLOUR),
+        "PIL": [Image.fromarray(image) for image in COLOUR],
+        "data set": Pairs(COLOUR),
+        "dict": Dicts(COLOUR),
+    }
+    source = open_source(forms[kind])
+    assert source.n_channels == 3
+    assert typical_shape(source) == (6, 7)
+    loaded = all_of(source)
+    for image, expected in zip(loaded, COLOUR, strict=True):
+        np.testing.assert_array_equal(image.numpy().transpose(1, 2, 0), expected)
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return Image.fromarray(self.images[i]), 3
+
+
+class Dicts(Pairs):
+    def __getitem__(self, i):
+        return {"image": self.images[i], "label": 3}
+
+
+def test_gray_arrays_have_one_channel():
+    source = open_source(GRAY)
+    assert source.n_channels == 1
+    np.testing.assert_array_equal(all_of(source)[:, 0].numpy(), GRAY)
+
+
+def test_more_channels_are_kept():
+    assert all_of(open_source(np.zeros((2, 8, 8, 5)))).shape == (2, 5, 8, 8)
+
+
+def test_statistics_of_channels_are_those_of_the_pixels():
+    mean, std = channel_statistics(open_source(GRAY))
+    assert mean[0] == pytest.approx(GRAY.mean() / 255, rel=1e-5)
+    assert std[0] == pytest.approx(GRAY.std(ddof=1) / 255, rel=1e-4)
+
+
+def test_a_folder_is_searched_through_in_natural_order(tmp_path):
+    names = ["b/img10.png", "b/img2.png", "a.PNG", "b/.hidden.png", ".git/x.png", "c/Ünïcode 1.jpg"]
+    folder_of(tmp_path, [COLOUR[0]] * len(names), names)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert found == ["a.PNG", "b/img2.png", "b/img10.png", "c/Ünïcode 1.jpg"]
+
+
+def test_files_become_colour_unless_gray_is_asked_for(tmp_path):
+    folder_of(tmp_path, GRAY)
+    source = open_source(tmp_path)
+    assert source.n_channels == 3
+    np.testing.assert_array_equal(all_of(source)[2][1].numpy(), GRAY[2])
+    assert open_source(tmp_path, n_channels=1).n_channels == 1
+    assert len(open_source(list_images(tmp_path)[:2])) == 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_every_mode_of_a_picture_is_read(mode):
+    image = Image.fromarray(COLOUR[0])
+    if mode == "I;16":
+        image = Image.fromarray(GRAY[0].astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    loaded = all_of(open_source([image], n_channels=3))[0]
+    assert loaded.shape == (3, 6, 7)
+    assert loaded.dtype == torch.uint8
+    if mode == "I;16":  # scaled, not clipped
+        np.testing.assert_array_equal(loaded[0].numpy(), GRAY[0])
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(COLOUR[0]).save(tmp_path / "turned.png", exif=exif)
+    assert all_of(open_source(tmp_path))[0].shape == (3, 7, 6)
+
+
+def test_what_is_rows_and_what_is_images():
+    assert are_rows(np.zeros((3, 4)))
+    assert are_rows([[1.0, 2.0], [3.0, 4.0]])
+    assert are_rows(torch.zeros(3, 4))
+    assert not are_rows(np.zeros((3, 4, 4)))
+    assert not are_rows(list(np.zeros((3, 4, 4))))
+    assert not are_rows("photos/")
+    assert not are_rows(["a.png", "b.png"])
+    assert not are_rows(np.array(["a.png", "b.png"]))
+    assert not are_rows([Image.new("RGB", (4, 4))])
+
+
+def test_an_empty_folder_says_what_was_looked_for(tmp_path):
+    (tmp_path / "readme.md").write_text("")
+    with pytest.raises(ValueError, match=r"No image file in .* \(1 other files\).*\.jpg"):
+        list_images(tmp_path)
+
+
+def test_a_missing_folder_a_file_and_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such folder"):
+        open_source(tmp_path / "nothing")
+    folder_of(tmp_path, COLOUR[:1])
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        open_source(tmp_path / "0.png")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 image files do not exist, .*9\.png"):
+        open_source([tmp_path / "0.png", tmp_path / "9.png"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "half"])
+def test_a_broken_file_is_named_with_the_reason(tmp_path, content):
+    folder_of(tmp_path, COLOUR)
+    broken = tmp_path / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60] if content == "half" else content)
+    with pytest.raises(ImageError, match=r"Image .*3\.png cannot be read: .+"):
+        all_of(open_source(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.full((2, 8, 8), np.nan), "NaN or infinite"),
+        (np.arange(128.0).reshape(2, 8, 8), r"run from 0 to 127.*X / 127.*X / X\.max\(\)"),
+        (np.linspace(-1, 1, 128).reshape(2, 8, 8), r"run from -1 to 1.*Shift and scale"),
+        (np.full((2, 8, 8), 200), r"int64 run from 200 to 200.*astype\('uint8'\)"),
+        (np.zeros((2, 8, 8), dtype="U3"), "not numbers"),
+        (np.zeros((2, 8, 8), dtype=complex), "not numbers"),
+        (np.full((2, 8, 8), "a", dtype=object), "not numbers"),
+        (np.zeros((2, 3, 32, 32)), r"channels-first.*transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 3, 4, 4, 3)), "not a set of images"),
+        (np.zeros((0, 8, 8)), r"shape \(0, 8, 8\)"),
+        ([], "empty"),
+        ([COLOUR[0], GRAY[0]], r"Image 1 of the list has 1 channels, others 3.*n_channels"),
+        ([COLOUR[0], np.full((8, 8, 3), np.inf)], r"Image 1 of the list: .*NaN or infinite"),
+        ([COLOUR[0], np.zeros((4,))], r"Image 1 of the list: .*shape \(4,\) is not an image"),
+    ],
+)
+def test_bad_images_get_a_clear_error(images, message):
+    with pytest.raises(ValueError, match=message):
+        all_of(open_source(images))
+
+
+def test_lists_of_mixed_channels_are_converted_when_asked():
+    source = open_source([COLOUR[0], GRAY[0]], n_channels=3)
+    assert [image.shape[0] for image in all_of(source)] == [3, 3]
+    source = open_source([COLOUR[0], GRAY[0]], n_channels=1)
+    assert [image.shape[0] for image in all_of(source)] == [1, 1]
+
+
+def test_something_else_is_refused():
+    with pytest.raises(TypeError, match="type int is not a collection of images"):
+        open_source(7)
+    with pytest.raises(ImageError, match=r"item 0: a dict without an 'image' entry.*label"):
+        open_source(Labels(COLOUR))
+
+
+class Labels(Pairs):
+    def __getitem__(self, i):
+        return {"label": 3}

@@ -1,0 +1,101 @@
+"""Centroids, heads, the teacher, the schedules: who takes which gradient and which average."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sklearn_excb.backbones import RowMLP, SmallCNN
+from sklearn_excb.batches import Batch
+from sklearn_excb.networks import CentroidLayer, build_networks
+from sklearn_excb.schedules import cosine, warmup_cosine
+from sklearn_excb.training import start_centroids
+
+
+@pytest.fixture
+def networks():
+    torch.manual_seed(0)
+    return build_networks(RowMLP(5, width=8), 8, n_clusters=6, head_width=16).fitting()
+
+
+def test_centroids_are_unit_rows_and_similarities_cosines():
+    layer = CentroidLayer(4, 3)
+    with torch.no_grad():
+        layer.weight.mul_(7)
+    x = torch.randn(10, 3)
+    z = layer(x)
+    expected = nn.functional.cosine_similarity(x[:, None], layer.weight[None], dim=-1)
+    torch.testing.assert_close(z, expected)
+
+
+def test_detached_similarities_send_no_gradient_to_the_centroids():
+    layer, x = CentroidLayer(4, 3), torch.randn(10, 3, requires_grad=True)
+    layer(x, detach=True).sum().backward()
+    assert layer.weight.grad is None
+    assert x.grad is not None
+
+
+def test_the_teacher_starts_as_the_student_without_a_predictor(networks):
+    assert networks.teacher.predictor is None
+    student = dict(networks.student.named_parameters())
+    for name, parameter in networks.teacher.named_parameters():
+        assert torch.equal(parameter, student[name])
+        assert not parameter.requires_grad
+
+
+def test_the_teacher_is_an_average_of_parameters_and_keeps_its_own_buffers(networks):
+    x = torch.randn(12, 5)
+    networks.student.project([x])
+    with torch.no_grad():
+        for parameter in networks.student.parameters():
+            parameter.add_(1.0)
+    before = copy.deepcopy(networks.teacher.state_dict())
+    networks.update_teacher(0.9)
+    parameters = dict(networks.teacher.named_parameters())
+    for name, value in networks.teacher.state_dict().items():
+        expected = before[name] + 0.1 if name in parameters else before[name]
+        torch.testing.assert_close(value, expected)
+
+
+def test_the_teachers_batch_norm_trains_and_nothing_else_of_it():
+    backbone = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    networks = build_networks(backbone, 8, n_clusters=4, head_width=8).fitting()
+    teacher = networks.teacher.backbone
+    assert teacher[1].training
+    assert not teacher[2].training
+    running = teacher[1].running_mean.clone()
+    networks.teacher.project([torch.randn(6, 5) + 3])
+    assert not torch.equal(teacher[1].running_mean, running)
+
+
+def test_heads_follow_the_backbones_normalisation():
+    with_norm = build_networks(SmallCNN(1, 4), 32, n_clusters=4, head_width=8).student
+    without = build_networks(nn.Linear(5, 8), 8, n_clusters=4, head_width=8).student
+    kinds = [[type(m) for m in network.projector] for network in (with_norm, without)]
+    hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert kinds[0] == [*hidden, *hidden, nn.Linear]
+    assert kinds[1] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    assert type(without.predictor[0]) is nn.BatchNorm1d
+    assert with_norm.projector[0].weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert with_norm.projector[0].bias.abs().max() == 0
+
+
+def test_centroids_start_as_means_of_projections(networks):
+    generator = torch.Generator().manual_seed(0)
+    batches = [Batch(0, [torch.randn(32, 5, generator=generator)], 16) for _ in range(3)]
+    start_centroids(networks, batches, 6, seed=0)
+    student, teacher = networks.student.centroids.weight, networks.teacher.centroids.weight
+    torch.testing.assert_close(teacher.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(nn.functional.normalize(student, dim=1), teacher)
+    assert (student.norm(dim=1) < 1 + 1e-5).all()
+    assert student.norm(dim=1).min() < 1 - 1e-4  # means, not normalised
+
+
+def test_schedules():
+    assert [cosine(0.2, 1.0, p) for p in (0, 0.5, 1)] == pytest.approx([0.2, 0.6, 1.0])
+    rates = [warmup_cosine(2.0, 0.1, s, warmup_steps=4, total_steps=10) for s in range(11)]
+    assert rates[:5] == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0])
+    assert rates[7] == pytest.approx(1.05)
+    assert rates[10] == pytest.approx(0.1)
+    assert warmup_cosine(2.0, 0.1, 0, warmup_steps=0, total_steps=10) == 2.0
