@@ -1,0 +1,281 @@
+"""What "auto" means: each rule one pure function of the data and K, never of the hardware.
+
+Every rule lands on the published recipe for ImageNet (1,281,167 photos, K = 65,536; METHOD.md 6)
+and is continuous in what it depends on, so that no collection sits at an edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+IMAGENET = 1_281_167
+IMAGENET_K = 65_536
+_VIT_PREFIXES = ("vit", "deit", "convnext")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules may look at.
+
+    Attributes
+    ----------
+    n_samples : int
+        Images or rows to fit.
+    kind : {"images", "rows"}
+        Which of the two.
+    short_side : int
+        Typical short side of the images in pixels; 0 for rows.
+    n_channels : int
+        Channels of the images, features of the rows.
+    """
+
+    n_samples: int
+    kind: Literal["images", "rows"]
+    short_side: int
+    n_channels: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every parameter of a fit, resolved. Names as on the estimator, and what follows from them.
+
+    Attributes
+    ----------
+    smallest_global : tuple of two float
+        Smallest share of the area of a global crop, first and last epoch.
+    smallest_local : float
+        Smallest share of the area of a local crop.
+    head_width : int
+        Hidden width of projector and predictor.
+    """
+
+    K: int
+    backbone: Any
+    image_size: int
+    local_size: int
+    n_global: int
+    n_local: int
+    n_channels: int
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    weight_decay: tuple[float, float]
+    warmup_epochs: float
+    teacher_momentum: float
+    size_momentum: float
+    teacher_temperature: float
+    student_temperature: float
+    balancing: Literal["linear", "exponential"]
+    count_labels: str
+    local_in_loss_h: bool
+    flip: float
+    smallest_global: tuple[float, float]
+    smallest_local: float
+    head_width: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every setting by its name; a module by that of its class."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not isinstance(self.backbone, str):
+            named["backbone"] = type(self.backbone).__name__
+        return named
+
+    def steps_per_epoch(self, n_samples: int) -> int:
+        """Full batches in an epoch; the last partial one is dropped."""
+        return n_samples // self.batch_size
+
+
+def n_clusters(n_samples: int) -> int:
+    """K in the paper's ratio on ImageNet, 19.5 images a cluster; at least 2."""
+    return max(2, round(n_samples * IMAGENET_K / IMAGENET))
+
+
+def image_size(n_samples: int, short_side: int) -> int:
+    """Side of the global views: that of the images, from 24 px, up to what n can use.
+
+    The limit grows from 64 px below 5,000 images to 224 px at ImageNet's number. A multiple of 8
+    pixels, from 64 on of 16.
+    """
+    span = math.log(n_samples / 5_000) / math.log(IMAGENET / 5_000)
+    limit = 64 * (224 / 64) ** min(max(span, 0.0), 1.0)
+    size = min(short_side, limit)
+    return max(24, 8 * round(size / 8)) if size < 60 else 16 * round(size / 16)
+
+
+def local_size(image_size: int) -> int:
+    """Side of the local views: 96 at 224 px, the same share elsewhere, a multiple of 16."""
+    return max(16, 16 * round(image_size * 96 / 224 / 16))
+
+
+def n_local(image_size: int, kind: str) -> int:
+    """Six local views as published; two below 64 px and for rows, where a step stays short."""
+    return 6 if kind == "images" and image_size >= 64 else 2
+
+
+def flip(n_channels: int) -> float:
+    """Probability of a mirror image: .5 for colour pictures, 0 for others.
+
+    Left and right often mean something in gray images and in stacks of channels (characters,
+    scans, spectrograms). Digits, one seed: k-NN .967 with, .989 without.
+    """
+    return 0.5 if n_channels == 3 else 0.0
+
+
+def _smallness(image_size: int) -> float:
+    """0 at 224 px and above, 1 at 32 px and below, linear in the logarithm between."""
+    share = math.log(224 / image_size) / math.log(224 / 32)
+    return min(max(share, 0.0), 1.0)
+
+
+def smallest_global(image_size: int) -> tuple[float, float]:
+    """Smallest area of a global crop: .26 -> .14 at 224 px, .5 -> .4 at 32 px."""
+    small = _smallness(image_size)
+    return (0.26 + (0.5 - 0.26) * small, 0.14 + (0.4 - 0.14) * small)
+
+
+def smallest_local(image_size: int) -> float:
+    """Smallest area of a local crop: .05 at 224 px, .2 at 32 px, where less shows nothing."""
+    return 0.05 + (0.2 - 0.05) * _smallness(image_size)
+
+
+def backbone(n_samples: int, image_size: int, kind: str) -> str:
+    """A small CNN below 64 px, ResNet-18 for small collections of photos, else ResNet-50."""
+    if kind == "rows":
+        return "mlp"
+    if image_size < 64:
+        return "cnn"
+    return "resnet18" if n_samples < 200_000 else "resnet50"
+
+
+def batch_size(n_samples: int) -> int:
+    """64 at 1,500 images, 1,024 at ImageNet's number: a power of two; at most n."""
+    slope = math.log(1024 / 64) / math.log(IMAGENET / 1_500)
+    exponent = round(math.log2(64) + slope * math.log2(n_samples / 1_500))
+    return min(n_samples, 2 ** min(max(exponent, 3), 10))
+
+
+def epochs(n_samples: int, batch_size: int, kind: str) -> int:
+    """400 at ImageNet's number, 45 at 1,500 images; never fewer than 200 steps.
+
+    Rows are cheap and see a fifth of the epochs of images, for want of crops to tell apart.
+    """
+    slope = math.log(400 / 45) / math.log(IMAGENET / 1_500)
+    wanted = 45 * (n_samples / 1_500) ** slope
+    return max(math.ceil(200 / max(1, n_samples // batch_size)), round(wanted))
+
+
+def optimizer(has_batch_norm: bool) -> str:
+    """SGD as published for ResNets, AdamW as published for ViTs (backbones without BatchNorm)."""
+    return "sgd" if has_batch_norm else "adamw"
+
+
+def learning_rate(optimizer: str, batch_size: int) -> float:
+    """.6 (SGD) and 2e-3 (AdamW) at 1,024 images a step, in proportion elsewhere."""
+    return (0.6 if optimizer == "sgd" else 2e-3) * batch_size / 1024
+
+
+def weight_decay(optimizer: str) -> tuple[float, float]:
+    """At the start and the end of the run: 1e-4 (SGD), .04 -> .4 (AdamW)."""
+    return (1e-4, 1e-4) if optimizer == "sgd" else (0.04, 0.4)
+
+
+def warmup_epochs(epochs: int) -> float:
+    """10 of 400 epochs, a tenth of a shorter run."""
+    return min(10.0, epochs / 10)
+
+
+def teacher_momentum(total_steps: int) -> float:
+    """.996 as published; a run of fewer than 2,500 steps averages over a tenth of it."""
+    return 1 - max(0.004, min(0.1, 10 / max(1, total_steps)))
+
+
+def size_momentum(labels_per_step: int, n_clusters: int) -> float:
+    """Momentum of the size measure from its window in labels: at least 31 a cluster, 64 steps.
+
+    It gives the paper's .999 at 2,048 labels a step and K = 65,536.
+    """
+    return 1 - min(1 / 64, labels_per_step / (31.25 * n_clusters))
+
+
+def head_width(n_samples: int) -> int:
+    """2,048 as published from 100,000 images on, 512 below 10,000; a power of two."""
+    if n_samples >= 100_000:
+        return 2048
+    return 1024 if n_samples >= 10_000 else 512
+
+
+def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool) -> Settings:
+    """Replace every "auto" by what its rule gives; leave what the user chose.
+
+    Parameters
+    ----------
+    parameters : mapping
+        The estimator's parameters, already validated one by one.
+    facts : Facts
+        Of the data.
+    has_batch_norm : bool
+        Whether the backbone has BatchNorm layers.
+    """
+
+    def auto(name: str, value: Any) -> Any:
+        return value if _is_auto(parameters[name]) else parameters[name]
+
+    images = facts.kind == "images"
+    n = facts.n_samples
+    K = auto("K", n_clusters(n))
+    size = resolve_image_size(parameters, facts)
+    batch = min(n, auto("batch_size", batch_size(n)))
+    n_epochs = auto("epochs", epochs(n, batch, facts.kind))
+    kind = auto("optimizer", optimizer(has_batch_norm))
+    decay = auto("weight_decay", weight_decay(kind))
+    n_global = parameters["n_global"]
+    return Settings(
+        K=K,
+        backbone=resolve_backbone(parameters, facts),
+        image_size=size,
+        local_size=auto("local_size", local_size(size) if images else 0),
+        n_global=n_global,
+        n_local=auto("n_local", n_local(size, facts.kind)),
+        n_channels=facts.n_channels,
+        epochs=n_epochs,
+        batch_size=batch,
+        optimizer=kind,
+        learning_rate=float(auto("learning_rate", learning_rate(kind, batch))),
+        weight_decay=decay if isinstance(decay, tuple) else (float(decay), float(decay)),
+        warmup_epochs=float(auto("warmup_epochs", warmup_epochs(n_epochs))),
+        teacher_momentum=float(auto("teacher_momentum", teacher_momentum(n_epochs * n // batch))),
+        size_momentum=float(auto("size_momentum", size_momentum(batch * n_global, K))),
+        teacher_temperature=parameters["teacher_temperature"],
+        student_temperature=parameters["student_temperature"],
+        balancing=parameters["balancing"],
+        count_labels=parameters["count_labels"],
+        local_in_loss_h=parameters["local_in_loss_h"],
+        flip=float(auto("flip", flip(facts.n_channels) if images else 0.0)),
+        smallest_global=smallest_global(size) if images else (1.0, 1.0),
+        smallest_local=smallest_local(size) if images else 1.0,
+        head_width=head_width(n),
+    )
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:
+    """Side of the global views, 0 for rows."""
+    if facts.kind == "rows":
+        return 0
+    chosen = parameters["image_size"]
+    return image_size(facts.n_samples, facts.short_side) if _is_auto(chosen) else chosen
+
+
+def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:
+    """Name of the backbone, or the user's module."""
+    chosen = parameters["backbone"]
+    if not _is_auto(chosen):
+        return chosen
+    return backbone(facts.n_samples, resolve_image_size(parameters, facts), facts.kind)

@@ -1,0 +1,120 @@
+"""The command ``sklearn-excb``: fit a folder of images, predict with what was fitted."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sklearn-excb", description="Balanced clusters of image collections, without labels."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    fit = commands.add_parser("fit", help="cluster a folder of images and save the estimator")
+    fit.add_argument("folder", help="folder of images, searched through")
+    fit.add_argument("--out", required=True, help="folder for the fitted estimator")
+    fit.add_argument("--recipe", help="start from a named recipe")
+    for name in ("K", "epochs", "image-size", "batch-size"):
+        fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
+    fit.add_argument("--backbone", help='"auto", "cnn", a timm or a torchvision: model')
+    fit.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
+    fit.add_argument("--seed", type=int, dest="random_state", help="seed of every draw")
+    fit.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    predict = commands.add_parser("predict", help="assign images to the clusters of a fit")
+    predict.add_argument("run", help="folder that fit wrote")
+    predict.add_argument("folder", help="folder of images, searched through")
+    predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
+    return parser
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    from sklearn_excb import ExCBEstimator
+
+    names = ("K", "epochs", "image_size", "batch_size", "backbone", "device", "random_state")
+    given: dict[str, Any] = {
+        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
+    }
+    given["verbose"] = 0 if arguments.quiet else 1
+    _check_writable(Path(arguments.out))
+    if arguments.recipe:
+        estimator = ExCBEstimator.from_recipe(arguments.recipe, **given)
+    else:
+        estimator = ExCBEstimator(**given)
+    estimator.fit(arguments.folder)
+    estimator.save(arguments.out)
+    summary = {
+        "images": len(estimator.labels_),
+        "clusters": estimator.resolved_params_["K"],
+        "empty_fraction": float((estimator.relative_cluster_sizes_ == 0).mean()),
+        "largest_relative_size": float(estimator.relative_cluster_sizes_.max()),
+        "saved": arguments.out,
+    }
+    json.dump(summary, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from sklearn_excb import ExCBEstimator
+    from sklearn_excb.images import list_images
+
+    if arguments.csv:
+        _check_writable(Path(arguments.csv).parent)
+    estimator = ExCBEstimator.load(arguments.run)
+    paths = list_images(arguments.folder)
+    labels = estimator.predict(paths)
+    table = [(str(path), int(label)) for path, label in zip(paths, labels, strict=True)]
+    if arguments.csv:
+        with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
+            _write(file, table)
+    else:
+        _write(sys.stdout, table)
+    return 0
+
+
+def _write(file: Any, table: list[tuple[str, int]]) -> None:
+    writer = csv.writer(file)
+    writer.writerow(("path", "label"))
+    writer.writerows(table)
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the work, not after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".sklearn-excb-probe"
+    probe.touch()
+    probe.unlink()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Words after the command's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        0, or 2 after an error of the user's, which is printed to standard error.
+    """
+    arguments = _parser().parse_args(argv)
+    run = {"fit": _fit, "predict": _predict}[arguments.command]
+    try:
+        return run(arguments)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"sklearn-excb: {error}\n")
+        return 2

@@ -1,0 +1,421 @@
+"""The estimator: parameters, validation, learned attributes. The method lies in its modules."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from sklearn_excb import images
+from sklearn_excb.batches import inference_inputs, number_of_jobs
+from sklearn_excb.checkpoint import load_estimator, save_estimator
+from sklearn_excb.fitting import Fitted, fit_source
+from sklearn_excb.inference import Embedding, assign, embed
+from sklearn_excb.recipes import recipe
+from sklearn_excb.validation import check_parameters, resolve_device
+
+_INFERENCE_BATCH = 256
+_INPUT_FACTS = ("n_features_in_", "feature_names_in_", "image_shape_", "n_channels_")
+
+
+class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """Cluster images, and learn their embeddings, without labels, by Explicit Cluster Balancing.
+
+    Parameters
+    ----------
+    K : int or "auto", default="auto"
+        Number of clusters. "auto" keeps the paper's ratio on ImageNet, 19.5 images a cluster.
+    backbone : str or nn.Module, default="auto"
+        Network f: "cnn" (a small one for small images), the name of a timm model, that of a
+        torchvision model as in "torchvision:resnet50", or a module that maps images
+        (n, c, h, w), or rows (n, d), to features (n, d'). "auto" follows image size and number.
+    embedding : {"projection", "backbone", "similarity"}, default="projection"
+        What :meth:`transform` gives: "projection", h(f(x)) as unit rows, of which
+        ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone", f(x), for probes and
+        neighbours; "similarity", the cosine similarity to each centroid. May be set after fit.
+    image_size : int or "auto", default="auto"
+        Side of the global views in pixels.
+    local_size : int or "auto", default="auto"
+        Side of the local views in pixels.
+    n_global : int, default=2
+        Global views an image, at least 2.
+    n_local : int or "auto", default="auto"
+        Local views an image.
+    n_channels : int or "auto", default="auto"
+        Channels of the images; pictures and files are converted to 1 (gray) or 3. "auto" is that
+        of the array, and 3 for files.
+    flip : float or "auto", default="auto"
+        Probability that a view is mirrored. "auto" is 0.5 for images with three channels and 0 for
+        others (characters, scans, spectrograms), whose left and right often mean something.
+    epochs : int or "auto", default="auto"
+        Passes over the images. 0 leaves the network untrained and only starts the centroids.
+    batch_size : int or "auto", default="auto"
+        Images a step, at most ``n_samples``; the last partial batch of an epoch is dropped.
+    optimizer : {"sgd", "adamw"} or "auto", default="auto"
+        "auto" is "sgd" for backbones with BatchNorm, "adamw" for others.
+    learning_rate : float or "auto", default="auto"
+        Peak learning rate, reached after the warm-up.
+    weight_decay : float, tuple of two float, or "auto", default="auto"
+        At the start and the end of the run, by cosine; biases and norms are not decayed.
+    warmup_epochs : float or "auto", default="auto"
+        Epochs in which the learning rate rises from 0.
+    teacher_momentum : float or "auto", default="auto"
+        m of the teacher's EMA at the start, in [0, 1]; rises to 1 by cosine.
+    size_momentum : float or "auto", default="auto"
+        m_s of the EMA that measures cluster sizes, in [0, 1).
+    teacher_temperature, student_temperature : float, default=0.04, 0.1
+        tau_t and tau_s of the softmaxes.
+    balancing : {"linear", "exponential"}, default="linear"
+        Form of the balancing operator for clusters smaller than 1/K;
+        see :func:`sklearn_excb.balancing.balance`.
+    count_labels : {"balanced", "plain"}, default="balanced"
+        Whether sizes are measured from labels after or before balancing.
+    local_in_loss_h : bool, default=True
+        Whether local views take part in the projector's half of the loss.
+    n_jobs : int or "auto", default="auto"
+        Threads that read images; changes no result. "auto" is one for arrays and data sets, one a
+        core for files.
+    device : str, torch.device or "auto", default="auto"
+        Where the networks run.
+    random_state : int, RandomState or None, default=None
+        An int makes fits on a CPU identical bit for bit (same packages, number of threads and
+        processor). Global random state is left alone.
+    verbose : int, default=0
+        1 shows a progress bar; 0 is silent.
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_samples,), int64
+        Cluster of each training sample: :meth:`predict` of the training data. Some of 0..K-1 may
+        not occur.
+    cluster_centers_ : ndarray of shape (K, D), float32
+        Unit centroids in projection space, D = 256.
+    relative_cluster_sizes_ : ndarray of shape (K,), float64
+        N_c K / n_samples of each cluster; 1 is balanced, 0 empty.
+    history_ : list of dict
+        An entry an epoch: losses, and occupancy by the labels of that epoch after balancing and
+        (``_plain``) before. Entry 0 is the untrained network by plain inference.
+    resolved_params_ : dict
+        Every parameter with "auto" replaced, and what follows from them.
+    n_features_in_ : int
+        Features of the rows; only after fitting rows.
+    image_shape_ : tuple of int
+        Typical (height, width) of the training images; only after fitting images.
+    n_channels_ : int
+        Channels of the images; only after fitting images.
+
+    Notes
+    -----
+    All inference is the teacher's, in evaluation mode, without balancing.
+    The method is described in [1]_.
+
+    References
+    ----------
+    .. [1] I. Maniadis Metaxas, G. Tzimiropoulos, I. Patras, "Efficient Unsupervised Visual
+       Representation Learning with Explicit Cluster Balancing", ECCV 2024, arXiv:2407.11168.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_excb import ExCBEstimator
+    >>> images = load_digits().images[:200] / 16
+    >>> excb = ExCBEstimator(K=10, epochs=1, random_state=0).fit(images)
+    >>> excb.predict(images).shape, excb.transform(images).shape
+    ((200,), (200, 256))
+    """
+
+    def __init__(
+        self,
+        K: int | str = "auto",
+        *,
+        backbone: str | nn.Module = "auto",
+        embedding: str = "projection",
+        image_size: int | str = "auto",
+        local_size: int | str = "auto",
+        n_global: int = 2,
+        n_local: int | str = "auto",
+        n_channels: int | str = "auto",
+        flip: float | str = "auto",
+        epochs: int | str = "auto",
+        batch_size: int | str = "auto",
+        optimizer: str = "auto",
+        learning_rate: float | str = "auto",
+        weight_decay: float | tuple[float, float] | str = "auto",
+        warmup_epochs: float | str = "auto",
+        teacher_momentum: float | str = "auto",
+        size_momentum: float | str = "auto",
+        teacher_temperature: float = 0.04,
+        student_temperature: float = 0.1,
+        balancing: str = "linear",
+        count_labels: str = "balanced",
+        local_in_loss_h: bool = True,
+        n_jobs: int | str = "auto",
+        device: str | torch.device = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.K = K
+        self.backbone = backbone
+        self.embedding = embedding
+        self.image_size = image_size
+        self.local_size = local_size
+        self.n_global = n_global
+        self.n_local = n_local
+        self.n_channels = n_channels
+        self.flip = flip
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+        self.teacher_momentum = teacher_momentum
+        self.size_momentum = size_momentum
+        self.teacher_temperature = teacher_temperature
+        self.student_temperature = student_temperature
+        self.balancing = balancing
+        self.count_labels = count_labels
+        self.local_in_loss_h = local_in_loss_h
+        self.n_jobs = n_jobs
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @classmethod
+    def from_recipe(cls, name: str, **params: Any) -> Self:
+        """Build an estimator with the parameters of a recipe.
+
+        Parameters
+        ----------
+        name : {"paper-resnet50", "paper-vit-s16"}
+            See :mod:`sklearn_excb.recipes`.
+        **params
+            Parameters that replace the recipe's or add to them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such recipe.
+        """
+        return cls(**(recipe(name) | params))
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn clusters and embeddings.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            Images: an array or tensor (n, h, w) gray or (n, h, w, c), of uint8, uint16 or floats
+            in [0, 1]; a list of arrays or PIL images of any size; a folder (searched through,
+            no class folders needed); a list of files; or a data set with ``__len__`` and
+            ``__getitem__`` whose items are an image, a tuple that begins with one, or a dict with
+            an entry "image". Or feature vectors: 2-D rows (n, d).
+        y : ignored
+            For the conventions of scikit-learn.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used; ``ImageError``, one of its kind, names the
+            image. What was learned before is kept then.
+        """
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        device = resolve_device(self.device)
+        with _unchanged_on_error(self):
+            source = self._open(X, fitting=True)
+            fitted = fit_source(source, parameters, seed=_seed(self.random_state), device=device)
+            if source.kind == "images":
+                self.image_shape_ = tuple(images.typical_shape(source))
+                self.n_channels_ = source.n_channels
+            self._set_fitted(fitted)
+        return self
+
+    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+        """Cluster of each sample: the centroid most similar to its projection.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int64
+            In 0..K-1. Balancing is a device of training and takes no part.
+        """
+        check_is_fitted(self)
+        source = self._open(X, fitting=False)
+        return assign(self._fitted.teacher, self._inputs(source), n_samples=len(source))
+
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """Embed samples.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, d), float32
+            What ``embedding`` names: d = 256, the number of the backbone's features, or K.
+        """
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        source = self._open(X, fitting=False)
+        inputs = self._inputs(source)
+        wanted = cast(Embedding, self.embedding)
+        return embed(self._fitted.teacher, inputs, wanted, n_samples=len(source))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to a folder: safetensors and JSON, nothing executable.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Folder; made if it is not there. What is in it loads on any device.
+        """
+        check_is_fitted(self)
+        facts = {name: self.__dict__[name] for name in _INPUT_FACTS if name in self.__dict__}
+        save_estimator(path, self.get_params(deep=False), facts, self._fitted)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Self:
+        """Read an estimator that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The folder.
+        backbone : nn.Module, optional
+            A module of the architecture that was fitted, where that was the user's own.
+
+        Raises
+        ------
+        FileNotFoundError
+            If nothing was saved there.
+        ValueError
+            If it was written by a version that is not known here, or needs ``backbone``.
+        """
+        parameters, facts, fitted = load_estimator(path, backbone)
+        estimator = cls(**parameters)
+        estimator.__dict__.update(facts)
+        estimator._set_fitted(fitted)
+        return estimator
+
+    def _set_fitted(self, fitted: Fitted) -> None:
+        """Assign everything learned, together."""
+        self._fitted = fitted
+        self.resolved_params_ = self.get_params(deep=False) | fitted.settings.as_dict()
+        self.history_ = fitted.history
+        self.labels_ = fitted.labels
+        self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
+        counts = np.bincount(fitted.labels, minlength=fitted.settings.K)
+        self.relative_cluster_sizes_ = counts * (fitted.settings.K / len(fitted.labels))
+
+    def _open(self, X: Any, *, fitting: bool) -> images.Source:
+        """Open the samples, and check them against what was fitted."""
+        if fitting:
+            for name in ("image_shape_", "n_channels_", "n_features_in_", "feature_names_in_"):
+                self.__dict__.pop(name, None)
+        fitted_on_images = hasattr(self, "image_shape_")
+        if images.are_rows(X) and not fitted_on_images:
+            rows = validate_data(
+                self,
+                X,
+                reset=fitting,
+                dtype=[np.float32, np.float64],
+                ensure_min_samples=2 if fitting else 1,
+            )
+            return images.Rows(rows)
+        if images.are_rows(X) or (not fitting and not fitted_on_images):
+            came, was = ("2-D rows", "images") if fitted_on_images else ("images", "2-D rows")
+            raise ValueError(f"X holds {came}, but this {type(self).__name__} was fitted on {was}.")
+        wanted = self.n_channels if fitting else self.n_channels_
+        source = images.open_source(X, None if isinstance(wanted, str) else wanted)
+        if wanted not in ("auto", source.n_channels):
+            said = (
+                "n_channels is"
+                if fitting
+                else f"this {type(self).__name__} was fitted on images with"
+            )
+            raise ValueError(f"X has {source.n_channels} channels, but {said} {wanted}.")
+        return source
+
+    def _inputs(self, source: images.Source) -> Iterator[Tensor]:
+        """Yield prepared batches, and have the teacher on their device."""
+        device = self._inference_device()
+        self._fitted.teacher.to(device)
+        return inference_inputs(
+            source,
+            self._fitted.recipe,
+            batch_size=_INFERENCE_BATCH,
+            n_jobs=number_of_jobs(self.n_jobs, source),
+            device=device,
+        )
+
+    def _inference_device(self) -> torch.device:
+        """Return the device asked for; where it is missing, the CPU: it predicts the same."""
+        try:
+            return resolve_device(self.device)
+        except ValueError as error:
+            warnings.warn(f"{error} Going on with the CPU.", stacklevel=4)
+            return torch.device("cpu")
+
+    @property
+    def _n_features_out(self) -> int:
+        """Columns of :meth:`transform`, for the names of features."""
+        fitted = self._fitted
+        return {
+            "projection": self.cluster_centers_.shape[1],
+            "backbone": fitted.n_backbone_features,
+            "similarity": fitted.settings.K,
+        }[self.embedding]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+def _seed(random_state: Any) -> int:
+    """Seed of a fit; None draws one from the system, leaving global state alone."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, (int, np.integer)):
+        check_random_state(random_state)  # refuses what scikit-learn refuses
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31))
+
+
+@contextmanager
+def _unchanged_on_error(estimator: ExCBEstimator) -> Iterator[None]:
+    """Put every attribute back if the body fails: a failed fit loses nothing learned before."""
+    before = dict(estimator.__dict__)
+    try:
+        yield
+    except BaseException:
+        estimator.__dict__.clear()
+        estimator.__dict__.update(before)
+        raise

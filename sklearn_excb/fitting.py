@@ -1,0 +1,191 @@
+"""A fit from end to end: resolve, build, start, train, assign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sklearn_excb import auto, images
+from sklearn_excb.backbones import build_backbone, output_dim
+from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
+from sklearn_excb.history import EpochRecord, filling
+from sklearn_excb.inference import assign
+from sklearn_excb.networks import (
+    ClusterNetwork,
+    StudentTeacher,
+    build_networks,
+    uses_batch_norm,
+)
+from sklearn_excb.row_views import RowRecipe
+from sklearn_excb.training import Plan, start_centroids, train
+from sklearn_excb.validation import check_sizes
+from sklearn_excb.views import ViewRecipe
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit gives.
+
+    Attributes
+    ----------
+    teacher : ClusterNetwork
+        On the CPU, in evaluation mode.
+    settings : auto.Settings
+        Every parameter, resolved.
+    recipe : ViewRecipe or RowRecipe
+        With the statistics that inference normalises by.
+    n_backbone_features : int
+        What f gives.
+    labels : ndarray of shape (n_samples,)
+        Of the training samples, by plain inference.
+    history : list of dict
+        An entry an epoch, from 0.
+    """
+
+    teacher: ClusterNetwork
+    settings: auto.Settings
+    recipe: ViewRecipe | RowRecipe
+    n_backbone_features: int
+    labels: npt.NDArray[np.int64]
+    history: list[dict[str, Any]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: with CPU tensors only, to load where there is no accelerator."""
+        return vars(self) | {"teacher": self.teacher.cpu()}
+
+
+def facts_of(source: images.Source) -> auto.Facts:
+    """What the auto rules look at."""
+    short_side = min(images.typical_shape(source)) if source.kind == "images" else 0
+    return auto.Facts(len(source), source.kind, short_side, source.n_channels)
+
+
+def view_recipe(source: images.Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
+    """Views of a fit, with ImageNet's statistics for colour images and measured ones for others."""
+    if source.kind == "rows":
+        rows = source.load(np.arange(len(source)))
+        assert isinstance(rows, Tensor)
+        std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
+        std = torch.where(std > 1e-12, std, 1.0)
+        return RowRecipe(
+            settings.n_global, settings.n_local, mean.float().numpy(), std.float().numpy()
+        )
+    colour = source.n_channels == 3
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else images.channel_statistics(source)
+    return ViewRecipe(
+        global_size=settings.image_size,
+        local_size=settings.local_size,
+        n_global=settings.n_global,
+        n_local=settings.n_local,
+        smallest_global=settings.smallest_global,
+        smallest_local=settings.smallest_local,
+        mean=mean,
+        std=std,
+        flip=settings.flip,
+    )
+
+
+def _examples(settings: auto.Settings, kind: str) -> list[Tensor]:
+    """A batch of zeros for each resolution of the views."""
+    if kind == "rows":
+        return [torch.zeros(2, settings.n_channels)]
+    sizes = [settings.image_size, *([settings.local_size] if settings.n_local else [])]
+    return [torch.zeros(2, settings.n_channels, size, size) for size in sizes]
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch inside, and leave its global generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def fit_source(
+    source: images.Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
+) -> Fitted:
+    """Fit a source of images or rows.
+
+    Parameters
+    ----------
+    source : Source
+        Of at least K samples.
+    parameters : mapping
+        The estimator's, validated one by one.
+    seed : int
+        Of every draw.
+    device : torch.device
+        Where the networks run.
+    """
+    facts = facts_of(source)
+    with own_randomness(seed, device):
+        backbone = build_backbone(
+            auto.resolve_backbone(parameters, facts),
+            n_channels=facts.n_channels,
+            image_size=auto.resolve_image_size(parameters, facts) or None,
+        )
+        settings = auto.resolve(parameters, facts, has_batch_norm=uses_batch_norm(backbone))
+        check_sizes(settings, facts)
+        n_features = output_dim(backbone, _examples(settings, facts.kind))
+        networks = build_networks(
+            backbone, n_features, n_clusters=settings.K, head_width=settings.head_width
+        ).to(device)
+        recipe = view_recipe(source, settings)
+        n_jobs = number_of_jobs(parameters["n_jobs"], source)
+        batches = ViewBatches(
+            source, recipe, settings.batch_size, settings.epochs, seed, n_jobs, device
+        )
+
+        def labels() -> npt.NDArray[np.int64]:
+            inputs = inference_inputs(source, recipe, batch_size=256, n_jobs=n_jobs, device=device)
+            return assign(networks.teacher, inputs, n_samples=len(source))
+
+        start_centroids(networks, batches.start(), settings.K, seed=seed)
+        plain = labels()
+        counts = torch.bincount(torch.from_numpy(plain), minlength=settings.K)
+        history: list[dict[str, Any]] = [{"epoch": 0, "loss": float("nan"), **filling(counts)}]
+        if settings.epochs:
+            history += run(networks, batches, settings, verbose=parameters["verbose"])
+            plain = labels()
+    return Fitted(networks.teacher.cpu().eval(), settings, recipe, n_features, plain, history)
+
+
+def run(
+    networks: StudentTeacher, batches: ViewBatches, settings: auto.Settings, *, verbose: int
+) -> list[dict[str, Any]]:
+    """Train to the end, keeping an entry an epoch and, if asked, showing progress."""
+    sizes = ClusterSizes(
+        settings.K,
+        settings.size_momentum,
+        below=settings.balancing,
+        device=batches.device,
+    )
+    plan = Plan.of(settings, len(batches.source))
+    history: list[dict[str, Any]] = []
+    record = EpochRecord(settings.K, batches.device)
+    images_in_all = plan.total_steps * settings.batch_size
+    with tqdm(total=images_in_all, unit="img", desc="ExCB", disable=not verbose) as bar:
+        for report in train(networks, sizes, batches, settings, plan, seed=batches.seed):
+            record.add(report)
+            bar.update(settings.batch_size)
+            if (report.step + 1) % plan.steps_per_epoch == 0:
+                history.append(record.summary(report.epoch))
+                record = EpochRecord(settings.K, batches.device)
+                last = history[-1]
+                bar.set_postfix_str(
+                    f"epoch {last['epoch']}/{settings.epochs}, loss {last['loss']:.3f}, "
+                    f"empty {last['empty_fraction_plain']:.1%}"
+                )
+    return history

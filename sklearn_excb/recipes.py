@@ -1,0 +1,59 @@
+"""Named sets of parameters for :meth:`sklearn_excb.ExCBEstimator.from_recipe`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+_PAPER: dict[str, Any] = {
+    "K": 65_536,
+    "image_size": 224,
+    "local_size": 96,
+    "n_global": 2,
+    "n_local": 6,
+    "batch_size": 1024,
+    "warmup_epochs": 10,
+    "teacher_momentum": 0.996,
+    "size_momentum": 0.999,
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # METHOD.md 6; the published checkpoints were made with these
+    "paper-resnet50": _PAPER
+    | {
+        "backbone": "resnet50",
+        "epochs": 400,
+        "optimizer": "sgd",
+        "learning_rate": 0.6,
+        "weight_decay": 1e-4,
+    },
+    "paper-vit-s16": _PAPER
+    | {
+        "backbone": "vit_small_patch16_224",
+        "epochs": 800,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": (0.04, 0.4),
+    },
+}
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Parameters of a recipe.
+
+    Parameters
+    ----------
+    name : {"paper-resnet50", "paper-vit-s16"}
+        The published recipes for ImageNet.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, with the names most like it.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(str(name), RECIPES, n=2, cutoff=0.4)
+        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        known = ", ".join(map(repr, RECIPES))
+        raise ValueError(f"Unknown recipe {name!r}.{meant} The recipes are {known}.")
+    return dict(RECIPES[name])

@@ -1,0 +1,171 @@
+"""The border: every parameter of the estimator is checked here, once, before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from sklearn_excb.auto import Facts, Settings
+
+Check = Callable[[Any], bool]
+
+
+def _integer(low: int) -> tuple[Check, str]:
+    def check(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
+
+    return check, f"an integer >= {low}"
+
+
+def _real(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Any:
+    def check(value: Any) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        number = float(value)
+        above = number > low if open_low else number >= low
+        return above and (number < high if open_high else number <= high)
+
+    left, right = "[("[open_low], "])"[open_high]
+    return check, f"a number in {left}{low:g}, {high:g}{right}"
+
+
+def _options(*names: str) -> tuple[Check, str]:
+    def check(value: Any) -> bool:
+        return isinstance(value, str) and value in names
+
+    return check, f"one of {', '.join(map(repr, names))}"
+
+
+def _is_decay(value: Any) -> bool:
+    values = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return all(isinstance(v, Real) and not isinstance(v, bool) and float(v) >= 0 for v in values)
+
+
+_INF = float("inf")
+_CONSTRAINTS: dict[str, tuple[Check, str]] = {
+    "K": _integer(2),
+    "backbone": (
+        lambda value: isinstance(value, (str, nn.Module)),
+        "the name of a model or an nn.Module",
+    ),
+    "embedding": _options("projection", "backbone", "similarity"),
+    "image_size": _integer(8),
+    "local_size": _integer(8),
+    "n_global": _integer(2),
+    "n_local": _integer(0),
+    "n_channels": _integer(1),
+    "flip": _real(0, 1),
+    "epochs": _integer(0),
+    "batch_size": _integer(2),
+    "optimizer": _options("sgd", "adamw"),
+    "learning_rate": _real(0, _INF, open_low=True, open_high=True),
+    "weight_decay": (_is_decay, "a number >= 0, or a tuple of the first and the last"),
+    "warmup_epochs": _real(0, _INF, open_high=True),
+    "teacher_momentum": _real(0, 1),
+    "size_momentum": _real(0, 1, open_high=True),
+    "teacher_temperature": _real(0, _INF, open_low=True, open_high=True),
+    "student_temperature": _real(0, _INF, open_low=True, open_high=True),
+    "balancing": _options("linear", "exponential"),
+    "count_labels": _options("balanced", "plain"),
+    "local_in_loss_h": (lambda value: isinstance(value, bool), "True or False"),
+    "n_jobs": _integer(1),
+    "device": (
+        lambda value: isinstance(value, (str, torch.device)),
+        "the name of a device or a torch.device",
+    ),
+    "verbose": (lambda value: isinstance(value, (bool, Integral)), "an integer"),
+}
+_NOT_AUTO = frozenset(
+    name
+    for name in _CONSTRAINTS
+    if name.endswith("_temperature")
+    or name in {"embedding", "n_global", "balancing", "count_labels", "local_in_loss_h", "verbose"}
+)
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse a parameter out of its range, saying which, what came and what is needed.
+
+    Parameters
+    ----------
+    parameters : mapping
+        The estimator's ``get_params(deep=False)``.
+
+    Raises
+    ------
+    ValueError
+        For the first parameter that is out of range.
+    """
+    for name, (check, needed) in _CONSTRAINTS.items():
+        value = parameters[name]
+        auto = name not in _NOT_AUTO
+        if (auto and isinstance(value, str) and value == "auto") or check(value):
+            continue
+        allowed = f"'auto' or {needed}" if auto else needed
+        raise ValueError(f"{name}={value!r} cannot be used: it must be {allowed}.")
+
+
+def check_sizes(settings: Settings, facts: Facts) -> None:
+    """Refuse what does not fit together: K and the number of images, views and image sizes.
+
+    Raises
+    ------
+    ValueError
+        If K exceeds the number of samples, the local views are larger than the global ones, or
+        the global views would enlarge the images more than four times.
+    """
+    K, n_samples = settings.K, facts.n_samples
+    if n_samples < K:
+        raise ValueError(
+            f"K={K} exceeds n_samples={n_samples}: each cluster needs at least one image. Lower "
+            'K, or leave K="auto".'
+        )
+    if facts.kind == "rows":
+        return
+    image_size, local_size = settings.image_size, settings.local_size
+    if local_size > image_size:
+        raise ValueError(
+            f"local_size={local_size} exceeds image_size={image_size}: local views are smaller "
+            'than global ones. Lower local_size, or leave local_size="auto".'
+        )
+    largest = 4 * max(8, facts.short_side)
+    if image_size > largest:
+        raise ValueError(
+            f"image_size={image_size} would enlarge images of {facts.short_side} pixels more than "
+            f"four times: the images are smaller than the crop. Lower image_size to {largest} or "
+            'less, or leave image_size="auto".'
+        )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Device by its name; "auto" is CUDA where there is one, else Apple's MPS, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, with the names most like it, or the device is not there.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    available = ["cpu", *([accelerator.type] if accelerator else [])]
+    if isinstance(device, str) and device == "auto":
+        return torch.device(available[-1] if available[-1] in ("cuda", "mps") else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        near = difflib.get_close_matches(str(device), ["auto", "cpu", "cuda", "mps", "xpu"], 2, 0.4)
+        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"Unknown device {device!r}.{meant} A device is 'auto', 'cpu', 'cuda', 'cuda:1' or "
+            "'mps'."
+        ) from None
+    if resolved.type not in available:
+        raise ValueError(
+            f"device={str(device)!r} is not on this machine, which has {' and '.join(available)}. "
+            'Choose one of these, or leave device="auto".'
+        )
+    return resolved

@@ -1,0 +1,99 @@
+"""The auto rules: the published recipe at ImageNet's scale, sane values everywhere else."""
+
+import itertools
+
+import pytest
+
+from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb.recipes import RECIPES
+
+DEFAULTS = ExCBEstimator().get_params()
+PHOTOS = auto.Facts(auto.IMAGENET, "images", 375, 3)
+
+
+def test_resnet_recipe_at_imagenet_scale():
+    settings = auto.resolve(DEFAULTS, PHOTOS, has_batch_norm=True).as_dict()
+    published = {
+        "K": 65_536,
+        "backbone": "resnet50",
+        "image_size": 224,
+        "local_size": 96,
+        "n_global": 2,
+        "n_local": 6,
+        "epochs": 400,
+        "batch_size": 1024,
+        "optimizer": "sgd",
+        "learning_rate": 0.6,
+        "weight_decay": (1e-4, 1e-4),
+        "warmup_epochs": 10.0,
+        "teacher_momentum": 0.996,
+        "flip": 0.5,
+        "smallest_global": (0.26, 0.14),
+        "smallest_local": 0.05,
+        "head_width": 2048,
+    }
+    assert {name: settings[name] for name in published} == published
+    assert settings["size_momentum"] == pytest.approx(0.999, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_what_auto_gives_at_imagenet_scale(name):
+    recipe = RECIPES[name]
+    parameters = DEFAULTS | {"backbone": recipe["backbone"], "epochs": recipe["epochs"]}
+    settings = auto.resolve(parameters, PHOTOS, has_batch_norm="resnet" in name).as_dict()
+    for key, value in recipe.items():
+        expected = (value, value) if key == "weight_decay" and isinstance(value, float) else value
+        assert settings[key] == pytest.approx(expected, abs=1e-5), key
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "short_side"),
+    list(itertools.product((10, 300, 2_000, 60_000, 10**6), (8, 28, 32, 64, 160, 2_000))),
+)
+def test_rules_give_usable_values(n_samples, short_side):
+    facts = auto.Facts(n_samples, "images", short_side, 3)
+    settings = auto.resolve(DEFAULTS, facts, has_batch_norm=True)
+    assert 2 <= settings.K <= n_samples
+    assert 2 <= settings.batch_size <= n_samples
+    assert settings.epochs * settings.steps_per_epoch(n_samples) >= 100
+    assert 16 <= settings.local_size <= settings.image_size <= 224
+    assert settings.warmup_epochs < settings.epochs
+    assert (
+        0
+        < settings.smallest_local
+        <= settings.smallest_global[1]
+        <= settings.smallest_global[0]
+        < 1
+    )
+    assert 0.9 <= settings.teacher_momentum < 1
+    assert 0.9 <= settings.size_momentum < 1
+
+
+def test_rules_grow_with_the_collection():
+    sizes = [10**exponent for exponent in range(1, 7)]
+    for rule in (
+        auto.n_clusters,
+        auto.batch_size,
+        auto.head_width,
+        lambda n: auto.image_size(n, 500),
+    ):
+        values = [rule(n) for n in sizes]
+        assert values == sorted(values)
+
+
+def test_what_the_user_says_is_kept():
+    said = {
+        "K": 7,
+        "epochs": 3,
+        "batch_size": 16,
+        "learning_rate": 0.5,
+        "n_local": 0,
+        "image_size": 48,
+    }
+    settings = auto.resolve(DEFAULTS | said, PHOTOS, has_batch_norm=True).as_dict()
+    assert {name: settings[name] for name in said} == said
+
+
+def test_a_batch_never_exceeds_the_collection():
+    facts = auto.Facts(20, "rows", 0, 4)
+    assert auto.resolve(DEFAULTS | {"batch_size": 64}, facts, has_batch_norm=True).batch_size == 20

@@ -1,0 +1,63 @@
+"""The command, on a folder of real images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.cli import main
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i, image in enumerate(load_digits().images[:40]):
+        Image.fromarray((image * 15).astype(np.uint8)).save(folder / f"digit {i}.png")
+    return folder
+
+
+def test_fit_then_predict(photos, tmp_path, capsys):
+    run, table = tmp_path / "run", tmp_path / "labels.csv"
+    words = ["fit", str(photos), "--out", str(run), "--K", "3", "--epochs", "1", "--seed", "0"]
+    assert main([*words, "--quiet"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["images"] == 40
+    assert summary["clusters"] == 3
+    assert main(["predict", str(run), str(photos), "--csv", str(table)]) == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["path"].rsplit("/", 1)[1] for row in rows[:3]] == [
+        "digit 0.png",
+        "digit 1.png",
+        "digit 2.png",
+    ]
+    labels = [int(row["label"]) for row in rows]
+    assert labels == ExCBEstimator.load(run).labels_.tolist()
+    assert main(["predict", str(run), str(photos)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "path,label"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "nowhere", "--out", "{tmp}/run"], "No such folder: nowhere"),
+        (["fit", "{photos}", "--out", "{tmp}/run", "--K", "41"], "K=41 exceeds n_samples=40"),
+        (["fit", "{photos}", "--out", "{tmp}/run", "--recipe", "paper"], "Unknown recipe 'paper'"),
+        (["predict", "{tmp}", "{photos}"], "No saved estimator"),
+    ],
+)
+def test_errors_of_the_user_are_one_line(words, message, photos, tmp_path, capsys):
+    words = [word.format(tmp=tmp_path, photos=photos) for word in words]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_output_that_cannot_be_written_fails_before_the_work(photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["fit", str(photos), "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err

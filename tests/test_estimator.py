@@ -1,0 +1,324 @@
+"""The estimator: scikit-learn's own checks on rows, the same contracts on images, bad input."""
+
+import pickle
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_blobs
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_excb import ExCBEstimator
+
+DIGITS = load_digits()
+IMAGES = (DIGITS.images[:120] / 16).astype(np.float32)
+SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "random_state": 0}
+
+
+def small(**parameters):
+    return ExCBEstimator(**(SMALL | parameters))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return small().fit(IMAGES)
+
+
+@parametrize_with_checks(
+    [ExCBEstimator(), ExCBEstimator(K=2, epochs=40, batch_size=16, n_local=0)],
+)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_rows_find_blobs():
+    X, y = make_blobs(300, centers=3, n_features=5, random_state=0)
+    labels = ExCBEstimator(K=3, random_state=0).fit_predict(X)
+    assert adjusted_rand_score(y, labels) > 0.9
+
+
+def test_fitted_attributes(fitted):
+    assert fitted.labels_.shape == (120,)
+    assert fitted.labels_.dtype == np.int64
+    np.testing.assert_array_equal(fitted.labels_, fitted.predict(IMAGES))
+    np.testing.assert_allclose(np.linalg.norm(fitted.cluster_centers_, axis=1), 1, rtol=1e-5)
+    assert fitted.cluster_centers_.shape == (6, 256)
+    counts = np.bincount(fitted.labels_, minlength=6)
+    np.testing.assert_allclose(fitted.relative_cluster_sizes_, counts * 6 / 120)
+    assert [entry["epoch"] for entry in fitted.history_] == [0, 1, 2]
+    assert fitted.resolved_params_["K"] == 6
+    assert "auto" not in [
+        v for k, v in fitted.resolved_params_.items() if k not in ("device", "n_jobs")
+    ]
+    assert fitted.image_shape_ == (8, 8)
+    assert fitted.n_channels_ == 1
+    assert not hasattr(fitted, "n_features_in_")
+
+
+def test_embeddings(fitted):
+    projection = fitted.transform(IMAGES)
+    assert projection.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(projection, axis=1), 1, rtol=1e-5)
+    labels = (projection @ fitted.cluster_centers_.T).argmax(axis=1)
+    np.testing.assert_array_equal(labels, fitted.labels_)
+    try:
+        fitted.embedding = "similarity"
+        similarity = fitted.transform(IMAGES)
+        np.testing.assert_allclose(similarity, projection @ fitted.cluster_centers_.T, atol=1e-5)
+        assert len(fitted.get_feature_names_out()) == 6
+        fitted.embedding = "backbone"
+        assert fitted.transform(IMAGES).shape == (120, len(fitted.get_feature_names_out()))
+    finally:
+        fitted.embedding = "projection"
+
+
+def test_batch_composition_changes_nothing(fitted):
+    whole = fitted.transform(IMAGES)
+    order = np.random.default_rng(0).permutation(120)
+    np.testing.assert_allclose(fitted.transform(IMAGES[order]), whole[order], rtol=0, atol=1e-5)
+    for i in (0, 7, 119):
+        np.testing.assert_allclose(
+            fitted.transform(IMAGES[i : i + 1])[0], whole[i], rtol=0, atol=1e-5
+        )
+
+
+def test_two_fits_with_one_seed_are_identical_and_leave_global_state_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - the global state is what is tested
+    expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    first, second = small().fit(IMAGES), small().fit(IMAGES)
+    assert torch.equal(torch.rand(3), expected[0])
+    np.testing.assert_array_equal(np.random.rand(3), expected[1])  # noqa: NPY002
+    np.testing.assert_array_equal(first.cluster_centers_, second.cluster_centers_)
+    np.testing.assert_array_equal(first.transform(IMAGES), second.transform(IMAGES))
+    assert first.history_[1:] == second.history_[1:]
+    other = small(random_state=1).fit(IMAGES)
+    assert not np.array_equal(first.cluster_centers_, other.cluster_centers_)
+
+
+def test_dropout_and_drop_path_are_seeded_too():
+    backbone = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.LazyLinear(8), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(8)
+    )
+    backbone(torch.zeros(2, 1, 32, 32))
+    first, second = (
+        small(backbone=backbone, n_local=0).fit(IMAGES).cluster_centers_ for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_number_of_threads_that_read_changes_nothing():
+    as_list = list(IMAGES)
+    first, second = (small(n_jobs=n).fit(as_list).transform(as_list) for n in (1, 3))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("how", ["pickle", "joblib", "save"])
+def test_what_is_written_predicts_the_same_in_another_process(fitted, tmp_path, how):
+    images, file = tmp_path / "images.npy", tmp_path / "estimator"
+    np.save(images, IMAGES)
+    read = {
+        "pickle": f"import pickle; e = pickle.load(open({str(file)!r}, 'rb'))",
+        "joblib": f"import joblib; e = joblib.load({str(file)!r})",
+        "save": f"from sklearn_excb import ExCBEstimator as E; e = E.load({str(file)!r})",
+    }[how]
+    if how == "pickle":
+        file.write_bytes(pickle.dumps(fitted))
+    elif how == "joblib":
+        joblib.dump(fitted, file)
+    else:
+        fitted.save(file)
+    out = tmp_path / "out.npy"
+    script = (
+        f"{read}\nimport numpy as np\nnp.save({str(out)!r}, e.transform(np.load({str(images)!r})))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    np.testing.assert_allclose(np.load(out), fitted.transform(IMAGES), rtol=0, atol=1e-6)
+
+
+def test_a_missing_device_means_the_cpu_after_fit_and_an_error_before(fitted):
+    missing = next(
+        d for d in ("cuda", "mps", "xpu") if d not in str(torch.accelerator.current_accelerator())
+    )
+    with pytest.raises(ValueError, match="is not on this machine, which has cpu"):
+        small(device=missing).fit(IMAGES)
+    elsewhere = pickle.loads(pickle.dumps(fitted)).set_params(device=missing)
+    with pytest.warns(UserWarning, match="Going on with the CPU"):
+        labels = elsewhere.predict(IMAGES)
+    np.testing.assert_array_equal(labels, fitted.labels_)
+
+
+def test_save_and_load_keep_everything(fitted, tmp_path):
+    fitted.save(tmp_path)
+    loaded = ExCBEstimator.load(tmp_path)
+    assert loaded.get_params() == fitted.get_params()
+    np.testing.assert_array_equal(loaded.labels_, fitted.labels_)
+    np.testing.assert_array_equal(loaded.cluster_centers_, fitted.cluster_centers_)
+    assert loaded.history_[1:] == fitted.history_[1:]
+    assert loaded.resolved_params_ == fitted.resolved_params_
+    assert loaded.image_shape_ == fitted.image_shape_
+
+
+def test_load_refuses_what_it_does_not_know(fitted, tmp_path):
+    with pytest.raises(FileNotFoundError, match="No saved estimator"):
+        ExCBEstimator.load(tmp_path / "nothing")
+    fitted.save(tmp_path)
+    file = tmp_path / "estimator.json"
+    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(ValueError, match=r"has format 99; this version .* reads format 1"):
+        ExCBEstimator.load(tmp_path)
+
+
+def test_a_backbone_of_ones_own_is_asked_for_when_loading(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    X = np.random.default_rng(0).standard_normal((40, 8))
+    excb = small(backbone=module, K=3).fit(X)
+    excb.save(tmp_path)
+    with pytest.raises(ValueError, match=r"backbone of your own, Sequential.*backbone=module"):
+        ExCBEstimator.load(tmp_path)
+    loaded = ExCBEstimator.load(tmp_path, backbone=module)
+    np.testing.assert_array_equal(loaded.predict(X), excb.labels_)
+
+
+def test_clone_copies_parameters_and_nothing_learned(fitted):
+    copy = clone(fitted)
+    assert copy.get_params() == fitted.get_params()
+    assert not hasattr(copy, "labels_")
+
+
+def test_pipeline_and_grid_search():
+    y = DIGITS.target[:120]
+    pipeline = make_pipeline(small(), LogisticRegression(max_iter=1000))
+    assert pipeline.fit(IMAGES, y).score(IMAGES, y) > 0.2
+    search = GridSearchCV(pipeline, {"excbestimator__K": [4, 8]}, cv=2).fit(IMAGES, y)
+    assert search.best_params_["excbestimator__K"] in (4, 8)
+
+    def scorer(estimator, X, y):
+        return normalized_mutual_info_score(y, estimator.predict(X))
+
+    search = GridSearchCV(small(), {"K": [4, 8]}, scoring=scorer, cv=2).fit(IMAGES, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_set_output_gives_a_frame(fitted):
+    frame = clone(fitted).set_output(transform="pandas").fit_transform(IMAGES)
+    assert isinstance(frame, pd.DataFrame)
+    assert frame.columns[1] == "excbestimator1"
+
+
+def test_epoch_zero_is_the_untrained_network():
+    excb = small(epochs=0).fit(IMAGES)
+    assert len(excb.history_) == 1
+    assert excb.predict(IMAGES).shape == (120,)
+
+
+def test_colour_lists_of_any_size_and_uint8():
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (20 + i % 5, 30, 3), dtype=np.uint8) for i in range(24)]
+    excb = small(K=3, batch_size=8).fit(photos)
+    assert excb.n_channels_ == 3
+    assert excb.transform(photos).shape == (24, 256)
+
+
+def test_images_with_five_channels():
+    X = np.random.default_rng(0).random((24, 16, 16, 5))
+    assert small(K=3, batch_size=8).fit(X).predict(X).shape == (24,)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"K": 500},
+            r"K=500 exceeds n_samples=120: each cluster needs at least one image. Lower K",
+        ),
+        ({"K": 1}, r"K=1 cannot be used: it must be 'auto' or an integer >= 2"),
+        ({"K": 2.5}, r"K=2.5 cannot be used"),
+        ({"n_global": 1}, r"n_global=1 cannot be used: it must be an integer >= 2"),
+        ({"epochs": -1}, r"epochs=-1"),
+        ({"teacher_temperature": 0.0}, r"a number in \(0, inf\)"),
+        ({"size_momentum": 1.0}, r"a number in \[0, 1\)"),
+        ({"weight_decay": -0.1}, r"a number >= 0, or a tuple"),
+        ({"balancing": "cubic"}, r"one of 'linear', 'exponential'"),
+        ({"embedding": "logits"}, r"one of 'projection', 'backbone', 'similarity'"),
+        ({"optimizer": "lars"}, r"'auto' or one of 'sgd', 'adamw'"),
+        ({"backbone": "resnet51"}, r"Did you mean .*resnet50"),
+        ({"device": "cud"}, r"Unknown device 'cud'. Did you mean 'cuda'"),
+        ({"image_size": 224}, r"images are smaller than the crop. Lower image_size to 32"),
+        ({"image_size": 32, "local_size": 40}, r"local_size=40 exceeds image_size=32"),
+    ],
+)
+def test_bad_parameters_get_a_clear_error_and_lose_nothing(parameters, message):
+    excb = small(epochs=0).fit(IMAGES)
+    before = dict(vars(excb))
+    excb.set_params(**parameters)
+    with pytest.raises(ValueError, match=message):
+        excb.fit(IMAGES)
+    after = {k: v for k, v in vars(excb).items() if k not in parameters}
+    assert after == {k: v for k, v in before.items() if k not in parameters}
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (DIGITS.images, r"run from 0 to 16.*X / 16"),
+        (np.full((30, 8, 8), np.nan), "NaN or infinite"),
+        (np.full((30, 8, 8), "a", dtype=object), "not numbers"),
+        ([np.zeros((8, 8)), np.zeros((8, 8, 3))] * 10, "mixed channel counts"),
+    ],
+)
+def test_bad_data_gets_a_clear_error_and_loses_nothing(X, message):
+    excb = small(epochs=0).fit(IMAGES)
+    before = dict(vars(excb))
+    with pytest.raises(ValueError, match=message):
+        excb.fit(X)
+    assert vars(excb) == before
+
+
+def test_images_and_rows_are_not_mixed_up(fitted):
+    with pytest.raises(ValueError, match=r"X holds 2-D rows, but .* was fitted on images"):
+        fitted.predict(IMAGES.reshape(120, -1))
+    rows = small().fit(IMAGES.reshape(120, -1))
+    with pytest.raises(ValueError, match=r"X holds images, but .* was fitted on 2-D rows"):
+        rows.predict(IMAGES)
+    with pytest.raises(ValueError, match=r"has 3 channels.*fitted on images with 1"):
+        fitted.predict(np.zeros((4, 8, 8, 3)))
+
+
+def test_not_fitted_yet():
+    from sklearn.exceptions import NotFittedError
+
+    for method in ("predict", "transform"):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            getattr(ExCBEstimator(), method)(IMAGES)
+    with pytest.raises(NotFittedError):
+        ExCBEstimator().save("nowhere")
+
+
+def test_recipes_by_name():
+    excb = ExCBEstimator.from_recipe("paper-vit-s16", K=100)
+    assert (excb.K, excb.epochs, excb.backbone) == (100, 800, "vit_small_patch16_224")
+    with pytest.raises(
+        ValueError, match=r"Unknown recipe 'paper-resnet'. Did you mean 'paper-resnet50'"
+    ):
+        ExCBEstimator.from_recipe("paper-resnet")
+
+
+def test_progress_is_shown_only_when_asked(capfd):
+    small(epochs=1).fit(IMAGES)
+    assert capfd.readouterr() == ("", "")
+    small(epochs=1, verbose=1).fit(IMAGES)
+    err = capfd.readouterr().err
+    assert "loss" in err
+    assert "empty" in err
