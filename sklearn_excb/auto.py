@@ -158,13 +158,10 @@ def batch_size(n_samples: int) -> int:
     return min(n_samples, 2 ** min(max(exponent, 3), 10))
 
 
-def epochs(n_samples: int, batch_size: int, kind: str) -> int:
-    """400 at ImageNet's number, 45 at 1,500 images; never fewer than 200 steps.
-
-    Rows are cheap and see a fifth of the epochs of images, for want of crops to tell apart.
-    """
-    slope = math.log(400 / 45) / math.log(IMAGENET / 1_500)
-    wanted = 45 * (n_samples / 1_500) ** slope
+def epochs(n_samples: int, batch_size: int) -> int:
+    """400 at ImageNet's number, 36 at 1,500 images; never fewer than 200 steps."""
+    slope = math.log(400 / 36) / math.log(IMAGENET / 1_500)
+    wanted = 36 * (n_samples / 1_500) ** slope
     return max(math.ceil(200 / max(1, n_samples // batch_size)), round(wanted))
 
 
@@ -189,8 +186,12 @@ def warmup_epochs(epochs: int) -> float:
 
 
 def teacher_momentum(total_steps: int) -> float:
-    """.996 as published; a run of fewer than 2,500 steps averages over a tenth of it."""
-    return 1 - max(0.004, min(0.1, 10 / max(1, total_steps)))
+    """.996 as published; in runs of fewer than 5,000 steps, an average over a twentieth of them.
+
+    Digits, 1,035 steps, one seed: .98 gave NMI .641 and k-NN of the projections .978, .99 gave .600
+    and .952.
+    """
+    return 1 - max(0.004, min(0.1, 20 / max(1, total_steps)))
 
 
 def size_momentum(labels_per_step: int, n_clusters: int) -> float:
@@ -229,7 +230,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
     K = auto("K", n_clusters(n))
     size = resolve_image_size(parameters, facts)
     batch = min(n, auto("batch_size", batch_size(n)))
-    n_epochs = auto("epochs", epochs(n, batch, facts.kind))
+    n_epochs = auto("epochs", epochs(n, batch))
     kind = auto("optimizer", optimizer(has_batch_norm))
     decay = auto("weight_decay", weight_decay(kind))
     n_global = parameters["n_global"]

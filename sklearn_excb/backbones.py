@@ -20,7 +20,7 @@ class SmallCNN(nn.Sequential):
     ----------
     n_channels : int
         Channels of the images.
-    width : int, default=32
+    width : int
         Channels of the first stage; doubled at each of three halvings of the resolution.
 
     Notes
@@ -28,7 +28,7 @@ class SmallCNN(nn.Sequential):
     Maps (n, n_channels, h, w) to (n, 8 * width).
     """
 
-    def __init__(self, n_channels: int, width: int = 32) -> None:
+    def __init__(self, n_channels: int, width: int) -> None:
         layers: list[nn.Module] = []
         in_channels = n_channels
         for out_channels, stride in (
@@ -160,13 +160,19 @@ def build_backbone(
     """
     if isinstance(backbone, nn.Module):
         return copy.deepcopy(backbone)
-    if backbone == "mlp":
+    takes_rows, has_rows = backbone == "mlp", image_size is None
+    if takes_rows != has_rows:
+        takes, came = ("2-D rows", "images") if takes_rows else ("images", "2-D rows")
+        raise ValueError(
+            f"backbone={backbone!r} takes {takes}, but X holds {came}. Pass a module that maps "
+            'them to features (n, d), or leave backbone="auto".'
+        )
+    if image_size is None:
         return RowMLP(n_channels)
     if backbone == "cnn":
-        return SmallCNN(n_channels)
+        return SmallCNN(n_channels, width=min(64, image_size))
     if backbone.startswith(_TORCHVISION):
         return _torchvision(backbone, n_channels)
-    assert image_size is not None
     return _timm(backbone, n_channels, image_size)
 
 

@@ -71,7 +71,7 @@ class CentroidLayer(nn.Module):
         K and D.
     """
 
-    def __init__(self, n_clusters: int, dim: int = PROJECTION_DIM) -> None:
+    def __init__(self, n_clusters: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(n_clusters, dim), dim=-1))
 
@@ -182,7 +182,7 @@ def build_networks(
         ClusterNetwork(
             backbone,
             projector(n_features, head_width, batch_norm=batch_norm),
-            CentroidLayer(n_clusters),
+            CentroidLayer(n_clusters, PROJECTION_DIM),
             predictor(head_width, batch_norm=batch_norm),
         )
     )

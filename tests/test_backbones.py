@@ -85,3 +85,21 @@ def test_unknown_names_are_told_what_is_near(name, message):
 def test_modules_that_do_not_fit_say_what_is_needed(module, message):
     with pytest.raises(ValueError, match=message):
         ExCBEstimator(K=2, backbone=module, epochs=1).fit(PHOTOS)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "X", "message"),
+    [
+        ("resnet18", PHOTOS.reshape(4, -1) / 255, "takes images, but X holds 2-D rows"),
+        ("mlp", PHOTOS, "takes 2-D rows, but X holds images"),
+    ],
+)
+def test_rows_and_images_have_their_own_backbones(backbone, X, message):
+    with pytest.raises(ValueError, match=message):
+        ExCBEstimator(K=2, backbone=backbone, epochs=1).fit(X)
+
+
+def test_the_small_cnn_is_wider_for_larger_images():
+    small, large = (build_backbone("cnn", n_channels=1, image_size=s) for s in (24, 48))
+    assert output_dim(small, [torch.zeros(2, 1, 24, 24)]) == 8 * 24
+    assert output_dim(large, [torch.zeros(2, 1, 48, 48)]) == 8 * 48
