@@ -29,30 +29,63 @@ from evaluation import (
 )
 from sklearn_excb import ExCBEstimator
 
-
-def embeddings(excb, train, test):
-    """Backbone features of both splits."""
-    excb.embedding = "backbone"
-    features = excb.transform(train), excb.transform(test)
-    excb.embedding = "projection"
-    return features
+N_COLUMNS = 3  # of the contact sheet
 
 
-def row(name, train, test, y_train, y_test, labels, n_clusters):
-    """Figures of one way to embed and to cluster, as a line of the table."""
+def features(excb, *splits):
+    """Backbone features, the ones to compare with, of each split."""
+    excb.set_params(embedding="backbone")
+    found = [excb.transform(split) for split in splits]
+    excb.set_params(embedding="projection")
+    return found
+
+
+def kmeans_labels(rows, n_clusters):
+    """Labels of k-means with as many clusters, the best of three starts."""
+    return KMeans(n_clusters, n_init=3, random_state=0).fit_predict(rows)
+
+
+def figures(name, train, test, y_train, y_test, labels, n_clusters):
+    """One line of the table: an embedding and a clustering."""
     scores, filled = clustering_scores(y_train, labels), cluster_occupancy(labels, n_clusters)
     return (
-        f"{name:<20}{knn_accuracy(train, y_train, test, y_test, k=10):>8.3f}"
+        f"{name:<30}{knn_accuracy(train, y_train, test, y_test, k=10):>7.3f}"
         f"{scores.nmi:>8.3f}{scores.ari:>8.3f}{scores.accuracy:>8.3f}"
         f"{filled.empty_fraction:>9.1%}{filled.largest_relative_size:>9.1f}"
     )
 
 
+def draw(excb, images, y, kmeans, n_clusters):
+    """Occupancy, a map of the embeddings, and a row of images for every cluster."""
+    projections, labels = excb.transform(images), excb.labels_
+    figure = plt.figure(figsize=(16, 19), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.7])
+    curve, flat = top.subplots(1, 2)
+    models = {"ExCB": labels, "k-means on pixels": kmeans}
+    OccupancyDisplay.from_predictions(models, n_clusters=n_clusters, ax=curve)
+    flat_map = project(projections, method="tsne", random_state=0)
+    title = "t-SNE of the embeddings, coloured by digit"
+    ProjectionDisplay.from_predictions(flat_map, y, title=title, ax=flat)
+
+    similarity = (projections * excb.cluster_centers_[labels]).sum(axis=1)
+    by_size = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
+    columns = zip(bottom.subplots(1, N_COLUMNS), np.array_split(by_size, N_COLUMNS), strict=True)
+    for axes, clusters in columns:
+        shown = np.where(np.isin(labels, clusters), labels, -1)
+        ContactSheetDisplay.from_predictions(
+            images, shown, scores=similarity, n_clusters=len(clusters), ax=axes
+        )
+        axes.set_title("", loc="left")
+        axes.set_anchor("N")
+    bottom.suptitle("Every cluster, the largest first: its most typical images")
+    return figure
+
+
 def main():
     """Fit, measure, draw."""
     parser = argparse.ArgumentParser(description="ExCB on scikit-learn's digits.")
-    parser.add_argument("--out", type=Path, default=Path("quickstart"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the fit")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -66,34 +99,25 @@ def main():
     untrained = ExCBEstimator(epochs=0, random_state=arguments.seed).fit(train)
 
     K = excb.resolved_params_["K"]
-    pixels = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    kmeans = KMeans(K, n_init=3, random_state=0).fit(pixels[0])
     y = y_train, y_test
-    print(f"\n{len(train)} images in K = {K} clusters; k-NN (k = 10) on {len(test)} held out\n")
-    print(f"{'':<20}{'k-NN':>8}{'NMI':>8}{'ARI':>8}{'ACC':>8}{'empty':>9}{'largest':>9}")
-    print(row("ExCB", *embeddings(excb, train, test), *y, excb.labels_, K))
-    print(row("untrained network", *embeddings(untrained, train, test), *y, untrained.labels_, K))
-    print(row("pixels, k-means", *pixels, *y, kmeans.labels_, K))
+    pixels = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    before, after = features(untrained, train, test), features(excb, train, test)
+    on_pixels, on_untrained = kmeans_labels(pixels[0], K), kmeans_labels(before[0], K)
+    print(
+        f"\n{len(train)} images in K = {K} clusters; k-NN (k = 10) of {len(test)} held-out images\n"
+        f"\n{'':<30}{'k-NN':>7}{'NMI':>8}{'ARI':>8}{'ACC':>8}{'empty':>9}{'largest':>9}"
+    )
+    print(figures("ExCB", *after, *y, excb.labels_, K))
+    print(figures("untrained network", *before, *y, untrained.labels_, K))
+    print(figures("untrained network, k-means", *before, *y, on_untrained, K))
+    print(figures("raw pixels, k-means", *pixels, *y, on_pixels, K))
     print(
         "\nempty: share of clusters without an image; largest: relative size, 1 is balanced.\n"
-        "ARI and ACC are low wherever K is far above the number of classes (10)."
+        "ARI and ACC are low wherever K is far above the number of classes, 10.\n"
     )
 
-    projections = excb.transform(train)
-    figure = plt.figure(figsize=(15, 11), layout="constrained")
-    curve, flat, sheet = figure.subplot_mosaic(
-        [["occupancy", "sheet"], ["map", "sheet"]], width_ratios=[1, 1.15]
-    ).values()
-    labels = {"ExCB": excb.labels_, "k-means on pixels": kmeans.labels_}
-    OccupancyDisplay.from_predictions(labels, n_clusters=K, ax=curve)
-    print("\ndrawing: t-SNE of the embeddings ...")
-    tsne = project(projections, method="tsne", random_state=0)
-    ProjectionDisplay.from_predictions(tsne, y_train, ax=flat)
-    similarity = (projections * excb.cluster_centers_[excb.labels_]).sum(axis=1)
-    ContactSheetDisplay.from_predictions(train, excb.labels_, scores=similarity, ax=sheet)
     picture = arguments.out / "digits.png"
-    figure.savefig(picture, dpi=110)
-    np.save(arguments.out / "labels.npy", excb.labels_)
+    draw(excb, train, y_train, on_pixels, K).savefig(picture, dpi=80)
     print(f"picture: {picture}")
 
 
