@@ -334,31 +334,24 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.relative_cluster_sizes_ = counts * (fitted.settings.K / len(fitted.labels))
 
     def _open(self, X: Any, *, fitting: bool) -> images.Source:
-        """Open the samples, and check them against what was fitted."""
+        """Open the samples; those of inference have to be of the kind that was fitted."""
+        holds_rows = images.are_rows(X)
         if fitting:
-            for name in ("image_shape_", "n_channels_", "n_features_in_", "feature_names_in_"):
+            for name in _INPUT_FACTS:
                 self.__dict__.pop(name, None)
-        fitted_on_images = hasattr(self, "image_shape_")
-        if images.are_rows(X) and not fitted_on_images:
-            rows = validate_data(
-                self,
-                X,
-                reset=fitting,
-                dtype=[np.float32, np.float64],
-                ensure_min_samples=2 if fitting else 1,
-            )
-            return images.Rows(rows)
-        if images.are_rows(X) or (not fitting and not fitted_on_images):
-            came, was = ("2-D rows", "images") if fitted_on_images else ("images", "2-D rows")
+        elif holds_rows == hasattr(self, "image_shape_"):
+            came, was = ("2-D rows", "images") if holds_rows else ("images", "2-D rows")
             raise ValueError(f"X holds {came}, but this {type(self).__name__} was fitted on {was}.")
+        if holds_rows:
+            types, least = [np.float32, np.float64], 2 if fitting else 1
+            return images.Rows(
+                validate_data(self, X, reset=fitting, dtype=types, ensure_min_samples=least)
+            )
         wanted = self.n_channels if fitting else self.n_channels_
         source = images.open_source(X, None if isinstance(wanted, str) else wanted)
         if wanted not in ("auto", source.n_channels):
-            said = (
-                "n_channels is"
-                if fitting
-                else f"this {type(self).__name__} was fitted on images with"
-            )
+            name = type(self).__name__
+            said = "n_channels is" if fitting else f"this {name} was fitted on images with"
             raise ValueError(f"X has {source.n_channels} channels, but {said} {wanted}.")
         return source
 

@@ -27,7 +27,7 @@ from sklearn_excb.networks import (
 )
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.training import Plan, start_centroids, train
-from sklearn_excb.validation import check_sizes
+from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -130,6 +130,8 @@ def fit_source(
         Where the networks run.
     """
     facts = facts_of(source)
+    if facts.kind == "rows":
+        check_rows_parameters(parameters)
     with own_randomness(seed, device):
         backbone = build_backbone(
             auto.resolve_backbone(parameters, facts),

@@ -110,6 +110,25 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} cannot be used: it must be {allowed}.")
 
 
+_FOR_IMAGES = ("image_size", "local_size", "n_channels", "flip")
+
+
+def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse, for rows, what only images have: it would be ignored.
+
+    Raises
+    ------
+    ValueError
+        For the first such parameter that is not "auto".
+    """
+    for name in _FOR_IMAGES:
+        if parameters[name] != "auto":
+            raise ValueError(
+                f"{name}={parameters[name]!r} is for images, but X holds 2-D rows. Leave "
+                f'{name}="auto", or pass images (n, h, w) or (n, h, w, c).'
+            )
+
+
 def check_sizes(settings: Settings, facts: Facts) -> None:
     """Refuse what does not fit together: K and the number of images, views and image sizes.
 

@@ -111,7 +111,7 @@ def test_dropout_and_drop_path_are_seeded_too():
     backbone = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.LazyLinear(8), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(8)
     )
-    backbone(torch.zeros(2, 1, 32, 32))
+    backbone(torch.zeros(2, 1, 24, 24))
     first, second = (
         small(backbone=backbone, n_local=0).fit(IMAGES).cluster_centers_ for _ in range(2)
     )
@@ -294,6 +294,11 @@ def test_images_and_rows_are_not_mixed_up(fitted):
         rows.predict(IMAGES)
     with pytest.raises(ValueError, match=r"has 3 channels.*fitted on images with 1"):
         fitted.predict(np.zeros((4, 8, 8, 3)))
+
+
+def test_what_only_images_have_is_refused_for_rows():
+    with pytest.raises(ValueError, match=r"image_size=64 is for images, but X holds 2-D rows"):
+        small(image_size=64).fit(IMAGES.reshape(120, -1))
 
 
 def test_not_fitted_yet():
