@@ -45,8 +45,9 @@ def kmeans_labels(rows, n_clusters):
     return KMeans(n_clusters, n_init=3, random_state=0).fit_predict(rows)
 
 
-def figures(name, train, test, y_train, y_test, labels, n_clusters):
-    """One line of the table: an embedding and a clustering."""
+def figures(name, embeddings, y, labels, n_clusters):
+    """One line of the table: an embedding of the training and the test set, and a clustering."""
+    (train, test), (y_train, y_test) = embeddings, y
     scores, filled = clustering_scores(y_train, labels), cluster_occupancy(labels, n_clusters)
     return (
         f"{name:<30}{knn_accuracy(train, y_train, test, y_test, k=10):>7.3f}"
@@ -59,7 +60,7 @@ def draw(excb, images, y, kmeans, n_clusters):
     """Occupancy, a map of the embeddings, and a row of images for every cluster."""
     projections, labels = excb.transform(images), excb.labels_
     figure = plt.figure(figsize=(16, 19), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.7])
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[1, 1.7]))
     curve, flat = top.subplots(1, 2)
     models = {"ExCB": labels, "k-means on pixels": kmeans}
     OccupancyDisplay.from_predictions(models, n_clusters=n_clusters, ax=curve)
@@ -107,10 +108,10 @@ def main():
         f"\n{len(train)} images in K = {K} clusters; k-NN (k = 10) of {len(test)} held-out images\n"
         f"\n{'':<30}{'k-NN':>7}{'NMI':>8}{'ARI':>8}{'ACC':>8}{'empty':>9}{'largest':>9}"
     )
-    print(figures("ExCB", *after, *y, excb.labels_, K))
-    print(figures("untrained network", *before, *y, untrained.labels_, K))
-    print(figures("untrained network, k-means", *before, *y, on_untrained, K))
-    print(figures("raw pixels, k-means", *pixels, *y, on_pixels, K))
+    print(figures("ExCB", after, y, excb.labels_, K))
+    print(figures("untrained network", before, y, untrained.labels_, K))
+    print(figures("untrained network, k-means", before, y, on_untrained, K))
+    print(figures("raw pixels, k-means", pixels, y, on_pixels, K))
     print(
         "\nempty: share of clusters without an image; largest: relative size, 1 is balanced.\n"
         "ARI and ACC are low wherever K is far above the number of classes, 10.\n"

@@ -1,30 +1,39 @@
 """From a source to batches: of views for training, of whole images for inference.
 
-Samples are read by joblib's threads, ahead of the model and in order; what is drawn for a view
-depends on no thread, so their number changes nothing but the speed.
+Images that have to be opened one by one are opened, cropped and resized by joblib's threads, so
+that no more than one full-size image a thread is in memory. What is drawn for a view depends on no
+thread: their number changes nothing but the speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor
 
 from sklearn_excb.draws import permutation
-from sklearn_excb.images import Source
-from sklearn_excb.resampling import centre_crop, resize_short_side, to_unit
+from sklearn_excb.images import ArrayImages, ItemImages, Rows, Source
+from sklearn_excb.resampling import centre_crop, crop_resize, resize_short_side
 from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
-from sklearn_excb.views import ViewRecipe, draw_views, make_views, normalize
+from sklearn_excb.views import (
+    ViewKind,
+    ViewRecipe,
+    draw_boxes,
+    draw_views,
+    finish_views,
+    normalize,
+)
 
-Samples = Tensor | list[Tensor]
 Indices = npt.NDArray[np.int64]
+
+_INFERENCE_BATCH = 256
+_MOST_THREADS = 8
 
 
 class Batch(NamedTuple):
@@ -35,24 +44,11 @@ class Batch(NamedTuple):
     n_images: int
 
 
-def number_of_jobs(n_jobs: int | str, source: Source) -> int:
-    """Threads that read samples: one for arrays, which need no decoding, else one a core."""
+def number_of_jobs(n_jobs: int | str | None, source: Source) -> int:
+    """Threads that open images; "auto" is one where nothing is opened, else one a core up to 8."""
     if isinstance(n_jobs, str):
-        return min(8, cpu_count()) if source.reads_in_parallel else 1
-    return n_jobs
-
-
-def read(source: Source, batches: list[Indices], n_jobs: int) -> Iterator[Samples]:
-    """Yield the samples of each batch, in order, read ahead by ``n_jobs`` threads."""
-    parallel = Parallel(n_jobs=n_jobs, backend="threading", return_as="generator")
-    yield from parallel(delayed(source.load)(batch) for batch in batches)  # pyright: ignore
-
-
-def to_device(samples: Samples, device: torch.device) -> Samples:
-    """Move the samples of a batch."""
-    if isinstance(samples, Tensor):
-        return samples.to(device)
-    return [sample.to(device) for sample in samples]
+        return min(_MOST_THREADS, effective_n_jobs(-1)) if source.reads_in_parallel else 1
+    return effective_n_jobs(n_jobs)
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class ViewBatches:
     batch_size, n_epochs, seed, n_jobs : int
         Images a batch, length of the run, seed of every draw, reading threads.
     device : torch.device
-        Where the views are made.
+        Where the views end.
     """
 
     source: Source
@@ -79,73 +75,113 @@ class ViewBatches:
     n_jobs: int
     device: torch.device
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Shuffled full batches of an epoch (from 1); the last partial one is dropped."""
-        order = permutation(self.seed, epoch, len(self.source))
-        return self._batches(order[: len(order) // self.batch_size * self.batch_size], epoch)
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the shuffled full batches of every epoch; the last partial one is dropped."""
+        n_kept = len(self.source) // self.batch_size * self.batch_size
+        with Parallel(self.n_jobs, backend="threading") as parallel:
+            for epoch in range(1, self.n_epochs + 1):
+                order = permutation(self.seed, epoch, len(self.source))[:n_kept]
+                for rows in order.reshape(-1, self.batch_size):
+                    yield Batch(epoch, self._views(rows, epoch, parallel), self.batch_size)
 
     def start(self) -> Iterator[Batch]:
-        """Every image once, as epoch 0; the last batch is filled up with the first images."""
+        """Every image once, as epoch 0, one global view: the first and the second by turns.
+
+        The last batch is filled up with the first images.
+        """
         order = permutation(self.seed, 0, len(self.source))
-        missing = -len(order) % self.batch_size
-        return self._batches(np.concatenate([order, order[:missing]]), 0)
+        order = np.concatenate([order, order[: -len(order) % self.batch_size]])
+        with Parallel(self.n_jobs, backend="threading") as parallel:
+            for number, rows in enumerate(order.reshape(-1, self.batch_size)):
+                groups = self._views(rows, 0, parallel, only=number % 2)
+                yield Batch(0, groups, self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the whole run."""
-        for epoch in range(1, self.n_epochs + 1):
-            yield from self.epoch(epoch)
-
-    def _batches(self, order: Indices, epoch: int) -> Iterator[Batch]:
-        rows = list(order.reshape(-1, self.batch_size))
-        for indices, samples in zip(rows, read(self.source, rows, self.n_jobs), strict=True):
-            groups = self._views(to_device(samples, self.device), indices, epoch)
-            yield Batch(epoch, groups, len(indices))
-
-    def _views(self, samples: Samples, indices: Indices, epoch: int) -> list[Tensor]:
-        if isinstance(self.recipe, RowRecipe):
-            assert isinstance(samples, Tensor)
-            return make_row_views(samples, indices, self.seed, epoch, self.recipe)
-        shapes = np.array([sample.shape[-2:] for sample in samples], dtype=np.int64)
+    def _views(
+        self, rows: Indices, epoch: int, parallel: Parallel, only: int | None = None
+    ) -> list[Tensor]:
+        """Views of some rows, a tensor a resolution; or ``only`` one global view."""
+        recipe, source = self.recipe, self.source
+        if isinstance(recipe, RowRecipe):
+            assert isinstance(source, Rows)
+            x = standardize(source.load(rows), recipe).to(self.device)
+            kinds = recipe.kinds() if only is None else [np.array([only])]
+            return [make_row_views(x, rows, self.seed, epoch, recipe, views) for views in kinds]
+        assert not isinstance(source, Rows)
+        kinds = recipe.kinds(max(0, epoch - 1) / max(1, self.n_epochs))
+        kinds = kinds if only is None else [kinds[0].only(only)]
         groups = []
-        for kind in self.recipe.kinds(max(0, epoch - 1) / max(1, self.n_epochs)):
-            drawn = draw_views(self.seed, epoch, indices, kind, self.recipe, shapes)
-            groups.append(make_views(samples, drawn, kind.size, self.recipe))
+        for kind, crops in zip(
+            kinds, self._crops(source, rows, epoch, kinds, parallel), strict=True
+        ):
+            drawn = draw_views(self.seed, epoch, rows, kind, recipe)
+            groups.append(finish_views(crops, drawn, kind.size, recipe))
         return groups
 
+    def _crops(
+        self,
+        source: ArrayImages | ItemImages,
+        rows: Indices,
+        epoch: int,
+        kinds: Sequence[ViewKind],
+        parallel: Parallel,
+    ) -> list[Tensor]:
+        """Crops (V, B, c, size, size) of each kind, on the device."""
 
-def whole_images(images: Samples, recipe: ViewRecipe) -> Tensor:
-    """Images as inference sees them: (B, c, size, size), normalised.
+        def cut(images: Tensor, indices: Indices) -> list[Tensor]:
+            shapes = np.tile(images.shape[-2:], (len(images), 1))
+            boxes = [draw_boxes(self.seed, epoch, indices, kind, shapes) for kind in kinds]
+            return [
+                crop_resize(images, torch.from_numpy(box), kind.size)
+                for box, kind in zip(boxes, kinds, strict=True)
+            ]
+
+        if isinstance(source, ArrayImages):
+            return cut(source.load(rows).to(self.device), rows)
+
+        def cut_one(row: int) -> list[Tensor]:
+            return cut(source.load_one(row)[None], np.array([row]))
+
+        cuts = _in_threads(parallel, cut_one, rows)
+        return [torch.cat(views, dim=1).to(self.device) for views in zip(*cuts, strict=True)]
+
+
+def _in_threads(
+    parallel: Parallel, function: Callable[[int], list[Tensor]], rows: Indices
+) -> list[list[Tensor]]:
+    """Results of a function of each row, in order."""
+    return parallel(delayed(function)(int(row)) for row in rows)  # pyright: ignore
+
+
+def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
+    """Images (B, c, h, w) as inference sees them: (B, c, size, size), normalised.
 
     The short side is resized to 8/7 of the global views and the centre cropped; below 64 px,
     where a margin is a large part of the image, it is resized to the size itself.
     """
     size = recipe.global_size
-    short = size if size < 64 else round(size * 8 / 7)
-    if isinstance(images, Tensor) and images.shape[-2] == images.shape[-1]:
-        whole = F.interpolate(
-            to_unit(images), size=(short, short), mode="bicubic", antialias=True
-        ).clamp_(0, 1)
-        crops = torch.stack([centre_crop(image, size) for image in whole])
-    else:
-        crops = torch.stack([centre_crop(resize_short_side(i, short), size) for i in images])
-    return normalize(crops, recipe.mean, recipe.std)
+    resized = resize_short_side(images, size if size < 64 else round(size * 8 / 7))
+    return normalize(centre_crop(resized, size), recipe.mean, recipe.std)
 
 
 def inference_inputs(
-    source: Source,
-    recipe: ViewRecipe | RowRecipe,
-    *,
-    batch_size: int,
-    n_jobs: int,
-    device: torch.device,
+    source: Source, recipe: ViewRecipe | RowRecipe, *, n_jobs: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Whole images, or standardised rows, in order, on the device."""
-    starts = range(0, len(source), batch_size)
-    batches = [np.arange(i, min(i + batch_size, len(source))) for i in starts]
-    for samples in read(source, batches, n_jobs):
-        here = to_device(samples, device)
-        if isinstance(recipe, RowRecipe):
-            assert isinstance(here, Tensor)
-            yield standardize(here, recipe)
-        else:
-            yield whole_images(here, recipe)
+    """Whole images, or standardised rows, in batches, in order, on the device."""
+    starts = range(0, len(source), _INFERENCE_BATCH)
+    batches = [np.arange(i, min(i + _INFERENCE_BATCH, len(source))) for i in starts]
+    with Parallel(n_jobs, backend="threading") as parallel:
+        for rows in batches:
+            if isinstance(source, Rows):
+                assert isinstance(recipe, RowRecipe)
+                yield standardize(source.load(rows), recipe).to(device)
+                continue
+            assert isinstance(recipe, ViewRecipe)
+            if isinstance(source, ArrayImages):
+                yield whole_images(source.load(rows).to(device), recipe)
+                continue
+
+            def one(row: int, source: ItemImages = source) -> list[Tensor]:
+                return [whole_images(source.load_one(row)[None], recipe)]
+
+            parts = _in_threads(parallel, one, rows)
+            yield torch.cat([part for (part,) in parts]).to(device)

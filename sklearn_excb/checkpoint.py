@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _DESCRIPTION, _TEACHER, _ARRAYS = "estimator.json", "teacher.safetensors", "arra
 def save_estimator(
     path: str | os.PathLike[str],
     parameters: Mapping[str, Any],
+    resolved: Mapping[str, Any],
     facts: Mapping[str, Any],
     fitted: Fitted,
 ) -> None:
@@ -45,8 +46,8 @@ def save_estimator(
     ----------
     path : str or path-like
         Folder; made if it is not there.
-    parameters : mapping
-        The estimator's.
+    parameters, resolved : mappings
+        The estimator's, as given and with "auto" replaced.
     facts : mapping
         What it knows of its inputs.
     fitted : Fitted
@@ -60,31 +61,43 @@ def save_estimator(
         arrays |= {"mean": recipe.pop("mean"), "std": recipe.pop("std")}
     description = {
         "format": FORMAT,
-        "parameters": {name: _plain(value) for name, value in parameters.items()},
-        "facts": {name: _plain(value) for name, value in facts.items()},
+        "parameters": parameters,
+        "resolved": resolved,
+        "facts": facts,
         "settings": fitted.settings.as_dict(),
         "recipe": {"kind": type(fitted.recipe).__name__, **recipe},
         "own_backbone": not isinstance(fitted.settings.backbone, str),
         "n_backbone_features": fitted.n_backbone_features,
-        "history": [{key: _finite(value) for key, value in e.items()} for e in fitted.history],
+        "image_shape": fitted.image_shape,
+        "history": fitted.history,
     }
-    state = {name: t.detach().cpu().contiguous() for name, t in fitted.teacher.state_dict().items()}
-    save_file(state, folder / _TEACHER)
-    save_arrays(arrays, folder / _ARRAYS)
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False))
+    text = json.dumps(_plain(description), indent=1, allow_nan=False)
+    # clones, because safetensors refuses tensors that share memory
+    state = {name: t.detach().cpu().clone() for name, t in fitted.teacher.state_dict().items()}
+    _replace(folder / _TEACHER, lambda file: save_file(state, file))
+    _replace(folder / _ARRAYS, lambda file: save_arrays(arrays, file))
+    _replace(folder / _DESCRIPTION, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _replace(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the file and put it in its place: what was there stays until it is replaced."""
+    beside = file.with_name(file.name + ".partial")
+    write(beside)
+    beside.replace(file)
 
 
 def load_estimator(
     path: str | os.PathLike[str], backbone: nn.Module | None
-) -> tuple[dict[str, Any], dict[str, Any], Fitted]:
-    """Read what :func:`save_estimator` wrote: parameters, facts of the inputs, what was learned.
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]:
+    """Read what :func:`save_estimator` wrote: parameters, resolved ones, facts, what was learned.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     ValueError
-        If the format is unknown, or the user's own backbone is needed and not given.
+        If the format is unknown, or the user's own backbone is needed and not given, or another
+        than the one that was fitted.
     """
     folder = Path(path)
     file = folder / _DESCRIPTION
@@ -121,19 +134,29 @@ def load_estimator(
             n_clusters=settings.K,
             head_width=settings.head_width,
         ).teacher
-    teacher.load_state_dict(load_file(folder / _TEACHER))
+    try:
+        teacher.load_state_dict(load_file(folder / _TEACHER))
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights in {folder} do not fit the backbone, which must have the architecture of "
+            f"the one that was fitted: {error}"
+        ) from error
     fitted = Fitted(
         teacher.eval(),
         settings,
         _read_recipe(description["recipe"], arrays),
         description["n_backbone_features"],
+        _tuples(description["image_shape"]),
         arrays["labels"],
         [{key: _number(value) for key, value in e.items()} for e in description["history"]],
     )
     facts = {name: _tuples(value) for name, value in description["facts"].items()}
     if "feature_names_in_" in facts:
         facts["feature_names_in_"] = np.array(facts["feature_names_in_"], dtype=object)
-    return parameters, facts, fitted
+    if "sample_names_" in facts:
+        facts["sample_names_"] = np.array(facts["sample_names_"])
+    resolved = {name: _tuples(value) for name, value in description["resolved"].items()}
+    return parameters, resolved, facts, fitted
 
 
 def _read_recipe(
@@ -147,24 +170,26 @@ def _read_recipe(
 
 
 def _plain(value: Any) -> Any:
-    """Value as JSON holds it; what it cannot (modules, generators) becomes its name or None."""
-    if isinstance(value, (np.integer, np.floating)):
-        return value.item()
+    """Value as JSON holds it; modules by the name of their class, NaN and generators as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, torch.device):
-        return str(value)
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, nn.Module):
         return type(value).__name__
-    return None if isinstance(value, np.random.RandomState) else value
+    if isinstance(value, torch.device):
+        return str(value)
+    return value if isinstance(value, (str, int, bool)) else None
 
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 
 def _number_or_auto(text: str) -> int | str:
+    if text != "auto" and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a whole number nor "auto"')
     return text if text == "auto" else int(text)
 
 
@@ -35,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="assign images to the clusters of a fit")
     predict.add_argument("run", help="folder that fit wrote")
     predict.add_argument("folder", help="folder of images, searched through")
+    predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
     return parser
 
@@ -73,10 +77,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         _check_writable(Path(arguments.csv).parent)
     estimator = ExCBEstimator.load(arguments.run)
+    if arguments.device:
+        estimator.set_params(device=arguments.device)
     paths = list_images(arguments.folder)
     labels = estimator.predict(paths)
     table = [(str(path), int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
+        Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
             _write(file, table)
     else:
@@ -91,11 +98,14 @@ def _write(file: Any, table: list[tuple[str, int]]) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Fail before the work, not after it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".sklearn-excb-probe"
-    probe.touch()
-    probe.unlink()
+    """Fail before the work, not after it, if the folder cannot be made or written to."""
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file: {folder} cannot be a folder.")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to: no permission in {nearest}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = {"fit": _fit, "predict": _predict}[arguments.command]
     try:
         return run(arguments)
-    except (ValueError, OSError) as error:
+    except BrokenPipeError:  # whoever read the table has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the flush at exit
+        return 0
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"sklearn-excb: {error}\n")
         return 2

@@ -29,8 +29,13 @@ from sklearn_excb.inference import Embedding, assign, embed
 from sklearn_excb.recipes import recipe
 from sklearn_excb.validation import check_parameters, resolve_device
 
-_INFERENCE_BATCH = 256
-_INPUT_FACTS = ("n_features_in_", "feature_names_in_", "image_shape_", "n_channels_")
+_INPUT_FACTS = (
+    "n_features_in_",
+    "feature_names_in_",
+    "image_shape_",
+    "n_channels_",
+    "sample_names_",
+)
 
 
 class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -66,6 +71,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Passes over the images. 0 leaves the network untrained and only starts the centroids.
     batch_size : int or "auto", default="auto"
         Images a step, at most ``n_samples``; the last partial batch of an epoch is dropped.
+    head_width : int or "auto", default="auto"
+        Hidden units of projector and predictor.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
         "auto" is "sgd" for backbones with BatchNorm, "adamw" for others.
     learning_rate : float or "auto", default="auto"
@@ -87,9 +94,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Whether sizes are measured from labels after or before balancing.
     local_in_loss_h : bool, default=True
         Whether local views take part in the projector's half of the loss.
-    n_jobs : int or "auto", default="auto"
-        Threads that read images; changes no result. "auto" is one for arrays and data sets, one a
-        core for files.
+    n_jobs : int, None or "auto", default="auto"
+        Threads that open images; changes no result. "auto" is one for arrays and data sets, and one
+        a core, at most 8, for files and lists; -1 is one a core, None is 1.
     device : str, torch.device or "auto", default="auto"
         Where the networks run.
     random_state : int, RandomState or None, default=None
@@ -108,10 +115,15 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     relative_cluster_sizes_ : ndarray of shape (K,), float64
         N_c K / n_samples of each cluster; 1 is balanced, 0 empty.
     history_ : list of dict
-        An entry an epoch: losses, and occupancy by the labels of that epoch after balancing and
-        (``_plain``) before. Entry 0 is the untrained network by plain inference.
+        An entry an epoch, from 0, the untrained network; NaN where nothing was measured. Losses;
+        ``empty_fraction``, ``largest_relative_size`` and ``effective_clusters`` by plain inference
+        on all training samples (first and last entry); the same with ``_balanced`` and ``_plain``
+        by the labels that the epoch's views got after and before balancing; and
+        ``relabelled_fraction``, the share of labels that balancing changed.
     resolved_params_ : dict
-        Every parameter with "auto" replaced, and what follows from them.
+        Every parameter with "auto" replaced, the seed that was drawn, and what follows from them.
+    sample_names_ : ndarray of shape (n_samples,), str
+        The file of each label; only after fitting a folder or a list of files.
     n_features_in_ : int
         Features of the rows; only after fitting rows.
     image_shape_ : tuple of int
@@ -153,6 +165,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         flip: float | str = "auto",
         epochs: int | str = "auto",
         batch_size: int | str = "auto",
+        head_width: int | str = "auto",
         optimizer: str = "auto",
         learning_rate: float | str = "auto",
         weight_decay: float | tuple[float, float] | str = "auto",
@@ -164,7 +177,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         balancing: str = "linear",
         count_labels: str = "balanced",
         local_in_loss_h: bool = True,
-        n_jobs: int | str = "auto",
+        n_jobs: int | str | None = "auto",
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -180,6 +193,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.flip = flip
         self.epochs = epochs
         self.batch_size = batch_size
+        self.head_width = head_width
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -221,8 +235,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ----------
         X : array, tensor, list, path or data set
             Images: an array or tensor (n, h, w) gray or (n, h, w, c), of uint8, uint16 or floats
-            in [0, 1]; a list of arrays or PIL images of any size; a folder (searched through,
-            no class folders needed); a list of files; or a data set with ``__len__`` and
+            in [0, 1]; a list of arrays or PIL images of any size; a folder (searched through, in
+            natural order, no class folders needed: ``sample_names_`` names the files); a list of
+            files; or a data set with ``__len__`` and
             ``__getitem__`` whose items are an image, a tuple that begins with one, or a dict with
             an entry "image". Or feature vectors: 2-D rows (n, d).
         y : ignored
@@ -241,13 +256,21 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         device = resolve_device(self.device)
+        seed = _seed(self.random_state)
         with _unchanged_on_error(self):
             source = self._open(X, fitting=True)
-            fitted = fit_source(source, parameters, seed=_seed(self.random_state), device=device)
-            if source.kind == "images":
-                self.image_shape_ = tuple(images.typical_shape(source))
+            fitted = fit_source(source, parameters, seed=seed, device=device)
+            if not isinstance(source, images.Rows):
+                self.image_shape_ = fitted.image_shape
                 self.n_channels_ = source.n_channels
-            self._set_fitted(fitted)
+            if source.names is not None:
+                self.sample_names_ = np.array(source.names)
+            run = {
+                "n_jobs": number_of_jobs(self.n_jobs, source),
+                "device": str(device),
+                "random_state": seed,
+            }
+            self._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
         return self
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
@@ -297,7 +320,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         """
         check_is_fitted(self)
         facts = {name: self.__dict__[name] for name in _INPUT_FACTS if name in self.__dict__}
-        save_estimator(path, self.get_params(deep=False), facts, self._fitted)
+        parameters = self.get_params(deep=False)
+        save_estimator(path, parameters, self.resolved_params_, facts, self._fitted)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Self:
@@ -317,16 +341,16 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ValueError
             If it was written by a version that is not known here, or needs ``backbone``.
         """
-        parameters, facts, fitted = load_estimator(path, backbone)
+        parameters, resolved, facts, fitted = load_estimator(path, backbone)
         estimator = cls(**parameters)
         estimator.__dict__.update(facts)
-        estimator._set_fitted(fitted)
+        estimator._set_fitted(fitted, resolved)
         return estimator
 
-    def _set_fitted(self, fitted: Fitted) -> None:
+    def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:
         """Assign everything learned, together."""
         self._fitted = fitted
-        self.resolved_params_ = self.get_params(deep=False) | fitted.settings.as_dict()
+        self.resolved_params_ = resolved
         self.history_ = fitted.history
         self.labels_ = fitted.labels
         self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
@@ -341,7 +365,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 self.__dict__.pop(name, None)
         elif holds_rows == hasattr(self, "image_shape_"):
             came, was = ("2-D rows", "images") if holds_rows else ("images", "2-D rows")
-            raise ValueError(f"X holds {came}, but this {type(self).__name__} was fitted on {was}.")
+            hint = " A single image needs an axis more: X[None]." if holds_rows else ""
+            raise ValueError(
+                f"X holds {came}, but this {type(self).__name__} was fitted on {was}.{hint}"
+            )
         if holds_rows:
             types, least = [np.float32, np.float64], 2 if fitting else 1
             return images.Rows(
@@ -362,7 +389,6 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return inference_inputs(
             source,
             self._fitted.recipe,
-            batch_size=_INFERENCE_BATCH,
             n_jobs=number_of_jobs(self.n_jobs, source),
             device=device,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn_excb import auto, images
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
-from sklearn_excb.history import EpochRecord, filling
+from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
 from sklearn_excb.networks import (
     ClusterNetwork,
@@ -25,7 +26,7 @@ from sklearn_excb.networks import (
     build_networks,
     uses_batch_norm,
 )
-from sklearn_excb.row_views import RowRecipe
+from sklearn_excb.row_views import RowRecipe, row_statistics
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
@@ -47,6 +48,8 @@ class Fitted:
         With the statistics that inference normalises by.
     n_backbone_features : int
         What f gives.
+    image_shape : tuple of int
+        Typical (height, width) of the images; (0, 0) for rows.
     labels : ndarray of shape (n_samples,)
         Of the training samples, by plain inference.
     history : list of dict
@@ -57,6 +60,7 @@ class Fitted:
     settings: auto.Settings
     recipe: ViewRecipe | RowRecipe
     n_backbone_features: int
+    image_shape: tuple[int, int]
     labels: npt.NDArray[np.int64]
     history: list[dict[str, Any]]
 
@@ -67,20 +71,15 @@ class Fitted:
 
 def facts_of(source: images.Source) -> auto.Facts:
     """What the auto rules look at."""
-    short_side = min(images.typical_shape(source)) if source.kind == "images" else 0
-    return auto.Facts(len(source), source.kind, short_side, source.n_channels)
+    height, width = (0, 0) if isinstance(source, images.Rows) else images.typical_shape(source)
+    return auto.Facts(len(source), source.kind, (height, width), source.n_channels)
 
 
 def view_recipe(source: images.Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
     """Views of a fit, with ImageNet's statistics for colour images and measured ones for others."""
-    if source.kind == "rows":
-        rows = source.load(np.arange(len(source)))
-        assert isinstance(rows, Tensor)
-        std, mean = torch.std_mean(rows.double(), dim=0, correction=0)
-        std = torch.where(std > 1e-12, std, 1.0)
-        return RowRecipe(
-            settings.n_global, settings.n_local, mean.float().numpy(), std.float().numpy()
-        )
+    if isinstance(source, images.Rows):
+        mean, std = row_statistics(source.load(np.arange(len(source))))
+        return RowRecipe(settings.n_global, settings.n_local, mean, std)
     colour = source.n_channels == 3
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else images.channel_statistics(source)
     return ViewRecipe(
@@ -105,12 +104,23 @@ def _examples(settings: auto.Settings, kind: str) -> list[Tensor]:
 
 
 @contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside, and leave its global generators as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed torch inside, on every device, and leave its global generators as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _mps_state_kept():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _mps_state_kept() -> Iterator[None]:
+    if not torch.backends.mps.is_available():
+        yield
+        return
+    state = torch.mps.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(state)
 
 
 def fit_source(
@@ -132,7 +142,8 @@ def fit_source(
     facts = facts_of(source)
     if facts.kind == "rows":
         check_rows_parameters(parameters)
-    with own_randomness(seed, device):
+    with ExitStack() as stack:
+        stack.enter_context(own_randomness(seed))
         backbone = build_backbone(
             auto.resolve_backbone(parameters, facts),
             n_channels=facts.n_channels,
@@ -150,44 +161,59 @@ def fit_source(
             source, recipe, settings.batch_size, settings.epochs, seed, n_jobs, device
         )
 
+        bar = stack.enter_context(
+            tqdm(desc="ExCB: starting", unit="img", disable=not parameters["verbose"])
+        )
+
         def labels() -> npt.NDArray[np.int64]:
-            inputs = inference_inputs(source, recipe, batch_size=256, n_jobs=n_jobs, device=device)
+            inputs = inference_inputs(source, recipe, n_jobs=n_jobs, device=device)
             return assign(networks.teacher, inputs, n_samples=len(source))
 
         start_centroids(networks, batches.start(), settings.K, seed=seed)
-        plain = labels()
-        counts = torch.bincount(torch.from_numpy(plain), minlength=settings.K)
-        history: list[dict[str, Any]] = [{"epoch": 0, "loss": float("nan"), **filling(counts)}]
+        last = labels()
+        history = [entry(0, inference=last, n_clusters=settings.K)]
+        bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
         if settings.epochs:
-            history += run(networks, batches, settings, verbose=parameters["verbose"])
-            plain = labels()
-    return Fitted(networks.teacher.cpu().eval(), settings, recipe, n_features, plain, history)
+            history += run(networks, batches, settings, bar)
+            bar.set_description("ExCB: assigning the images")
+            last = labels()
+            history[-1] |= filling(last, settings.K)
+    teacher = networks.teacher.cpu().eval()
+    return Fitted(teacher, settings, recipe, n_features, facts.shape, last, history)
 
 
 def run(
-    networks: StudentTeacher, batches: ViewBatches, settings: auto.Settings, *, verbose: int
+    networks: StudentTeacher, batches: ViewBatches, settings: auto.Settings, bar: tqdm[Any]
 ) -> list[dict[str, Any]]:
-    """Train to the end, keeping an entry an epoch and, if asked, showing progress."""
+    """Train to the end, keeping an entry an epoch and showing progress.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss of an epoch is not finite.
+    """
     sizes = ClusterSizes(
-        settings.K,
-        settings.size_momentum,
-        below=settings.balancing,
-        device=batches.device,
+        settings.K, settings.size_momentum, below=settings.balancing, device=batches.device
     )
     plan = Plan.of(settings, len(batches.source))
     history: list[dict[str, Any]] = []
     record = EpochRecord(settings.K, batches.device)
-    images_in_all = plan.total_steps * settings.batch_size
-    with tqdm(total=images_in_all, unit="img", desc="ExCB", disable=not verbose) as bar:
-        for report in train(networks, sizes, batches, settings, plan, seed=batches.seed):
-            record.add(report)
-            bar.update(settings.batch_size)
-            if (report.step + 1) % plan.steps_per_epoch == 0:
-                history.append(record.summary(report.epoch))
-                record = EpochRecord(settings.K, batches.device)
-                last = history[-1]
-                bar.set_postfix_str(
-                    f"epoch {last['epoch']}/{settings.epochs}, loss {last['loss']:.3f}, "
-                    f"empty {last['empty_fraction_plain']:.1%}"
+    bar.reset(total=plan.total_steps * settings.batch_size)
+    bar.set_description("ExCB")
+    for report in train(networks, sizes, batches, settings, plan, seed=batches.seed):
+        record.add(report)
+        bar.update(settings.batch_size)
+        if (report.step + 1) % plan.steps_per_epoch == 0:
+            history.append(record.summary(report.epoch))
+            record = EpochRecord(settings.K, batches.device)
+            last = history[-1]
+            if not math.isfinite(last["loss"]):
+                raise FloatingPointError(
+                    f"The loss is {last['loss']} in epoch {report.epoch} of {settings.epochs}: the "
+                    f"training diverged. Lower learning_rate, now {settings.learning_rate:g}."
                 )
+            bar.set_postfix_str(
+                f"epoch {report.epoch}/{settings.epochs}, loss {last['loss']:.3f}, "
+                f"empty before balancing {last['empty_fraction_plain']:.1%}"
+            )
     return history

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from sklearn_excb.training import StepReport
 
+_LOSSES = ("loss", "projector_loss", "predictor_loss", "relabelled_fraction")
+_FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
-def filling(counts: torch.Tensor, suffix: str = "") -> dict[str, float]:
-    """Occupancy of the clusters by their counts (K,), under names with a suffix."""
+
+def filling(labels: npt.NDArray[np.int64], n_clusters: int, suffix: str = "") -> dict[str, float]:
+    """Occupancy of the clusters by some labels, under names with a suffix."""
     from evaluation.occupancy import cluster_occupancy
 
-    numbers = np.repeat(np.arange(len(counts)), counts.cpu().numpy())
-    occupancy = cluster_occupancy(numbers, len(counts))
-    return {
-        f"empty_fraction{suffix}": occupancy.empty_fraction,
-        f"largest_relative_size{suffix}": occupancy.largest_relative_size,
-        f"effective_clusters{suffix}": occupancy.effective_clusters,
-    }
+    occupancy = cluster_occupancy(labels, n_clusters)
+    return {name + suffix: getattr(occupancy, name) for name in _FILLINGS}
+
+
+def _of_counts(counts: Tensor, suffix: str) -> dict[str, float]:
+    return filling(np.repeat(np.arange(len(counts)), counts.cpu().numpy()), len(counts), suffix)
+
+
+def entry(
+    epoch: int,
+    *,
+    n_clusters: int,
+    inference: npt.NDArray[np.int64] | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Entry of ``history_``: every key, NaN where nothing was measured.
+
+    Parameters
+    ----------
+    epoch : int
+        0 is the untrained network.
+    n_clusters : int
+        K.
+    inference : ndarray of shape (n_samples,), optional
+        Labels of all training samples by plain inference.
+    measured : mapping, optional
+        Losses and occupancy of the epoch's own labels.
+    """
+    fillings = [name + suffix for suffix in ("", "_balanced", "_plain") for name in _FILLINGS]
+    empty = dict.fromkeys([*_LOSSES, *fillings], float("nan"))
+    plain = {} if inference is None else filling(inference, n_clusters)
+    return {"epoch": epoch, **empty, **(measured or {}), **plain}
 
 
 class EpochRecord:
@@ -52,13 +83,7 @@ class EpochRecord:
 
     def summary(self, epoch: int) -> dict[str, Any]:
         """Entry of ``history_``: means of the losses, occupancy by the epoch's labels."""
-        loss, projector, predictor = (self._losses / self._steps).tolist()
-        return {
-            "epoch": epoch,
-            "loss": loss,
-            "projector_loss": projector,
-            "predictor_loss": predictor,
-            "relabelled_fraction": float(self._changed / self._steps),
-            **filling(self._balanced, ""),
-            **filling(self._plain, "_plain"),
-        }
+        means = [*(self._losses / self._steps).tolist(), float(self._changed / self._steps)]
+        measured = dict(zip(_LOSSES, means, strict=True))
+        measured |= _of_counts(self._balanced, "_balanced") | _of_counts(self._plain, "_plain")
+        return entry(epoch, n_clusters=self._n_clusters, measured=measured)

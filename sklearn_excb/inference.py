@@ -34,7 +34,6 @@ def outputs(
         h(f(x)) as unit rows (B, D); f(x), (B, d); or the cosine similarities z, (B, K).
     """
     teacher.eval()
-    unit = teacher.centroids.unit()
     for batch in batches:
         # matrix kernels treat a remainder of rows differently, in the last bits: pad it away
         padded = F.pad(batch, [0, 0] * (batch.ndim - 1) + [0, -len(batch) % _MULTIPLE])
@@ -42,7 +41,7 @@ def outputs(
         if embedding != "backbone":
             result = F.normalize(teacher.projector(result), dim=-1)
         if embedding == "similarity":
-            result = result @ unit.T
+            result = teacher.centroids(result)
         yield result[: len(batch)].float()
 
 

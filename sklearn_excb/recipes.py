@@ -12,6 +12,7 @@ _PAPER: dict[str, Any] = {
     "n_global": 2,
     "n_local": 6,
     "batch_size": 1024,
+    "head_width": 2048,
     "warmup_epochs": 10,
     "teacher_momentum": 0.996,
     "size_momentum": 0.999,

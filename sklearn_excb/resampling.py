@@ -84,13 +84,13 @@ def _crop_one(image: Tensor, box: Sequence[int], size: int) -> Tensor:
     return F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
 
 
-def crop_resize(images: Tensor | Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crop every image V times and resize the crops to (size, size).
 
     Parameters
     ----------
-    images : Tensor of shape (B, c, h, w), or sequence of B Tensors (c, h, w)
-        uint8, uint16 or float in [0, 1]; the sequence may mix sizes.
+    images : Tensor of shape (B, c, h, w)
+        uint8, uint16 or float in [0, 1].
     boxes : Tensor of shape (V, B, 4), int64
         Top, left, height, width of each crop, inside its image.
     size : int
@@ -100,7 +100,7 @@ def crop_resize(images: Tensor | Sequence[Tensor], boxes: Tensor, size: int) -> 
     -------
     Tensor of shape (V, B, c, size, size), float32 in [0, 1]
     """
-    if isinstance(images, Tensor) and max(images.shape[-2:]) <= _MATRIX_LIMIT:
+    if max(images.shape[-2:]) <= _MATRIX_LIMIT:
         return _crop_stack(images, boxes, size).clamp_(0, 1)
     crops = [
         torch.stack([_crop_one(image, box, size) for image, box in zip(images, view, strict=True)])
@@ -109,17 +109,17 @@ def crop_resize(images: Tensor | Sequence[Tensor], boxes: Tensor, size: int) -> 
     return torch.stack(crops).clamp_(0, 1)
 
 
-def resize_short_side(image: Tensor, size: int) -> Tensor:
-    """Resize an image (c, h, w) so that its short side has ``size`` pixels; float in [0, 1]."""
-    height, width = image.shape[-2:]
+def resize_short_side(images: Tensor, size: int) -> Tensor:
+    """Resize images (B, c, h, w) so that the short side has ``size`` pixels; float in [0, 1]."""
+    height, width = images.shape[-2:]
     short = min(height, width)
     shape = [max(1, round(height * size / short)), max(1, round(width * size / short))]
-    resized = F.interpolate(to_unit(image[None]), size=shape, mode="bicubic", antialias=True)
-    return resized[0].clamp_(0, 1)
+    resized = F.interpolate(to_unit(images), size=shape, mode="bicubic", antialias=True)
+    return resized.clamp_(0, 1)
 
 
-def centre_crop(image: Tensor, size: int) -> Tensor:
-    """Middle (size, size) of an image (c, h, w) that has at least that many pixels a side."""
-    height, width = image.shape[-2:]
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    """Middle (size, size) of images (..., h, w) that have at least that many pixels a side."""
+    height, width = images.shape[-2:]
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[:, top : top + size, left : left + size]
+    return images[..., top : top + size, left : left + size]

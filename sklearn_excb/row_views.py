@@ -8,6 +8,7 @@ an image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,16 @@ class RowRecipe:
 
     n_global: int
     n_local: int
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64]
     noise: float = 0.1
     global_dropout: float = 0.1
     local_dropout: float = 0.3
+
+    def kinds(self) -> list[npt.NDArray[np.int64]]:
+        """Indices of the global and, if there are any, of the local views."""
+        views = np.arange(self.n_global + self.n_local)
+        return [v for v in np.split(views, [self.n_global]) if len(v)]
 
 
 def _draws(
@@ -64,47 +70,54 @@ def make_row_views(
     seed: int,
     epoch: int,
     recipe: RowRecipe,
-) -> list[Tensor]:
-    """Global and, if there are any, local views of a batch of rows.
+    views: npt.NDArray[np.int64],
+) -> Tensor:
+    """Some views of a batch of rows.
 
     Parameters
     ----------
     rows : Tensor of shape (B, d), float32
-        Feature vectors as they came.
+        Standardised feature vectors.
     indices : ndarray of shape (B,)
         Their places in the data set.
     seed, epoch : int
         What the draws are a function of.
     recipe : RowRecipe
-        Strengths and statistics.
+        Strengths.
+    views : ndarray of shape (V,)
+        Which views: 0 to G - 1 are global, G to G + L - 1 local.
 
     Returns
     -------
-    list of Tensors of shapes (G * B, d) and (L * B, d)
+    Tensor of shape (V * B, d)
         The rows of a view are contiguous.
     """
     n_features = rows.shape[1]
-    x = standardize(rows, recipe)
-    n_views = recipe.n_global + recipe.n_local
-    views = np.arange(n_views)
-    u = _draws(seed, epoch, indices, views, _NOISE, n_features)
-    # Box and Muller, two by two: words 0, 1 of each four give the radii, words 2, 3 the angles
-    u = u.reshape(n_views, len(indices), -1, 4)
+    shape = len(views), len(indices), -1
+    u = _draws(seed, epoch, indices, views, _NOISE, n_features).reshape(*shape, 4)
+    # Box and Muller: of each four words, two give radii and two angles, for four normals
     radius, angle = np.sqrt(-2 * np.log1p(-u[..., :2])), 2 * np.pi * u[..., 2:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    noise = normal.reshape(n_views, len(indices), -1)[..., :n_features]
+    noise = normal.reshape(shape)[..., :n_features].astype(np.float32)
     dropout = np.where(views < recipe.n_global, recipe.global_dropout, recipe.local_dropout)
     u = _draws(seed, epoch, indices, views, _DROPOUT, n_features)[..., :n_features]
-    kept = torch.from_numpy(u >= dropout[:, None, None]).to(x.device)
-    noisy = x + recipe.noise * torch.from_numpy(noise.astype(np.float32)).to(x.device)
-    crops = noisy * kept  # (V, B, d)
-    groups = [crops[: recipe.n_global].flatten(0, 1)]
-    if recipe.n_local:
-        groups.append(crops[recipe.n_global :].flatten(0, 1))
-    return groups
+    kept = torch.from_numpy(u >= dropout[:, None, None]).to(rows.device)
+    noisy = rows + recipe.noise * torch.from_numpy(noise).to(rows.device)
+    return (noisy * kept).flatten(0, 1)
 
 
-def standardize(rows: Tensor, recipe: RowRecipe) -> Tensor:
-    """Rows with the training set's mean 0 and standard deviation 1 in each feature."""
-    mean, std = (torch.from_numpy(a).to(rows.device) for a in (recipe.mean, recipe.std))
-    return (rows - mean) / std
+def standardize(rows: npt.NDArray[Any], recipe: RowRecipe) -> Tensor:
+    """Rows with the training set's mean 0 and standard deviation 1 in each feature, float32.
+
+    The difference is taken in float64: features far from zero keep their digits.
+    """
+    standard = (rows.astype(np.float64) - recipe.mean) / recipe.std
+    return torch.from_numpy(standard.astype(np.float32))
+
+
+def row_statistics(
+    rows: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each feature; 1 for features without spread."""
+    mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    return mean, np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)

@@ -197,15 +197,14 @@ def start_centroids(
     """Set the centroids by spherical k-means on projections of one global view.
 
     The network is in training mode: evaluation-mode features of a fresh network lie elsewhere.
-    The pass also warms the teacher's BatchNorm statistics, which inference uses. View 1 serves on
-    even batches, view 2 on odd ones, as in the authors' release.
+    The pass also warms the teacher's BatchNorm statistics, which inference uses.
 
     Parameters
     ----------
     networks : StudentTeacher
         Changed in place.
     batches : iterable of Batch
-        One epoch; at most 500,000 images of it are used.
+        One epoch of one global view; at most 500,000 images of it are used.
     n_clusters : int
         K.
     seed : int
@@ -213,10 +212,8 @@ def start_centroids(
     """
     networks.fitting()
     rows, seen = [], 0
-    for number, batch in enumerate(batches):
-        views = batch.groups[0].unflatten(0, (-1, batch.n_images))
-        view = views[number % min(2, len(views))]
-        rows.append(networks.teacher.project([view]).float().cpu())
+    for batch in batches:
+        rows.append(networks.teacher.project(batch.groups).float().cpu())
         seen += batch.n_images
         if seen >= _START_LIMIT:
             break

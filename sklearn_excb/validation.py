@@ -15,9 +15,13 @@ from sklearn_excb.auto import Facts, Settings
 Check = Callable[[Any], bool]
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _integer(low: int) -> tuple[Check, str]:
     def check(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
+        return _is_integer(value) and value >= low
 
     return check, f"an integer >= {low}"
 
@@ -42,7 +46,7 @@ def _options(*names: str) -> tuple[Check, str]:
 
 
 def _is_decay(value: Any) -> bool:
-    values = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    values = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
     return all(isinstance(v, Real) and not isinstance(v, bool) and float(v) >= 0 for v in values)
 
 
@@ -64,7 +68,7 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "batch_size": _integer(2),
     "optimizer": _options("sgd", "adamw"),
     "learning_rate": _real(0, _INF, open_low=True, open_high=True),
-    "weight_decay": (_is_decay, "a number >= 0, or a tuple of the first and the last"),
+    "weight_decay": (_is_decay, "a number >= 0, or two: the first and the last"),
     "warmup_epochs": _real(0, _INF, open_high=True),
     "teacher_momentum": _real(0, 1),
     "size_momentum": _real(0, 1, open_high=True),
@@ -73,7 +77,11 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "balancing": _options("linear", "exponential"),
     "count_labels": _options("balanced", "plain"),
     "local_in_loss_h": (lambda value: isinstance(value, bool), "True or False"),
-    "n_jobs": _integer(1),
+    "n_jobs": (
+        lambda value: value is None or (_is_integer(value) and value != 0),
+        "None or an integer other than 0",
+    ),
+    "head_width": _integer(1),
     "device": (
         lambda value: isinstance(value, (str, torch.device)),
         "the name of a device or a torch.device",
@@ -147,7 +155,7 @@ def check_sizes(settings: Settings, facts: Facts) -> None:
     if facts.kind == "rows":
         return
     image_size, local_size = settings.image_size, settings.local_size
-    if local_size > image_size:
+    if settings.n_local and local_size > image_size:
         raise ValueError(
             f"local_size={local_size} exceeds image_size={image_size}: local views are smaller "
             'than global ones. Lower local_size, or leave local_size="auto".'
@@ -173,16 +181,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     available = ["cpu", *([accelerator.type] if accelerator else [])]
     if isinstance(device, str) and device == "auto":
         return torch.device(available[-1] if available[-1] in ("cuda", "mps") else "cpu")
+    name = device.lower() if isinstance(device, str) else device
     try:
-        resolved = torch.device(device)
+        resolved = torch.device(name)
     except RuntimeError:
-        near = difflib.get_close_matches(str(device), ["auto", "cpu", "cuda", "mps", "xpu"], 2, 0.4)
-        meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        known = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
+        near = difflib.get_close_matches(str(name), known, 1, 0.4)
+        meant = f" Did you mean {known[near[0]]!r}?" if near else ""
         raise ValueError(
             f"Unknown device {device!r}.{meant} A device is 'auto', 'cpu', 'cuda', 'cuda:1' or "
             "'mps'."
         ) from None
-    if resolved.type not in available:
+    count = 1 if resolved.type == "cpu" else torch.accelerator.device_count()
+    if resolved.type not in available or (resolved.index or 0) >= count:
         raise ValueError(
             f"device={str(device)!r} is not on this machine, which has {' and '.join(available)}. "
             'Choose one of these, or leave device="auto".'

@@ -10,7 +10,7 @@ Axes: ``V`` views of one kind, ``B`` images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sklearn_excb import color
 from sklearn_excb.draws import uniforms
-from sklearn_excb.resampling import crop_resize
 from sklearn_excb.schedules import cosine
 
 FloatArray = npt.NDArray[np.float64]
@@ -64,6 +63,11 @@ class ViewKind:
     blur: tuple[float, ...]
     solarize: tuple[float, ...]
     first: int = 0
+
+    def only(self, view: int) -> ViewKind:
+        """One of the views, with the draws it has among the others."""
+        blur, solarize = (self.blur[view],), (self.solarize[view],)
+        return replace(self, blur=blur, solarize=solarize, first=self.first + view)
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,8 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is done to each view of a batch; arrays of shape (V, B) or (V, B, ...)."""
+    """What is done to each crop of a batch; arrays of shape (V, B) or (V, B, ...)."""
 
-    boxes: npt.NDArray[np.int64]
     flip: npt.NDArray[np.bool_]
     jitter: npt.NDArray[np.bool_]
     jitter_factors: FloatArray
@@ -203,9 +206,8 @@ def draw_views(
     rows: npt.NDArray[np.int64],
     kind: ViewKind,
     recipe: ViewRecipe,
-    shapes: npt.NDArray[np.int64],
 ) -> ViewParameters:
-    """Draw what is done to the views of one kind; a pure function of its arguments."""
+    """Draw what is done to the crops of one kind; a pure function of its arguments."""
     view = kind.first + np.arange(len(kind.blur))[:, None]
 
     def draw(operation: Operation) -> FloatArray:  # (V, B, 4)
@@ -216,7 +218,6 @@ def draw_views(
     factors[..., :3] += 1  # factors around 1; the hue is a shift around 0
     blur, sigma = draw(Operation.BLUR)[..., 0], draw(Operation.BLUR)[..., 1]
     return ViewParameters(
-        boxes=draw_boxes(seed, epoch, rows, kind, shapes),
         flip=draw(Operation.FLIP)[..., 0] < recipe.flip,
         jitter=draw(Operation.JITTER)[..., 0] < recipe.jitter,
         jitter_factors=factors,
@@ -233,15 +234,15 @@ def blur_scale(size: int) -> float:
     return size / 224
 
 
-def make_views(
-    images: Tensor | Sequence[Tensor], parameters: ViewParameters, size: int, recipe: ViewRecipe
+def finish_views(
+    crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRecipe
 ) -> Tensor:
-    """Do to each image what was drawn.
+    """Do to each crop what was drawn.
 
     Parameters
     ----------
-    images : Tensor of shape (B, c, h, w), or sequence of B Tensors (c, h, w)
-        uint8, uint16 or float in [0, 1].
+    crops : Tensor of shape (V, B, c, size, size)
+        Float in [0, 1].
     parameters : ViewParameters
         Of shape (V, B).
     size : int
@@ -254,8 +255,7 @@ def make_views(
     Tensor of shape (V * B, c, size, size), float32
         Normalised; the images of a view are contiguous.
     """
-    boxes = torch.from_numpy(parameters.boxes)
-    crops = crop_resize(images, boxes, size).flatten(0, 1)
+    crops = crops.flatten(0, 1)
     device = crops.device
 
     def rows(chosen: npt.NDArray[np.bool_]) -> Tensor:

@@ -2,13 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.recipes import RECIPES
 
 DEFAULTS = ExCBEstimator().get_params()
-PHOTOS = auto.Facts(auto.IMAGENET, "images", 375, 3)
+PHOTOS = auto.Facts(auto.IMAGENET, "images", (375, 500), 3)
 
 
 def test_resnet_recipe_at_imagenet_scale():
@@ -51,12 +52,13 @@ def test_recipes_are_what_auto_gives_at_imagenet_scale(name):
     list(itertools.product((10, 300, 2_000, 60_000, 10**6), (8, 28, 32, 64, 160, 2_000))),
 )
 def test_rules_give_usable_values(n_samples, short_side):
-    facts = auto.Facts(n_samples, "images", short_side, 3)
+    facts = auto.Facts(n_samples, "images", (short_side, 2 * short_side), 3)
     settings = auto.resolve(DEFAULTS, facts, has_batch_norm=True)
     assert 2 <= settings.K <= n_samples
     assert 2 <= settings.batch_size <= n_samples
     assert settings.epochs * settings.steps_per_epoch(n_samples) >= 100
     assert 16 <= settings.local_size <= settings.image_size <= 224
+    assert all(type(v) in (int, float, str, tuple, bool) for v in settings.as_dict().values())
     assert settings.warmup_epochs < settings.epochs
     assert (
         0
@@ -66,7 +68,7 @@ def test_rules_give_usable_values(n_samples, short_side):
         < 1
     )
     assert 0.9 <= settings.teacher_momentum < 1
-    assert 0.9 <= settings.size_momentum < 1
+    assert 0.5 <= settings.size_momentum < 1
 
 
 def test_rules_grow_with_the_collection():
@@ -95,5 +97,17 @@ def test_what_the_user_says_is_kept():
 
 
 def test_a_batch_never_exceeds_the_collection():
-    facts = auto.Facts(20, "rows", 0, 4)
+    facts = auto.Facts(20, "rows", (0, 0), 4)
     assert auto.resolve(DEFAULTS | {"batch_size": 64}, facts, has_batch_norm=True).batch_size == 20
+
+
+def test_numbers_of_any_kind_become_pythons():
+    said = {"K": np.int64(7), "epochs": np.int32(3), "learning_rate": np.float32(0.5)}
+    said |= {"weight_decay": [np.float32(0.25), 0], "teacher_temperature": np.float32(0.5)}
+    settings = auto.resolve(DEFAULTS | said, PHOTOS, has_batch_norm=True).as_dict()
+    assert settings["weight_decay"] == (0.25, 0.0)
+    assert all(type(v) in (int, float, str, tuple, bool) for v in settings.values())
+
+
+def test_local_views_are_never_larger_than_global_ones():
+    assert [auto.local_size(size) for size in (8, 16, 24, 32, 64, 224)] == [8, 16, 16, 16, 32, 96]

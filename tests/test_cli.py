@@ -46,6 +46,7 @@ def test_fit_then_predict(photos, tmp_path, capsys):
         (["fit", "nowhere", "--out", "{tmp}/run"], "No such folder: nowhere"),
         (["fit", "{photos}", "--out", "{tmp}/run", "--K", "41"], "K=41 exceeds n_samples=40"),
         (["fit", "{photos}", "--out", "{tmp}/run", "--recipe", "paper"], "Unknown recipe 'paper'"),
+        (["fit", "{photos}", "--out", "{photos}/digit 0.png"], "is a file"),
         (["predict", "{tmp}", "{photos}"], "No saved estimator"),
     ],
 )
@@ -57,7 +58,12 @@ def test_errors_of_the_user_are_one_line(words, message, photos, tmp_path, capsy
     assert len(err.splitlines()) == 1
 
 
-def test_an_output_that_cannot_be_written_fails_before_the_work(photos, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["fit", str(photos), "--out", str(tmp_path / "file")]) == 2
-    assert "file" in capsys.readouterr().err
+def test_words_that_are_not_numbers_are_explained(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "photos", "--out", "run", "--K", "many"])
+    assert "'many' is neither a whole number nor \"auto\"" in capsys.readouterr().err
+
+
+def test_a_failed_fit_leaves_no_folder(photos, tmp_path):
+    assert main(["fit", str(photos), "--out", str(tmp_path / "run"), "--K", "41"]) == 2
+    assert not (tmp_path / "run").exists()

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.backbones import RowMLP, SmallCNN
 from sklearn_excb.batches import Batch
 from sklearn_excb.networks import CentroidLayer, build_networks
 from sklearn_excb.schedules import cosine, warmup_cosine
-from sklearn_excb.training import start_centroids
+from sklearn_excb.training import Plan, build_optimizer, set_rates, start_centroids
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_heads_follow_the_backbones_normalisation():
 
 def test_centroids_start_as_means_of_projections(networks):
     generator = torch.Generator().manual_seed(0)
-    batches = [Batch(0, [torch.randn(32, 5, generator=generator)], 16) for _ in range(3)]
+    batches = [Batch(0, [torch.randn(16, 5, generator=generator)], 16) for _ in range(3)]
     start_centroids(networks, batches, 6, seed=0)
     student, teacher = networks.student.centroids.weight, networks.teacher.centroids.weight
     torch.testing.assert_close(teacher.norm(dim=1), torch.ones(6))
@@ -99,3 +100,24 @@ def test_schedules():
     assert rates[7] == pytest.approx(1.05)
     assert rates[10] == pytest.approx(0.1)
     assert warmup_cosine(2.0, 0.1, 0, warmup_steps=0, total_steps=10) == 2.0
+
+
+def test_rates_of_the_published_vit_recipe(networks):
+    chosen = {"optimizer": "adamw", "learning_rate": 2e-3, "epochs": 800, "K": 6}
+    facts = auto.Facts(auto.IMAGENET, "rows", (0, 0), 5)
+    settings = auto.resolve(ExCBEstimator().get_params() | chosen, facts, has_batch_norm=False)
+    optimizer, plan = build_optimizer(networks, settings), Plan(1251, 1251 * 800)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    names = {id(p): name for name, p in networks.student.named_parameters()}
+    weights, undecayed, centroids = (
+        {names[id(p)] for p in group["params"]} for group in optimizer.param_groups
+    )
+    assert centroids == {"centroids.weight"}
+    assert all(name.endswith("weight") for name in weights)
+    assert {"backbone.1.weight", "backbone.0.bias", "predictor.0.weight"} <= undecayed
+    assert len(weights | undecayed | centroids) == len(names)
+    # decay .04 -> .4; of the centroids .4, 1.21 midway, .4 [METHOD.md 6]
+    for position, decay, of_centroids in ((0.0, 0.04, 0.4), (0.5, 0.22, 1.21), (1.0, 0.4, 0.4)):
+        set_rates(optimizer, settings, round(position * plan.total_steps), plan)
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        assert decays == pytest.approx([decay, 0.0, of_centroids])

@@ -163,7 +163,7 @@ def check_steps(n_steps, kind, *, batch_norm=True, **chosen):
         "teacher_momentum": 0.9,
         "size_momentum": 0.9,
     }
-    facts = auto.Facts(B, "rows", 0, 3)
+    facts = auto.Facts(B, "rows", (0, 0), 3)
     settings = auto.resolve(parameters | chosen, facts, has_batch_norm=batch_norm)
     plan = Plan(2, 20)
     optimizer = build_optimizer(networks, settings)

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sklearn_excb import color
 from sklearn_excb.resampling import crop_resize, resize_weights
-from sklearn_excb.views import ViewKind, ViewRecipe, draw_boxes, draw_views, make_views
+from sklearn_excb.views import ViewKind, ViewRecipe, draw_boxes, draw_views, finish_views
 
 IMAGES = torch.rand(6, 3, 21, 17, generator=torch.Generator().manual_seed(0))
 RECIPE = ViewRecipe(32, 16, 2, 4, (0.5, 0.3), 0.1, (0.5,) * 3, (0.25,) * 3, flip=0.5)
@@ -71,7 +71,7 @@ def test_operations_that_mix_colours_leave_other_images_alone(channels):
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_crops_equal_torchvisions_antialiased_bicubic(size):
+def test_crops_equal_torchvisions_antialiased_bicubic(size, monkeypatch):
     boxes = torch.tensor([[[0, 0, 21, 17]] * 6, [[3, 5, 11, 9]] * 6, [[10, 0, 4, 17]] * 6])
     expected = torch.stack(
         [
@@ -81,8 +81,9 @@ def test_crops_equal_torchvisions_antialiased_bicubic(size):
             for box in boxes
         ]
     ).clamp(0, 1)
-    for images in (IMAGES, list(IMAGES)):  # batched matrices, and one by one
-        torch.testing.assert_close(crop_resize(images, boxes, size), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(crop_resize(IMAGES, boxes, size), expected, rtol=0, atol=2e-6)
+    monkeypatch.setattr("sklearn_excb.resampling._MATRIX_LIMIT", 0)  # one by one
+    torch.testing.assert_close(crop_resize(IMAGES, boxes, size), expected, rtol=0, atol=2e-6)
 
 
 def test_integer_pixels_are_scaled_to_the_unit_interval():
@@ -123,9 +124,8 @@ def test_crop_boxes_are_distributed_as_torchvisions(shape, scale):
 
 def test_every_probability_and_strength_is_that_of_the_recipe():
     n = 10_000
-    shapes = np.tile([32, 32], (n, 1))
     kinds = RECIPE.kinds(0.0)
-    views = [draw_views(0, 1, np.arange(n), kind, RECIPE, shapes) for kind in kinds]
+    views = [draw_views(0, 1, np.arange(n), kind, RECIPE) for kind in kinds]
 
     def share(drawn, p):
         assert stats.binomtest(int(drawn.sum()), n, p).pvalue > 1e-3
@@ -149,27 +149,28 @@ def test_every_probability_and_strength_is_that_of_the_recipe():
     assert views[0].solarize[0].sum() == views[1].solarize.sum() == views[1].blur.sum() == 0
 
 
+def views_of(images, rows, kind, *, seed=1, epoch=2):
+    shapes = np.tile(images.shape[-2:], (len(images), 1))
+    boxes = torch.from_numpy(draw_boxes(seed, epoch, rows, kind, shapes))
+    drawn = draw_views(seed, epoch, rows, kind, RECIPE)
+    views = finish_views(crop_resize(images, boxes, kind.size), drawn, kind.size, RECIPE)
+    return views.unflatten(0, (-1, len(images)))
+
+
 def test_a_view_depends_on_its_row_only():
     images = torch.rand(8, 3, 24, 24)
     rows = np.array([5, 90, 3, 41, 7, 8, 77, 0])
-    kind = RECIPE.kinds(0.5)[0]
-    shapes = np.tile([24, 24], (8, 1))
-    whole = make_views(images, draw_views(1, 2, rows, kind, RECIPE, shapes), 32, RECIPE)
-    chosen = [6, 1]
-    drawn = draw_views(1, 2, rows[chosen], kind, RECIPE, shapes[chosen])
-    part = make_views(images[chosen], drawn, 32, RECIPE)
-    whole = whole.unflatten(0, (2, 8))[:, chosen].flatten(0, 1)
-    torch.testing.assert_close(part, whole, rtol=0, atol=1e-6)
+    for kind in RECIPE.kinds(0.5):
+        whole = views_of(images, rows, kind)
+        part = views_of(images[[6, 1]], rows[[6, 1]], kind)
+        torch.testing.assert_close(part, whole[:, [6, 1]], rtol=0, atol=1e-6)
+        alone = views_of(images, rows, kind.only(1))
+        torch.testing.assert_close(alone[0], whole[1], rtol=0, atol=1e-6)
 
 
 def test_views_of_one_image_differ_and_epochs_differ():
-    images, shapes = torch.rand(1, 3, 24, 24), np.array([[24, 24]])
-    kind = RECIPE.kinds(0.5)[1]
-    views = [
-        make_views(images, draw_views(1, e, np.array([0]), kind, RECIPE, shapes), 16, RECIPE)
-        for e in (1, 2)
-    ]
-    crops = torch.cat(views)
+    images, kind = torch.rand(1, 3, 24, 24), RECIPE.kinds(0.5)[1]
+    crops = torch.cat([views_of(images, np.array([0]), kind, epoch=e) for e in (1, 2)])
     distances = torch.cdist(crops.flatten(1), crops.flatten(1)) + torch.eye(len(crops)) * 9
     assert distances.min() > 1e-3
 

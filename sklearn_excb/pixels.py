@@ -1,0 +1,172 @@
+"""One picture, array or tensor as a tensor (c, h, w); what cannot be an image is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sklearn_excb.color import to_gray
+from sklearn_excb.resampling import to_unit
+
+_BLOCK = 1 << 24  # pixels checked at a time
+_MOST_CHANNELS = 16  # more than that is the width of a channels-first image
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names it and says why."""
+
+
+def is_picture(image: Any) -> bool:
+    """Whether it is a PIL image, by what it can do: PIL is imported only where there is one."""
+    return hasattr(image, "convert") and hasattr(image, "mode")
+
+
+def is_gray(picture: Any) -> bool:
+    """Whether a PIL image has no colour."""
+    return picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
+
+
+def image_tensor(image: Any, n_channels: int | None) -> Tensor:
+    """Image as a tensor (c, h, w) of uint8, uint16 or float in [0, 1].
+
+    Parameters
+    ----------
+    image : PIL image, array or Tensor
+        Arrays are (h, w) or (h, w, c). A tensor of three dimensions whose first is 1, 3 or 4 and
+        whose last is not is taken as (c, h, w), the convention of torchvision.
+    n_channels : int or None
+        1 or 3 converts to gray or colour; None keeps what there is (gray pictures gray, others
+        in colour).
+
+    Raises
+    ------
+    ImageError
+        If it is not an image.
+    """
+    if is_picture(image):
+        if n_channels not in (None, 1, 3):
+            raise ImageError(f"a picture is read with 1 or 3 channels, not {n_channels}.")
+        array = _picture_array(image)
+    elif isinstance(image, Tensor):
+        array = tensor_array(image)
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+            array = array.transpose(1, 2, 0)
+    else:
+        array = np.asarray(image)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ImageError(f"an array of shape {array.shape} is not an image (h, w) or (h, w, c).")
+    batch = check_pixels(check_layout(array[None], n_channels))
+    tensor = channels_first(batch)[0]
+    if n_channels == 3 and len(tensor) == 1:
+        return tensor.expand(3, -1, -1)
+    if n_channels == 1 and len(tensor) == 3:
+        return to_gray(to_unit(tensor[None]))[0]
+    return tensor
+
+
+def _picture_array(picture: Any) -> npt.NDArray[Any]:
+    """Pixels of a PIL image, (h, w) or (h, w, 3): nothing clipped, transparency on white."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # 16 bits, or 32 bits that hold 16
+        array = np.asarray(picture)
+        fits = array.min() >= 0 and array.max() <= 65_535
+        return array.astype(np.uint16) if fits else array
+    if picture.mode == "F":
+        return np.asarray(picture)
+    if "A" in picture.mode or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        blended = Image.alpha_composite(white, opaque)
+        return np.array(blended.convert("L" if picture.mode == "LA" else "RGB"))
+    return np.array(picture.convert("L" if is_gray(picture) else "RGB"))
+
+
+def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """Array of a tensor on any device; bfloat16 as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def channels_first(batch: npt.NDArray[Any]) -> Tensor:
+    """Tensor (B, c, h, w) of an array (B, h, w) or (B, h, w, c), in a dtype that torch has."""
+    if np.issubdtype(batch.dtype, np.floating):
+        batch = batch.astype(np.float32, copy=False)
+    batch = np.require(
+        batch.astype(batch.dtype.newbyteorder("="), copy=False), requirements=["C", "W"]
+    )
+    return torch.from_numpy(batch[..., None] if batch.ndim == 3 else batch).permute(0, 3, 1, 2)
+
+
+def check_layout(array: npt.NDArray[Any], n_channels: int | None) -> npt.NDArray[Any]:
+    """Refuse what is not (n, h, w) or (n, h, w, c).
+
+    Raises
+    ------
+    ImageError
+        If it is empty, has other dimensions, or looks channels-first.
+    """
+    if 0 in array.shape:
+        raise ImageError(f"X of shape {array.shape} is empty: there is no image in it.")
+    if array.ndim not in (3, 4):
+        raise ImageError(
+            f"X of shape {array.shape} is not a set of images (n, h, w) or (n, h, w, c), nor of "
+            "2-D rows (n, d)."
+        )
+    if array.ndim == 4 and array.shape[3] > _MOST_CHANNELS and array.shape[3] != n_channels:
+        raise ImageError(
+            f"X of shape {array.shape} looks channels-first, or has {array.shape[3]} channels. "
+            "Pass channels last, (n, h, w, c): X.transpose(0, 2, 3, 1), or X.permute(0, 2, 3, 1) "
+            f"of a tensor; or say n_channels={array.shape[3]}."
+        )
+    return array
+
+
+def check_pixels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Refuse pixels that are not uint8, uint16, bool, or floats in [0, 1].
+
+    Raises
+    ------
+    ImageError
+        With what they are, and what to divide by.
+    """
+    kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if kind == "u" and array.dtype.itemsize <= 2:
+        return array
+    if kind not in "fiu":
+        raise ImageError(
+            f"Pixels of type {array.dtype} are not numbers that an image has. Use uint8, uint16 "
+            "or floats in [0, 1]."
+        )
+    low, high = _range(array)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError(
+            "X contains NaN or infinite pixels. Replace them, np.nan_to_num(X), or leave those "
+            "images out."
+        )
+    if low < 0 or high > 1 or kind != "f":
+        if low < 0:
+            hint = "Shift and scale them: (X - X.min()) / (X.max() - X.min())."
+        elif high <= 255 and kind != "f":
+            hint = "Use X.astype('uint8') if 255 is white, or X / X.max()."
+        else:
+            hint = f"Divide all images by what is white: X / {high:g}, which is X / X.max() here."
+        raise ImageError(
+            f"Pixels of type {array.dtype} run from {low:g} to {high:g}; uint8, uint16 or floats "
+            f"in [0, 1] are needed. {hint}"
+        )
+    return array
+
+
+def _range(array: npt.NDArray[Any]) -> tuple[float, float]:
+    """Smallest and largest pixel, NaN if there is one, a block at a time."""
+    step = max(1, _BLOCK // max(1, array[0].size))
+    blocks = [array[i : i + step] for i in range(0, len(array), step)]
+    lows, highs = [float(b.min()) for b in blocks], [float(b.max()) for b in blocks]
+    return float(np.min(lows)), float(np.max(highs))
