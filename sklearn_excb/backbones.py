@@ -92,11 +92,12 @@ def _timm(name: str, n_channels: int, image_size: int) -> nn.Module:
         known = [*SMALL, *timm.list_models()]
         raise _unknown(name, known)
     options = {"pretrained": False, "num_classes": 0, "in_chans": n_channels}
-    transformer = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": _DROP_PATH}
-    try:  # local views are smaller than global ones: a ViT has to resample its positions
-        return timm.create_model(name, **options, **transformer)
-    except TypeError:  # not a ViT: any size will do
-        return timm.create_model(name, **options)
+    model = timm.create_model(name, **options)
+    if isinstance(model, timm.models.vision_transformer.VisionTransformer):
+        # local views are smaller than global ones: its positions are resampled for them
+        options |= {"img_size": image_size, "dynamic_img_size": True}
+        model = timm.create_model(name, **options, drop_path_rate=_DROP_PATH)
+    return model
 
 
 def _torchvision(name: str, n_channels: int) -> nn.Module:
@@ -159,7 +160,7 @@ def build_backbone(
         If the name is unknown, with the names most like it.
     """
     if isinstance(backbone, nn.Module):
-        return copy.deepcopy(backbone)
+        return copy.deepcopy(backbone).cpu()
     takes_rows, has_rows = backbone == "mlp", image_size is None
     if takes_rows != has_rows:
         takes, came = ("2-D rows", "images") if takes_rows else ("images", "2-D rows")

@@ -251,7 +251,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ------
         ValueError
             If a parameter or the data cannot be used; ``ImageError``, one of its kind, names the
-            image. What was learned before is kept then.
+            image.
+        FloatingPointError
+            If the training diverges. Whatever is raised, what was learned before is kept.
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)

@@ -123,6 +123,39 @@ def _mps_state_kept() -> Iterator[None]:
         torch.mps.set_rng_state(state)
 
 
+def build(
+    parameters: Mapping[str, Any], facts: auto.Facts
+) -> tuple[StudentTeacher, auto.Settings, int]:
+    """Resolve every parameter, and build the networks with fresh weights, on the CPU.
+
+    Returns
+    -------
+    networks : StudentTeacher
+    settings : auto.Settings
+    n_features : int
+        What the backbone gives.
+
+    Raises
+    ------
+    ValueError
+        If parameters and data do not fit together.
+    """
+    if facts.kind == "rows":
+        check_rows_parameters(parameters)
+    backbone = build_backbone(
+        auto.resolve_backbone(parameters, facts),
+        n_channels=facts.n_channels,
+        image_size=auto.resolve_image_size(parameters, facts) or None,
+    )
+    settings = auto.resolve(parameters, facts, has_batch_norm=uses_batch_norm(backbone))
+    check_sizes(settings, facts)
+    n_features = output_dim(backbone, _examples(settings, facts.kind))
+    networks = build_networks(
+        backbone, n_features, n_clusters=settings.K, head_width=settings.head_width
+    )
+    return networks, settings, n_features
+
+
 def fit_source(
     source: images.Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
 ) -> Fitted:
@@ -140,21 +173,10 @@ def fit_source(
         Where the networks run.
     """
     facts = facts_of(source)
-    if facts.kind == "rows":
-        check_rows_parameters(parameters)
     with ExitStack() as stack:
         stack.enter_context(own_randomness(seed))
-        backbone = build_backbone(
-            auto.resolve_backbone(parameters, facts),
-            n_channels=facts.n_channels,
-            image_size=auto.resolve_image_size(parameters, facts) or None,
-        )
-        settings = auto.resolve(parameters, facts, has_batch_norm=uses_batch_norm(backbone))
-        check_sizes(settings, facts)
-        n_features = output_dim(backbone, _examples(settings, facts.kind))
-        networks = build_networks(
-            backbone, n_features, n_clusters=settings.K, head_width=settings.head_width
-        ).to(device)
+        networks, settings, n_features = build(parameters, facts)
+        networks.to(device)
         recipe = view_recipe(source, settings)
         n_jobs = number_of_jobs(parameters["n_jobs"], source)
         batches = ViewBatches(
