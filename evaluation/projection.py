@@ -141,6 +141,8 @@ def project(
 def _tsne(
     rows: NDArray[np.float32], n_components: int, perplexity: float, seed: int | None
 ) -> tuple[Any, str]:
+    if seed is None:  # given None, both would draw from NumPy's global generator
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
     if n_components < 3 and importable("openTSNE"):
         from openTSNE import TSNE
 
@@ -176,7 +178,7 @@ def _umap(
 
 
 def _seed(random_state: RandomState) -> int | None:
-    """One integer for every draw of a call, or None: the global generator is left alone."""
+    """One integer for every draw of a call, or None."""
     if random_state is None:
         return None
     return int(check_random_state(random_state).randint(2**31 - 1))

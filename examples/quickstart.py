@@ -59,8 +59,8 @@ def figures(name, embeddings, y, labels, n_clusters):
 def draw(excb, images, y, kmeans, n_clusters):
     """Occupancy, a map of the embeddings, and a row of images for every cluster."""
     projections, labels = excb.transform(images), excb.labels_
-    figure = plt.figure(figsize=(16, 19), layout="constrained")
-    grid = figure.add_gridspec(2, 1, height_ratios=[1, 1.7])
+    figure = plt.figure(figsize=(16, 18), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=[1, 1.65])
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     curve, flat = top.subplots(1, 2)
     models = {"ExCB": labels, "k-means on pixels": kmeans}

@@ -224,9 +224,10 @@ def _items(X: Any) -> list[Any] | None:
     """List of what a list, a tuple or a 1-D array of objects holds; None for anything else."""
     if isinstance(X, (list, tuple)):
         return list(X)
-    if hasattr(X, "__array__") and not isinstance(X, Tensor) and np.ndim(X) == 1:
+    if hasattr(X, "__array__") and not isinstance(X, Tensor) and getattr(X, "ndim", 1) == 1:
         array = np.asarray(X)
-        return array.tolist() if array.dtype.kind in "OU" else None
+        if array.ndim == 1 and array.dtype.kind in "OU":
+            return array.tolist()
     return None
 
 
