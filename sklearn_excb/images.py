@@ -300,9 +300,17 @@ def _open_list(items: list[Any], n_channels: int | None) -> ItemImages:
 
 def _open_file(name: str) -> Any:
     """Open a picture: its header is read now, its pixels when they are asked for."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    image = Image.open(io.BytesIO(Path(name).read_bytes()))  # so that no file stays open
+    content = Path(name).read_bytes()  # so that no file stays open
+    if not content:
+        raise ImageError("the file is empty.")
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ImageError(
+            "not an image of a format that is known, or its beginning is broken."
+        ) from None
     if image.getexif().get(0x0112, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)

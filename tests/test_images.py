@@ -223,7 +223,10 @@ def test_a_broken_file_is_named_with_the_reason(tmp_path, content):
     folder_of(tmp_path, COLOUR)
     broken = tmp_path / "3.png"
     broken.write_bytes(broken.read_bytes()[:60] if content == "half" else content)
-    with pytest.raises(ImageError, match=r"Image .*3\.png cannot be read: .+"):
+    reason = {b"": "the file is empty", b"not an image": "not an image"}.get(
+        content, "cannot be read"
+    )
+    with pytest.raises(ImageError, match=rf"Image .*3\.png:? {reason}"):
         all_of(open_source(tmp_path))
 
 
