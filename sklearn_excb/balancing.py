@@ -94,6 +94,13 @@ def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 
     return Affine(scale=weight / above, bias=(2.0 - weight) / above - 1.0)
 
 
+def count_labels(labels: Tensor, n_clusters: int) -> Tensor:
+    """Rows a cluster, (K,) int64; unlike bincount it never waits for the device."""
+    flat = labels.flatten()
+    counts = torch.zeros(n_clusters, dtype=torch.int64, device=labels.device)
+    return counts.index_add_(0, flat, torch.ones_like(flat))
+
+
 class ClusterSizes:
     """Running measure of the cluster sizes: an EMA of label frequencies. [METHOD.md 4]
 
@@ -146,7 +153,6 @@ class ClusterSizes:
         labels : Tensor of any shape, int64
             Hard labels of all the teacher's global views of the step, in [0, K).
         """
-        counts = torch.bincount(labels.flatten(), minlength=self.n_clusters)
-        batch_sizes = counts.to(self.sizes.dtype) / labels.numel()
+        batch_sizes = count_labels(labels, self.n_clusters).to(self.sizes.dtype) / labels.numel()
         self.sizes.mul_(self.momentum).add_(batch_sizes, alpha=1.0 - self.momentum)
         self.sizes /= self.sizes.sum()

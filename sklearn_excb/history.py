@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sklearn_excb.balancing import count_labels
 from sklearn_excb.training import StepReport
 
 _LOSSES = ("loss", "projector_loss", "predictor_loss", "relabelled_fraction")
@@ -78,7 +79,7 @@ class EpochRecord:
         self._losses += torch.stack(list(report.loss))
         self._changed += (report.labels != report.plain_labels).float().mean()
         for counts, labels in ((self._balanced, report.labels), (self._plain, report.plain_labels)):
-            counts += torch.bincount(labels.flatten(), minlength=self._n_clusters)
+            counts += count_labels(labels, self._n_clusters)
         self._steps += 1
 
     def summary(self, epoch: int) -> dict[str, Any]:
