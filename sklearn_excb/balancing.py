@@ -14,6 +14,12 @@ from torch import Tensor
 Below = Literal["linear", "exponential"]
 
 
+# Under r in a fit. Without it every row gives every empty cluster exactly 1, and the one with the
+# lowest number takes them all; with it z^B = 1 - 0.001 (1 - z) there: the nearest one does, with no
+# randomness. Nothing else feels it: r falls so low after seven windows of sizes without a label.
+TIE_FLOOR = 1e-3
+
+
 class Affine(NamedTuple):
     """Balanced similarity of a cluster as ``scale * z + bias``; both of shape (K,)."""
 

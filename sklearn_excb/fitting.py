@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb import auto, images
 from sklearn_excb.backbones import build_backbone, output_dim
-from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.balancing import TIE_FLOOR, ClusterSizes
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
@@ -215,7 +215,11 @@ def run(
         If the loss of an epoch is not finite.
     """
     sizes = ClusterSizes(
-        settings.K, settings.size_momentum, below=settings.balancing, device=batches.device
+        settings.K,
+        settings.size_momentum,
+        below=settings.balancing,
+        relative_floor=TIE_FLOOR,
+        device=batches.device,
     )
     plan = Plan.of(settings, len(batches.source))
     history: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sklearn_excb.attention import nearest
 from sklearn_excb.networks import ClusterNetwork
 
 Embedding = Literal["projection", "backbone", "similarity"]
@@ -70,7 +71,8 @@ def assign(
     """Labels of a whole source, (n_samples,): argmax of the plain similarity, not balanced."""
     labels = np.empty(n_samples, dtype=np.int64)
     done = 0
-    for z in outputs(teacher, batches, "similarity"):
-        labels[done : done + len(z)] = z.argmax(dim=-1).cpu().numpy()
-        done += len(z)
+    for rows in outputs(teacher, batches, "projection"):
+        found = nearest(rows, teacher.centroids.weight)
+        labels[done : done + len(rows)] = found.cpu().numpy()
+        done += len(rows)
     return labels

@@ -134,6 +134,8 @@ def train_step(
     )
     projections = student.project(groups)  # (V * B, D)
     predictions = student.predictor(projections)
+    old_gradient = student.centroids.weight.grad  # its memory takes the next one
+    optimizer.zero_grad()
     loss = excb_loss(
         targets,
         projections.unflatten(0, (-1, n_images)),
@@ -141,8 +143,9 @@ def train_step(
         student.centroids.weight,
         temperature=settings.student_temperature,
         local_in_projector_loss=settings.local_in_loss_h,
+        gradient_memory=old_gradient,
     )
-    optimizer.zero_grad()
+    del old_gradient  # held by autograd alone, it becomes .grad without a copy
     loss.total.backward()
     optimizer.step()
 

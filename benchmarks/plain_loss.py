@@ -1,0 +1,74 @@
+"""The loss as it is usually written: every similarity in memory, gradients by autograd.
+
+``per_pair`` follows Algorithm 1 to the letter, a log-softmax for every pair of views. ``per_view``
+is the best of this kind: targets are summed first, one log-softmax a student view. Both take what
+``sklearn_excb.loss`` takes, give what it gives, and are tested against the same reference.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sklearn_excb.balancing import Affine
+from sklearn_excb.loss import Loss
+
+
+@torch.no_grad()
+def targets(
+    projections: Tensor, centroids: Tensor, affine: Affine, *, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities of the teacher (G, B, K), its labels and plain labels (G, B)."""
+    z = F.normalize(projections, dim=-1) @ F.normalize(centroids, dim=-1).T  # (G, B, K)
+    balanced = z * affine.scale + affine.bias
+    probabilities = torch.softmax(balanced / temperature, dim=-1)
+    return probabilities, balanced.argmax(dim=-1), z.argmax(dim=-1)
+
+
+def _similarities(
+    projections: Tensor, predictions: Tensor, centroids: Tensor, n_global: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of h and of g, a (B, K) a view; only those of h's global views reach the centroids."""
+    unit = F.normalize(centroids, dim=-1)
+    detached = unit.detach()
+    of_h = [
+        F.normalize(rows, dim=-1) @ (unit if view < n_global else detached).T
+        for view, rows in enumerate(projections)
+    ]
+    return of_h, [F.normalize(rows, dim=-1) @ detached.T for rows in predictions]
+
+
+def per_pair(
+    p: Tensor, projections: Tensor, predictions: Tensor, centroids: Tensor, *, temperature: float
+) -> Loss:
+    """Algorithm 1: the mean over pairs of views, each with its own log-softmax."""
+    n_global, n_views = len(p), len(projections)
+    of_h, of_g = _similarities(projections, predictions, centroids, n_global)
+
+    def cross_entropy(target: Tensor, z: Tensor) -> Tensor:
+        return -(target * torch.log_softmax(z / temperature, dim=-1)).sum(dim=-1).mean()
+
+    pairs = [(v, u) for v in range(n_global) for u in range(n_views)]
+    in_h = [cross_entropy(p[v], of_h[u]) for v, u in pairs if v != u]
+    in_g = [cross_entropy(p[v], of_g[u]) for v, u in pairs]
+    projector, predictor = torch.stack(in_h).mean(), torch.stack(in_g).mean()
+    return Loss((projector + predictor) / 2, projector, predictor)
+
+
+def per_view(
+    p: Tensor, projections: Tensor, predictions: Tensor, centroids: Tensor, *, temperature: float
+) -> Loss:
+    """One log-softmax a student view, against the sum of the targets that it meets."""
+    n_global, n_views = len(p), len(projections)
+    of_h, of_g = _similarities(projections, predictions, centroids, n_global)
+    every = p.sum(dim=0)  # (B, K)
+
+    def cross_entropy(target: Tensor, z: Tensor) -> Tensor:
+        return -(target * torch.log_softmax(z / temperature, dim=-1)).sum(dim=-1).mean()
+
+    in_h = [cross_entropy(every - p[u] if u < n_global else every, of_h[u]) for u in range(n_views)]
+    in_g = [cross_entropy(every, z) for z in of_g]
+    projector = torch.stack(in_h).sum() / (n_global * (n_views - 1))
+    predictor = torch.stack(in_g).sum() / (n_global * n_views)
+    return Loss((projector + predictor) / 2, projector, predictor)
