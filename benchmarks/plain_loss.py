@@ -1,8 +1,8 @@
 """The loss as it is usually written: every similarity in memory, gradients by autograd.
 
 ``per_pair`` follows Algorithm 1 to the letter, a log-softmax for every pair of views. ``per_view``
-is the best of this kind: targets are summed first, one log-softmax a student view. Both take what
-``sklearn_excb.loss`` takes, give what it gives, and are tested against the same reference.
+is the best of this kind: targets are summed first, one log-softmax a student view. Both give what
+``sklearn_excb.loss.excb_loss`` gives, and the tests hold the three together.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ def _similarities(
     return of_h, [F.normalize(rows, dim=-1) @ detached.T for rows in predictions]
 
 
+def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
+    return -(target * torch.log_softmax(logits, dim=-1)).sum(dim=-1).mean()
+
+
 def per_pair(
     p: Tensor, projections: Tensor, predictions: Tensor, centroids: Tensor, *, temperature: float
 ) -> Loss:
@@ -46,12 +50,9 @@ def per_pair(
     n_global, n_views = len(p), len(projections)
     of_h, of_g = _similarities(projections, predictions, centroids, n_global)
 
-    def cross_entropy(target: Tensor, z: Tensor) -> Tensor:
-        return -(target * torch.log_softmax(z / temperature, dim=-1)).sum(dim=-1).mean()
-
     pairs = [(v, u) for v in range(n_global) for u in range(n_views)]
-    in_h = [cross_entropy(p[v], of_h[u]) for v, u in pairs if v != u]
-    in_g = [cross_entropy(p[v], of_g[u]) for v, u in pairs]
+    in_h = [_cross_entropy(p[v], of_h[u] / temperature) for v, u in pairs if v != u]
+    in_g = [_cross_entropy(p[v], of_g[u] / temperature) for v, u in pairs]
     projector, predictor = torch.stack(in_h).mean(), torch.stack(in_g).mean()
     return Loss((projector + predictor) / 2, projector, predictor)
 
@@ -64,11 +65,9 @@ def per_view(
     of_h, of_g = _similarities(projections, predictions, centroids, n_global)
     every = p.sum(dim=0)  # (B, K)
 
-    def cross_entropy(target: Tensor, z: Tensor) -> Tensor:
-        return -(target * torch.log_softmax(z / temperature, dim=-1)).sum(dim=-1).mean()
-
-    in_h = [cross_entropy(every - p[u] if u < n_global else every, of_h[u]) for u in range(n_views)]
-    in_g = [cross_entropy(every, z) for z in of_g]
+    met = [every - p[u] if u < n_global else every for u in range(n_views)]
+    in_h = [_cross_entropy(t, z / temperature) for t, z in zip(met, of_h, strict=True)]
+    in_g = [_cross_entropy(every, z / temperature) for z in of_g]
     projector = torch.stack(in_h).sum() / (n_global * (n_views - 1))
     predictor = torch.stack(in_g).sum() / (n_global * n_views)
     return Loss((projector + predictor) / 2, projector, predictor)

@@ -172,8 +172,9 @@ class _CrossEntropy(torch.autograd.Function):
             targets,
             rows.flatten(0, 1),
             log_sum_exp[:n_global].flatten(),
-            towards=(rows - rows.sum(dim=0)).flatten(0, 1) * (weight_h / temperature),
-            away=rows.flatten(0, 1) * ((n_global - 1) * weight_h / temperature),
+            towards=(rows - rows.sum(dim=0)).flatten(0, 1),
+            away=(n_global - 1) * rows.flatten(0, 1),
+            weight=weight_h / temperature,
             centroids=centroids,
             lengths=of_centroids,
             temperature=temperature,
@@ -211,6 +212,7 @@ def _through_centroids(
     *,
     towards: Tensor,  # (G * B, D), what the teacher's probabilities multiply
     away: Tensor,  # (G * B, D), what the student's multiply
+    weight: float,
     centroids: Tensor,
     lengths: Tensor,
     temperature: float,
@@ -219,11 +221,13 @@ def _through_centroids(
 ) -> tuple[Tensor, Tensor]:
     """Means p_t C of the teacher's rows, (G * B, D), and the gradient of the centroids, (K, D).
 
-    The gradient of unit centroids is p_t^T towards + p_s^T away; of raw ones, that without its
-    part along the centroid, over the centroid's length.
+    The gradient of unit centroids is (p_t^T towards + p_s^T away) weight; of raw ones, that without
+    its part along the centroid, over the centroid's length. The weight, tiny in large batches,
+    comes last: float16 products would lose it.
     """
     means = torch.zeros_like(rows)
     gradient = torch.empty_like(centroids) if memory is None else memory
+    factor = (weight / lengths)[:, None]  # (K, 1)
     queries, towards, away = (part.to(dtype) for part in (rows / temperature, towards, away))
     for columns in blocks(len(centroids), 2 * len(rows)):
         c = centroids[columns] / lengths[columns, None]  # (n, D)
@@ -235,7 +239,7 @@ def _through_centroids(
         put_product(block, p_t.T, towards)
         add_product(block, p_s.T, away)
         along = torch.linalg.vecdot(block, c)[:, None]
-        block.addcmul_(c, along, value=-1).div_(lengths[columns, None])
+        block.addcmul_(c, along, value=-1).mul_(factor[columns])
     return means, gradient
 
 
@@ -271,7 +275,7 @@ def excb_loss(
         Whether local views take part in the projector's half of the loss.
     gradient_memory : Tensor of shape (K, D), optional
         Overwritten by the gradient of the centroids, like one of an earlier step that nobody
-        needs any more: new memory of that size can cost more than a small batch.
+        needs any more: touching new memory of that size is slow.
 
     Returns
     -------
