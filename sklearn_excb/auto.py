@@ -53,6 +53,8 @@ class Settings:
         Smallest share of the area of a local crop.
     head_width : int
         Hidden width of projector and predictor.
+    micro_batch : int
+        Images that go through the networks at once, at most ``batch_size``.
     """
 
     K: int
@@ -64,6 +66,7 @@ class Settings:
     n_channels: int
     epochs: int
     batch_size: int
+    micro_batch: int
     optimizer: str
     learning_rate: float
     weight_decay: tuple[float, float]
@@ -86,6 +89,11 @@ class Settings:
         if not isinstance(self.backbone, str):
             named["backbone"] = type(self.backbone).__name__
         return named
+
+    @property
+    def inference_batch(self) -> int:
+        """Images that inference takes at once: 256, or fewer where steps are split."""
+        return 256 if self.micro_batch == self.batch_size else min(256, max(32, self.micro_batch))
 
     def steps_per_epoch(self, n_samples: int) -> int:
         """Full batches in an epoch; the last partial one is dropped."""
@@ -265,6 +273,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         n_channels=facts.n_channels,
         epochs=n_epochs,
         batch_size=batch,
+        micro_batch=_micro_batch(parameters["micro_batch"], batch),
         optimizer=kind,
         learning_rate=auto("learning_rate", learning_rate(kind, batch)),
         weight_decay=(float(first), float(last)),
@@ -281,6 +290,11 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         smallest_local=smallest_local(size) if images else 1.0,
         head_width=auto("head_width", head_width(n)),
     )
+
+
+def _micro_batch(chosen: Any, batch_size: int) -> int:
+    """The whole batch, unless fewer are asked for; "auto" is settled where memory is known."""
+    return batch_size if chosen is None or _is_auto(chosen) else min(int(chosen), batch_size)
 
 
 def _is_auto(value: Any) -> bool:

@@ -32,7 +32,6 @@ from sklearn_excb.views import (
 
 Indices = npt.NDArray[np.int64]
 
-_INFERENCE_BATCH = 256
 _MOST_THREADS = 8
 
 
@@ -164,11 +163,16 @@ def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
 
 
 def inference_inputs(
-    source: Source, recipe: ViewRecipe | RowRecipe, *, n_jobs: int, device: torch.device
+    source: Source,
+    recipe: ViewRecipe | RowRecipe,
+    *,
+    batch_size: int,
+    n_jobs: int,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """Whole images, or standardised rows, in batches, in order, on the device."""
-    starts = range(0, len(source), _INFERENCE_BATCH)
-    batches = [np.arange(i, min(i + _INFERENCE_BATCH, len(source))) for i in starts]
+    starts = range(0, len(source), batch_size)
+    batches = [np.arange(i, min(i + batch_size, len(source))) for i in starts]
     with Parallel(n_jobs, backend="threading") as parallel:
         for rows in batches:
             if isinstance(source, Rows):

@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("folder", help="folder of images, searched through")
     fit.add_argument("--out", required=True, help="folder for the fitted estimator")
     fit.add_argument("--recipe", help="start from a named recipe")
-    for name in ("K", "epochs", "image-size", "batch-size"):
+    for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
         fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
     fit.add_argument("--backbone", help='"auto", "cnn", a timm or a torchvision: model')
     fit.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
@@ -46,7 +46,10 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
 
-    names = ("K", "epochs", "image_size", "batch_size", "backbone", "device", "random_state")
+    names = (
+        *("K", "epochs", "image_size", "batch_size", "micro_batch"),
+        *("backbone", "device", "random_state"),
+    )
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
     }

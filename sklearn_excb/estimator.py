@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from sklearn_excb import images
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
-from sklearn_excb.fitting import Fitted, fit_source
+from sklearn_excb.devices import resolve_device
+from sklearn_excb.fitting import Fitted, fit_source, memory_of
 from sklearn_excb.inference import Embedding, assign, embed
+from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.recipes import recipe
-from sklearn_excb.validation import check_parameters, resolve_device
+from sklearn_excb.validation import check_parameters
 
 _INPUT_FACTS = (
     "n_features_in_",
@@ -71,6 +73,12 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Passes over the images. 0 leaves the network untrained and only starts the centroids.
     batch_size : int or "auto", default="auto"
         Images a step, at most ``n_samples``; the last partial batch of an epoch is dropped.
+    micro_batch : int, None or "auto", default=None
+        Images that go through the networks at once: a step is taken in parts of at most as many,
+        whose gradients add up, to save memory. What changes are the statistics of BatchNorm, which
+        are those of a part (every predictor begins with BatchNorm), and draws of dropout. None is
+        the whole batch; "auto" the whole batch where it fits the device, else the largest of its
+        halves, quarters, ... that does, by :meth:`estimate_memory`.
     head_width : int or "auto", default="auto"
         Hidden units of projector and predictor.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
@@ -165,6 +173,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         flip: float | str = "auto",
         epochs: int | str = "auto",
         batch_size: int | str = "auto",
+        micro_batch: int | str | None = None,
         head_width: int | str = "auto",
         optimizer: str = "auto",
         learning_rate: float | str = "auto",
@@ -193,6 +202,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.flip = flip
         self.epochs = epochs
         self.batch_size = batch_size
+        self.micro_batch = micro_batch
         self.head_width = head_width
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -274,6 +284,36 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             }
             self._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
         return self
+
+    def estimate_memory(self, X: Any) -> MemoryEstimate:
+        """Estimate what :meth:`fit` would take in memory, a component at a time, without fitting.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`. For images that are elsewhere, an array that takes no memory itself
+            will do: ``np.broadcast_to(np.uint8(0), (n, h, w, 3))``.
+
+        Returns
+        -------
+        MemoryEstimate
+            ``print`` it, or see its ``peak``, ``components``, ``phases`` and ``needed``, in bytes.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used, or the backbone cannot be followed without
+            running it.
+
+        Notes
+        -----
+        A step of training runs on fake tensors, which hold nothing, with every tensor counted
+        while it lives. Where images are made from files, those of a few are made.
+        """
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        source = type(self)(**parameters)._open(X, fitting=True)
+        return memory_of(source, parameters, resolve_device(self.device))
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
         """Cluster of each sample: the centroid most similar to its projection.
@@ -391,6 +431,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return inference_inputs(
             source,
             self._fitted.recipe,
+            batch_size=self._fitted.settings.inference_batch,
             n_jobs=number_of_jobs(self.n_jobs, source),
             device=device,
         )

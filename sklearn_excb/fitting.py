@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from sklearn_excb import auto, images
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.balancing import TIE_FLOOR, ClusterSizes
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
+from sklearn_excb.devices import available_memory
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
+from sklearn_excb.memory import MemoryEstimate, estimate_memory, fit_into, warn_if_short
 from sklearn_excb.networks import (
     ClusterNetwork,
     StudentTeacher,
@@ -156,6 +159,62 @@ def build(
     return networks, settings, n_features
 
 
+def _prepare(
+    source: images.Source, parameters: Mapping[str, Any], seed: int, device: torch.device
+) -> tuple[StudentTeacher, auto.Settings, int, ViewBatches]:
+    """What :func:`build` gives, and the batches of the fit."""
+    networks, settings, n_features = build(parameters, facts_of(source))
+    batches = ViewBatches(
+        source,
+        view_recipe(source, settings),
+        settings.batch_size,
+        settings.epochs,
+        seed,
+        number_of_jobs(parameters["n_jobs"], source),
+        device,
+    )
+    return networks, settings, n_features, batches
+
+
+def memory_of(
+    source: images.Source, parameters: Mapping[str, Any], device: torch.device
+) -> MemoryEstimate:
+    """What a fit of the source would take in memory; ``micro_batch="auto"`` is settled by it."""
+    with own_randomness(0):
+        networks, settings, _, batches = _prepare(source, parameters, 0, device)
+        return _settle_memory(networks, settings, batches, parameters)[1]
+
+
+def _settle_memory(
+    networks: StudentTeacher,
+    settings: auto.Settings,
+    batches: ViewBatches,
+    parameters: Mapping[str, Any],
+) -> tuple[auto.Settings, MemoryEstimate]:
+    if parameters["micro_batch"] == "auto":
+        return fit_into(available_memory(batches.device), networks, settings, batches)
+    return settings, estimate_memory(networks, settings, batches)
+
+
+def _within_memory(
+    networks: StudentTeacher,
+    settings: auto.Settings,
+    batches: ViewBatches,
+    parameters: Mapping[str, Any],
+) -> auto.Settings:
+    """Settle the micro-batch, say what the fit will take, and warn if the device has less."""
+    try:
+        settings, estimate = _settle_memory(networks, settings, batches, parameters)
+    except ValueError:
+        if parameters["micro_batch"] == "auto":
+            raise
+        return settings  # a backbone that cannot be followed can still be trained
+    if parameters["verbose"]:
+        tqdm.write(f"ExCB: {estimate}", file=sys.stderr)
+    warn_if_short(estimate, available_memory(batches.device), batches.device)
+    return settings
+
+
 def fit_source(
     source: images.Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
 ) -> Fitted:
@@ -172,26 +231,27 @@ def fit_source(
     device : torch.device
         Where the networks run.
     """
-    facts = facts_of(source)
     with ExitStack() as stack:
         stack.enter_context(own_randomness(seed))
-        networks, settings, n_features = build(parameters, facts)
+        networks, settings, n_features, batches = _prepare(source, parameters, seed, device)
+        settings = _within_memory(networks, settings, batches, parameters)
         networks.to(device)
-        recipe = view_recipe(source, settings)
-        n_jobs = number_of_jobs(parameters["n_jobs"], source)
-        batches = ViewBatches(
-            source, recipe, settings.batch_size, settings.epochs, seed, n_jobs, device
-        )
 
         bar = stack.enter_context(
             tqdm(desc="ExCB: starting", unit="img", disable=not parameters["verbose"])
         )
 
         def labels() -> npt.NDArray[np.int64]:
-            inputs = inference_inputs(source, recipe, n_jobs=n_jobs, device=device)
+            inputs = inference_inputs(
+                source,
+                batches.recipe,
+                batch_size=settings.inference_batch,
+                n_jobs=batches.n_jobs,
+                device=device,
+            )
             return assign(networks.teacher, inputs, n_samples=len(source))
 
-        start_centroids(networks, batches.start(), settings.K, seed=seed)
+        start_centroids(networks, batches.start(), settings, seed=seed)
         last = labels()
         history = [entry(0, inference=last, n_clusters=settings.K)]
         bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
@@ -201,7 +261,8 @@ def fit_source(
             last = labels()
             history[-1] |= filling(last, settings.K)
     teacher = networks.teacher.cpu().eval()
-    return Fitted(teacher, settings, recipe, n_features, facts.shape, last, history)
+    shape = facts_of(source).shape
+    return Fitted(teacher, settings, batches.recipe, n_features, shape, last, history)
 
 
 def run(

@@ -17,14 +17,14 @@ from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import Batch
 from sklearn_excb.centroids import spherical_kmeans
-from sklearn_excb.loss import Loss, excb_loss, teacher_targets
+from sklearn_excb.loss import Loss, Targets, excb_loss, teacher_targets
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.schedules import cosine, warmup_cosine
 
 _LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
 _CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine
 _SGD_MOMENTUM = 0.9
-_START_LIMIT = 500_000  # projections that the k-means of the start looks at
+START_LIMIT = 500_000  # projections that the k-means of the start looks at
 
 
 class StepReport(NamedTuple):
@@ -97,6 +97,53 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int, p
         group["weight_decay"] = decay * cosine(first, last, position)
 
 
+def split(
+    groups: Sequence[Tensor], n_images: int, most: int
+) -> Iterator[tuple[list[Tensor], float]]:
+    """Cut a batch into near-equal parts of at most ``most`` images, each with its share of them.
+
+    A batch that is not larger is its only part, without a copy.
+    """
+    n_parts = -(-n_images // most)
+    cut = [group.unflatten(0, (-1, n_images)).tensor_split(n_parts, dim=1) for group in groups]
+    for part in zip(*cut, strict=True):
+        yield [views.flatten(0, 1) for views in part], part[0].shape[1] / n_images
+
+
+def _loss_of(
+    networks: StudentTeacher,
+    sizes: ClusterSizes,
+    groups: Sequence[Tensor],
+    settings: Settings,
+    gradient_memory: Tensor | None,
+) -> tuple[Loss, Targets]:
+    """Loss of a batch, or of a part of it, and the teacher's targets."""
+    student, teacher = networks.student, networks.teacher
+    assert student.predictor is not None
+    n_images = len(groups[0]) // settings.n_global
+
+    with torch.no_grad():
+        teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
+    targets = teacher_targets(
+        teacher_rows,
+        teacher.centroids.weight,
+        sizes.affine(),
+        temperature=settings.teacher_temperature,
+    )
+    projections = student.project(groups)  # (V * B, D)
+    predictions = student.predictor(projections)
+    loss = excb_loss(
+        targets,
+        projections.unflatten(0, (-1, n_images)),
+        predictions.unflatten(0, (-1, n_images)),
+        student.centroids.weight,
+        temperature=settings.student_temperature,
+        local_in_projector_loss=settings.local_in_loss_h,
+        gradient_memory=gradient_memory,
+    )
+    return loss, targets
+
+
 def train_step(
     networks: StudentTeacher,
     sizes: ClusterSizes,
@@ -113,7 +160,8 @@ def train_step(
     groups : sequence of Tensors
         Global views (G * B, ...), then local views (L * B, ...), if any.
     n_images : int
-        B.
+        B. In parts of ``settings.micro_batch`` images their gradients add up to those of the whole
+        batch, but BatchNorm sees a part only.
 
     Returns
     -------
@@ -121,38 +169,22 @@ def train_step(
     labels, plain_labels : Tensors of shape (G, B)
         The teacher's, after and before balancing.
     """
-    student, teacher = networks.student, networks.teacher
-    assert student.predictor is not None
-
-    with torch.no_grad():
-        teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
-    targets = teacher_targets(
-        teacher_rows,
-        teacher.centroids.weight,
-        sizes.affine(),
-        temperature=settings.teacher_temperature,
-    )
-    projections = student.project(groups)  # (V * B, D)
-    predictions = student.predictor(projections)
-    old_gradient = student.centroids.weight.grad  # its memory takes the next one
+    memory = networks.student.centroids.weight.grad  # the old gradient's takes the next one
     optimizer.zero_grad()
-    loss = excb_loss(
-        targets,
-        projections.unflatten(0, (-1, n_images)),
-        predictions.unflatten(0, (-1, n_images)),
-        student.centroids.weight,
-        temperature=settings.student_temperature,
-        local_in_projector_loss=settings.local_in_loss_h,
-        gradient_memory=old_gradient,
-    )
-    del old_gradient  # held by autograd alone, it becomes .grad without a copy
-    loss.total.backward()
+    losses, targets = [], []
+    for part, share in split(groups, n_images, settings.micro_batch):
+        loss, seen = _loss_of(networks, sizes, part, settings, memory)
+        memory = None  # held by autograd alone, it becomes .grad without a copy
+        (share * loss.total).backward()
+        losses.append(share * torch.stack(loss).detach())
+        targets.append(seen)
     optimizer.step()
 
     networks.update_teacher(teacher_momentum)
-    balanced = settings.count_labels == "balanced"
-    sizes.update(targets.labels if balanced else targets.plain_labels)
-    return Loss(*(part.detach() for part in loss)), targets.labels, targets.plain_labels
+    labels = torch.cat([seen.labels for seen in targets], dim=1)
+    plain_labels = torch.cat([seen.plain_labels for seen in targets], dim=1)
+    sizes.update(labels if settings.count_labels == "balanced" else plain_labels)
+    return Loss(*torch.stack(losses).sum(dim=0)), labels, plain_labels
 
 
 def train(
@@ -195,7 +227,7 @@ def train(
 
 @torch.no_grad()
 def start_centroids(
-    networks: StudentTeacher, batches: Iterable[Batch], n_clusters: int, *, seed: int
+    networks: StudentTeacher, batches: Iterable[Batch], settings: Settings, *, seed: int
 ) -> None:
     """Set the centroids by spherical k-means on projections of one global view.
 
@@ -208,18 +240,19 @@ def start_centroids(
         Changed in place.
     batches : iterable of Batch
         One epoch of one global view; at most 500,000 images of it are used.
-    n_clusters : int
-        K.
+    settings : Settings
+        Of the fit.
     seed : int
         Of the first centroids.
     """
     networks.fitting()
     rows, seen = [], 0
     for batch in batches:
-        rows.append(networks.teacher.project(batch.groups).float().cpu())
+        for part, _ in split(batch.groups, batch.n_images, settings.micro_batch):
+            rows.append(networks.teacher.project(part).float().cpu())
         seen += batch.n_images
-        if seen >= _START_LIMIT:
+        if seen >= START_LIMIT:
             break
-    start = spherical_kmeans(torch.cat(rows).numpy(), n_clusters, seed=seed)
+    start = spherical_kmeans(torch.cat(rows).numpy(), settings.K, seed=seed)
     networks.teacher.centroids.weight.copy_(torch.from_numpy(start.unit))
     networks.student.centroids.weight.copy_(torch.from_numpy(start.means))

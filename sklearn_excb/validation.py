@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -66,6 +65,10 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "flip": _real(0, 1),
     "epochs": _integer(0),
     "batch_size": _integer(2),
+    "micro_batch": (
+        lambda value: value is None or (_is_integer(value) and value >= 2),
+        "None or an integer >= 2",
+    ),
     "optimizer": _options("sgd", "adamw"),
     "learning_rate": _real(0, _INF, open_low=True, open_high=True),
     "weight_decay": (_is_decay, "a number >= 0, or two: the first and the last"),
@@ -167,35 +170,3 @@ def check_sizes(settings: Settings, facts: Facts) -> None:
             f"four times: the images are smaller than the crop. Lower image_size to {largest} or "
             'less, or leave image_size="auto".'
         )
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Device by its name; "auto" is CUDA where there is one, else Apple's MPS, else the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, with the names most like it, or the device is not there.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    available = ["cpu", *([accelerator.type] if accelerator else [])]
-    if isinstance(device, str) and device == "auto":
-        return torch.device(available[-1] if available[-1] in ("cuda", "mps") else "cpu")
-    name = device.lower() if isinstance(device, str) else device
-    try:
-        resolved = torch.device(name)
-    except RuntimeError:
-        known = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "mps": "mps"}
-        near = difflib.get_close_matches(str(name), known, 1, 0.4)
-        meant = f" Did you mean {known[near[0]]!r}?" if near else ""
-        raise ValueError(
-            f"Unknown device {device!r}.{meant} A device is 'auto', 'cpu', 'cuda', 'cuda:1' or "
-            "'mps'."
-        ) from None
-    count = 1 if resolved.type == "cpu" else torch.accelerator.device_count()
-    if resolved.type not in available or (resolved.index or 0) >= count:
-        raise ValueError(
-            f"device={str(device)!r} is not on this machine, which has {' and '.join(available)}. "
-            'Choose one of these, or leave device="auto".'
-        )
-    return resolved

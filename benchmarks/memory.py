@@ -1,0 +1,97 @@
+"""What fits take in memory against what ``estimate_memory`` says of them, on this device.
+
+    python -m benchmarks.memory
+
+Each fit runs in a process of its own, after a small one that starts libraries and threads. Printed
+are its peak above what the process held before it, the estimate of its tensors, and the share of
+``needed`` (the estimate with its margin) that the fit took: it should come near 1 from below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.loss import resident
+from sklearn_excb import ExCBEstimator
+
+# parameters, and shape of the images or rows; a fit of two steps
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "rows of 512, K = 20,000": ({"K": 20_000, "batch_size": 512}, (20_000, 512)),
+    "digits": ({"K": 78, "batch_size": 64}, (1_500, 8, 8)),
+    "small CNN at 32 px": ({"K": 100, "batch_size": 256}, (512, 32, 32, 3)),
+    "ResNet-18 at 64 px": ({"K": 100, "batch_size": 64}, (128, 64, 64, 3)),
+    "ResNet-18, in parts of 8": (
+        {"K": 100, "batch_size": 64, "micro_batch": 8},
+        (128, 64, 64, 3),
+    ),
+    "ViT-S/16 at 224 px": (
+        {"K": 16, "batch_size": 8, "backbone": "vit_small_patch16_224", "image_size": 224},
+        (16, 256, 256, 3),
+    ),
+    "ResNet-50 at 224 px": (
+        {"K": 32, "batch_size": 16, "backbone": "resnet50", "image_size": 224},
+        (32, 256, 256, 3),
+    ),
+}
+
+
+def images(shape: tuple[int, ...]) -> np.ndarray:
+    """Noise: rows, or images of uint8."""
+    generator = np.random.default_rng(0)
+    if len(shape) == 2:
+        return generator.standard_normal(shape, dtype=np.float32)
+    return generator.integers(0, 256, shape, dtype=np.uint8)
+
+
+def measure(name: str, device: str) -> dict[str, float]:
+    """Peak of a fit of one epoch, and the estimate, in MB, of this process."""
+    parameters, shape = CASES[name]
+    X = images(shape)
+    ExCBEstimator(K=2, epochs=1, batch_size=4, device=device).fit(images((8, 8, 8)))
+    excb = ExCBEstimator(epochs=1, random_state=0, device=device, **parameters)
+    if device == "cpu":
+        before = resident("VmRSS")
+        excb.fit(X)
+        taken = resident("VmHWM") - before
+    else:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved() / 2**20
+        excb.fit(X)
+        taken = torch.cuda.max_memory_reserved() / 2**20 - before
+    estimate = excb.estimate_memory(X)
+    return {
+        "taken": taken,
+        "peak": estimate.peak / 2**20,
+        "needed": estimate.needed / 2**20,
+    }
+
+
+def main() -> None:
+    """Print a line a case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.of:
+        print(json.dumps(measure(arguments.of, arguments.device)))
+        return
+    print(f"{'':28}{'taken':>8}{'tensors':>9}{'taken / needed':>16}   MB")
+    for name in CASES:
+        command = [sys.executable, "-m", "benchmarks.memory", "--of", name]
+        command += ["--device", arguments.device]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        mb = json.loads(done.stdout)
+        share = mb["taken"] / mb["needed"]
+        print(f"{name:28}{mb['taken']:8.0f}{mb['peak']:9.0f}{share:16.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

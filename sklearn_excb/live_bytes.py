@@ -1,0 +1,94 @@
+"""Bytes of tensors from birth to death, and networks of fake tensors to run for counting them."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors born inside, by kind, while they live.
+
+    Torch's own ``MemTracker`` refuses frozen parameters, and networks called twice in a step.
+
+    Parameters
+    ----------
+    kind : str
+        Of tensors born inside, until :meth:`count` calls them something else.
+
+    Attributes
+    ----------
+    now : Counter
+        Bytes of each kind.
+    at_peak : dict of str to int
+        The same, when the sum was largest.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.now: Counter[str] = Counter()
+        self.at_peak: dict[str, int] = {}
+        self._born = kind
+        self._kinds: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all kinds together, when they were most."""
+        return sum(self.at_peak.values())
+
+    def count(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Count tensors as of a kind from now on."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage in self._kinds:
+                self.now[self._kinds[storage][0]] -= storage.nbytes()
+                self._kinds[storage][0] = kind
+            else:
+                known = self._kinds[storage] = [kind]
+                weakref.finalize(storage, self._forget, storage.nbytes(), known)
+            self.now[kind] += storage.nbytes()
+        if self.now.total() > self.peak:
+            self.at_peak = dict(self.now)
+
+    def _forget(self, size: int, kind: list[str]) -> None:
+        self.now[kind[0]] -= size
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = (leaf for leaf in tree_iter(result) if isinstance(leaf, Tensor))
+        self.count((t for t in tensors if t.untyped_storage() not in self._kinds), self._born)
+        return result
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors, those that share their memory once."""
+    storages = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@contextmanager
+def fake(network: Network) -> Iterator[Network]:
+    """Give a copy of a network that holds nothing; all tensors made inside are fake as well."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors_of(network)}
+        with torch.random.fork_rng(devices=[]):
+            yield copy.deepcopy(network, fakes)

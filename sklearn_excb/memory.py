@@ -1,0 +1,277 @@
+"""What a fit takes in memory, a component at a time, before it starts.
+
+The step that will be trained is run on fake tensors, which have shapes and hold nothing, while the
+bytes of all that live are counted. So the figures are those of the code itself, with any backbone,
+and cost a second or so and no memory.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sklearn_excb.attention import nearest
+from sklearn_excb.auto import Settings
+from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.batches import ViewBatches, inference_inputs
+from sklearn_excb.inference import outputs
+from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
+from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
+from sklearn_excb.training import START_LIMIT, Plan, build_optimizer, set_rates, train_step
+
+Bytes = dict[str, int]
+Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
+
+_MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
+_SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
+_FLOAT = 4  # bytes
+_FEW = 16  # images whose views are made, to see what making them takes
+
+_PHASES = {
+    "start": "embedding the images for the first centroids",
+    "k-means": "finding the first centroids",
+    "views": "making the views of a step",
+    "step": "a training step",
+    "labels": "assigning the images",
+}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of the tensors that live at the peak of each phase of a fit.
+
+    They are those on the device that trains, beyond the images themselves.
+
+    Attributes
+    ----------
+    phases : mapping of str to mapping of str to int
+        Bytes of each component in each phase: "start" (embedding the images for the first
+        centroids) and, on a CPU, "k-means" (finding them); "views" (making those of a step) and
+        "step"; "labels" (assigning the images). Components of a step are "networks" (student and
+        teacher), "centroids" (of both), "optimizer" (its momenta), "gradients", "views" and
+        "activations" (all else; most of it is kept for the backward pass).
+    micro_batch : int
+        Images that go through the networks at once.
+    """
+
+    phases: Mapping[str, Mapping[str, int]]
+    micro_batch: int
+
+    @property
+    def phase(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def components(self) -> Mapping[str, int]:
+        """Bytes of each component in that phase."""
+        return self.phases[self.phase]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all components in that phase."""
+        return sum(self.components.values())
+
+    @property
+    def needed(self) -> int:
+        """Bytes to have free: the peak, a quarter for the allocator, and .3 GB for libraries.
+
+        Fits on a CPU took .3 to .9 of it, .8 to .9 from half a gigabyte on
+        (``python -m benchmarks.memory``); on accelerators it is not measured.
+        """
+        return round(self.peak * _MARGIN) + _LIBRARIES
+
+    def __str__(self) -> str:
+        largest = sorted(self.components.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{name} {readable(size)}" for name, size in largest)
+        return f"{readable(self.peak)} at the peak, {_PHASES[self.phase]}: {parts}."
+
+
+def readable(n_bytes: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 0.95e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def estimate_memory(
+    networks: StudentTeacher, settings: Settings, batches: ViewBatches
+) -> MemoryEstimate:
+    """Bytes at the peak of each phase of a fit.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        On the CPU; not changed.
+    settings : Settings
+        Of the fit.
+    batches : ViewBatches
+        Of the fit. The views of a few images are made, to see what that takes.
+
+    Returns
+    -------
+    MemoryEstimate
+
+    Raises
+    ------
+    ValueError
+        If the backbone does what fake tensors cannot follow, such as looking at a value.
+    """
+    few = replace(
+        batches,
+        batch_size=min(batches.batch_size, _FEW),
+        n_epochs=1,
+        n_jobs=1,
+        device=torch.device("cpu"),
+    )
+    shapes, making_views = _making_views(few)
+    image, making_images = _making_images(few)
+    B, n_inference = settings.batch_size, min(len(batches.source), settings.inference_batch)
+    try:
+        trained, step = _step(networks, settings, shapes)
+        start = _start(networks, settings, shapes[0])
+        labels = _labels(networks, [n_inference, *image])
+    except Exception as error:  # whatever a module of the user's own does
+        raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
+
+    centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
+    held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
+    views = {"views": B * sum(map(math.prod, shapes)) * _FLOAT}
+    one_view = {"views": B * math.prod(shapes[0][1:]) * _FLOAT}
+    phases = {
+        "start": held | one_view | {"activations": start},
+        "labels": held | {"images": n_inference * making_images, "activations": labels},
+    }
+    if settings.epochs:
+        phases["views"] = held | trained | views | {"making views": B * making_views}
+        phases["step"] = held | views | step
+    if batches.device.type == "cpu":  # projections are kept there, and k-means runs there
+        n_rows = min(len(batches.source), START_LIMIT)
+        phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
+        phases["k-means"] = held | _k_means(n_rows, settings.K)
+    return MemoryEstimate(phases, settings.micro_batch)
+
+
+def fit_into(
+    available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
+) -> tuple[Settings, MemoryEstimate]:
+    """Halve the micro-batch until a fit fits, or until halving it further cannot help.
+
+    Parameters
+    ----------
+    available : int
+        Bytes that the device has left.
+    networks, settings, batches
+        As in :func:`estimate_memory`.
+    """
+    estimate = estimate_memory(networks, settings, batches)
+    while (
+        estimate.needed > available
+        and estimate.phase != "views"  # which are those of the whole batch
+        and settings.micro_batch > _SMALLEST_PART
+    ):
+        smaller = max(_SMALLEST_PART, -(-settings.micro_batch // 2))
+        settings = replace(settings, micro_batch=smaller)
+        estimate = estimate_memory(networks, settings, batches)
+    return settings, estimate
+
+
+def warn_if_short(estimate: MemoryEstimate, available: int, device: torch.device) -> None:
+    """Warn of a fit for which the device has too little memory left."""
+    if estimate.needed <= available:
+        return
+    split = ', split the steps with micro_batch="auto"' if estimate.phase == "step" else ""
+    warnings.warn(
+        f"This fit needs about {readable(estimate.needed)}, and {device} has "
+        f"{readable(available)} left. Its tensors take {estimate} Lower batch_size or "
+        f"image_size{split}, or choose a smaller backbone.",
+        stacklevel=5,  # whoever called fit
+    )
+
+
+def _making_views(few: ViewBatches) -> tuple[list[Shape], int]:
+    """Shapes of the views of an image, one a resolution, and bytes an image to make them."""
+    counted = LiveBytes("views")
+    with counted:
+        groups = next(iter(few)).groups
+    n = few.batch_size
+    return [(len(group) // n, *group.shape[1:]) for group in groups], counted.peak // n
+
+
+def _making_images(few: ViewBatches) -> tuple[Shape, int]:
+    """Shape of an image at inference, and bytes an image to make it."""
+    counted = LiveBytes("images")
+    with counted:
+        inputs = inference_inputs(
+            few.source,
+            few.recipe,
+            batch_size=few.batch_size,
+            n_jobs=few.n_jobs,
+            device=few.device,
+        )
+        images = next(inputs)
+    return images.shape[1:], counted.peak // len(images)
+
+
+def _step(
+    networks: StudentTeacher, settings: Settings, shapes: Sequence[Shape]
+) -> tuple[Bytes, Bytes]:
+    """What is there after a step, and what a step adds to networks and views at its peak.
+
+    A step in many parts is run in two: the others repeat the second.
+    """
+    n = min(settings.batch_size, 2 * settings.micro_batch)
+    with fake(networks) as fakes:
+        fakes.fitting()
+        optimizer = build_optimizer(fakes, settings)
+        set_rates(optimizer, settings, 0, Plan(1, 10))
+        sizes = ClusterSizes(settings.K, settings.size_momentum, below=settings.balancing)
+        groups = [torch.empty(n_views * n, *shape) for n_views, *shape in shapes]
+        counted = LiveBytes("activations")
+        counted.count([*tensors_of(fakes), *groups], "held")
+        for parameter in fakes.student.parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda p: counted.count([p.grad], "gradients")
+            )
+        with counted:
+            for _ in range(2):  # the second step meets the first one's gradients and momenta
+                counted.at_peak = {}
+                train_step(fakes, sizes, optimizer, groups, n, settings, teacher_momentum=0.9)
+                state = [value for of in optimizer.state.values() for value in of.values()]
+                counted.count([v for v in state if isinstance(v, Tensor)], "optimizer")
+        after = {kind: counted.now[kind] for kind in ("optimizer", "gradients")}
+    return after, {kind: n for kind, n in counted.at_peak.items() if kind != "held"}
+
+
+@torch.no_grad()
+def _start(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
+    """Bytes that projecting one view of as many images as go at once takes."""
+    with fake(networks) as fakes:
+        views = torch.empty(settings.micro_batch, *shape[1:])
+        counted = LiveBytes("activations")
+        counted.count([*tensors_of(fakes), views], "held")
+        with counted:
+            fakes.fitting().teacher.project([views])
+    return counted.at_peak["activations"]
+
+
+@torch.no_grad()
+def _labels(networks: StudentTeacher, shape: Shape) -> int:
+    """Bytes that assigning a batch of whole images takes."""
+    with fake(networks) as fakes:
+        images = torch.empty(*shape)
+        counted = LiveBytes("activations")
+        counted.count([*tensors_of(fakes), images], "held")
+        with counted:
+            (rows,) = outputs(fakes.teacher, [images], "projection")
+            nearest(rows, fakes.teacher.centroids.weight)
+    return counted.at_peak["activations"]
+
+
+def _k_means(n_rows: int, n_clusters: int) -> Bytes:
+    """Arrays of :func:`sklearn_excb.centroids.spherical_kmeans`, which are NumPy's."""
+    row = PROJECTION_DIM * _FLOAT
+    return {"projections": 2 * n_rows * row, "k-means": 4 * n_clusters * row}
