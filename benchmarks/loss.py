@@ -1,6 +1,6 @@
 """Time and memory of the loss, forward and backward, against the same loss written plainly.
 
-    python -m benchmarks.loss                       # K = 4,096 and 65,536, B = 8, 32, 128
+    python -m benchmarks.loss                       # K = 4,096 to 262,144, B = 8, 32, 128
     python -m benchmarks.loss --K 65536 --B 128     # one case
     python -m benchmarks.loss --bf16                # and under bfloat16 autocast
 
@@ -168,7 +168,7 @@ def peak_memory_apart(n_clusters: int, n_images: int, variant: str, device: str)
 def main() -> None:
     """Print a line a case."""
     parser = argparse.ArgumentParser(description="Time and memory of the loss.")
-    parser.add_argument("--K", type=int, nargs="+", default=[4096, 65536])
+    parser.add_argument("--K", type=int, nargs="+", default=[4096, 65536, 262_144])
     parser.add_argument("--B", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--bf16", action="store_true", help="also under bfloat16 autocast")
     parser.add_argument("--repeats", type=int, default=7)

@@ -14,9 +14,10 @@ from torch import Tensor
 Below = Literal["linear", "exponential"]
 
 
-# Under r in a fit. Without it every row gives every empty cluster exactly 1, and the one with the
-# lowest number takes them all; with it z^B = 1 - 0.001 (1 - z) there: the nearest one does, with no
-# randomness. Nothing else feels it: r falls so low after seven windows of sizes without a label.
+# Under the weight of z in a fit. Without it every row gives every empty cluster exactly 1, and the
+# one with the lowest number takes them all; with it z^B = 1 - 0.001 (1 - z) there: the nearest one
+# does, with no randomness. Nothing else feels it in the linear form, whose weight is r: that falls
+# so low after seven windows of sizes without a label.
 TIE_FLOOR = 1e-3
 
 
@@ -86,16 +87,17 @@ def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 
     below : {"linear", "exponential"}, default="linear"
         As in :func:`balance`.
     relative_floor : float, default=0.0
-        Lower bound put under ``r``. At 0 the map equals :func:`balance`, in which every empty
-        cluster gets exactly 1 from every row; a small floor lets ``z`` order them.
+        Lower bound of the weight that the similarity has in clusters smaller than 1/K, which is
+        ``r`` in the linear form. At 0 the map equals :func:`balance`, in which every empty cluster
+        gets exactly 1 from every row; a small floor lets ``z`` order them.
 
     Returns
     -------
     Affine
         ``scale`` and ``bias``, such that ``balance(z, sizes) == scale * z + bias``.
     """
-    r = relative_sizes(sizes).clamp(min=relative_floor)
-    weight = _weight_below(r, below)
+    r = relative_sizes(sizes)
+    weight = _weight_below(r, below).clamp(min=relative_floor)
     above = r.clamp(min=1.0)
     return Affine(scale=weight / above, bias=(2.0 - weight) / above - 1.0)
 

@@ -243,6 +243,20 @@ def _through_centroids(
     return means, gradient
 
 
+def _check_memory(memory: Tensor, centroids: Tensor) -> None:
+    if centroids.is_leaf and memory is centroids.grad:
+        raise ValueError(
+            "gradient_memory is centroids.grad, to which the backward pass would add itself. Set "
+            "centroids.grad to None before."
+        )
+    wanted = _full(centroids[:0]).dtype
+    if memory.shape != centroids.shape or memory.dtype != wanted:
+        raise ValueError(
+            f"gradient_memory is {memory.dtype} of shape {tuple(memory.shape)}, but the centroids' "
+            f"gradient is {wanted} of shape {tuple(centroids.shape)}."
+        )
+
+
 def excb_loss(
     targets: Targets,
     projections: Tensor,
@@ -275,14 +289,22 @@ def excb_loss(
         Whether local views take part in the projector's half of the loss.
     gradient_memory : Tensor of shape (K, D), optional
         Overwritten by the gradient of the centroids, like one of an earlier step that nobody
-        needs any more: touching new memory of that size is slow.
+        needs any more: touching new memory of that size is slow. Float32, or the centroids' own
+        float64; not their ``grad`` of now.
 
     Returns
     -------
     Loss
         ``projector`` is the mean over the G (G + L - 1) pairs that are not one and the same global
         view, ``predictor`` the mean over all G (G + L) pairs. A half without pairs is 0.
+
+    Raises
+    ------
+    ValueError
+        If ``gradient_memory`` cannot take the gradient.
     """
+    if gradient_memory is not None:
+        _check_memory(gradient_memory, centroids)
     dtype = _product_dtype(projections)
     with _no_autocast(projections):
         projector, predictor = _CrossEntropy.apply(

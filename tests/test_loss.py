@@ -176,27 +176,66 @@ def test_a_second_backward_pass_is_refused():
 
 def test_nearest_is_the_first_of_the_most_similar():
     torch.manual_seed(0)
-    rows, centroids = torch.randn(40, D), torch.randn(5003, D)
-    centroids[5000] = centroids[7]
+    rows, centroids = torch.randn(40, D, dtype=torch.float64), torch.zeros(5003, D).double()
+    centroids[:, 0], centroids[:, 1] = -1, torch.linspace(1, 2, 5003)
+    centroids[[7, 8, 5000]] = torch.eye(D, dtype=torch.float64)[3]  # sums without rounding
     rows[0] = centroids[7]
-    z = rows @ torch.nn.functional.normalize(centroids, dim=-1).T
     found = nearest(rows, centroids)
     assert found[0] == 7
-    assert found.tolist() == z.argmax(dim=-1).tolist()
+    z = rows @ torch.nn.functional.normalize(centroids, dim=-1).T
+    best = z.max(dim=-1).values
+    torch.testing.assert_close(z.gather(1, found[:, None])[:, 0], best, rtol=1e-12, atol=0)
 
 
-def test_empty_clusters_are_shared_out_by_similarity():
+def test_gradient_memory_has_to_fit():
+    teacher, leaves = inputs(100)
+    targets = teacher_targets(*teacher, temperature=0.04)
+    leaves[2].requires_grad_().grad = torch.zeros(100, D, dtype=torch.float64)
+    for memory, said in (
+        (leaves[2].grad, r"is centroids\.grad"),
+        (torch.zeros(99, D, dtype=torch.float64), r"shape \(99, 16\)"),
+        (torch.zeros(100, D), r"torch\.float32 .* is torch\.float64"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            excb_loss(targets, *leaves, temperature=0.1, gradient_memory=memory)
+
+
+@pytest.mark.parametrize("below", ["linear", "exponential"])
+def test_empty_clusters_are_shared_out_by_similarity(below):
     """Without the floor the first empty cluster would take every row."""
     torch.manual_seed(0)
     projections, centroids = torch.randn(2, 30, D), torch.randn(50, D)
     labels = {}
     for floor in (0.0, TIE_FLOOR):
-        sizes = ClusterSizes(50, 0.9, relative_floor=floor)
+        sizes = ClusterSizes(50, 0.9, below=below, relative_floor=floor)
         sizes.sizes = torch.cat([torch.zeros(40), torch.full((10,), 0.1)])
         targets = teacher_targets(projections, centroids, sizes.affine(), temperature=0.04)
         labels[floor] = targets.labels.flatten()
     assert labels[0.0].unique().tolist() == [0]
     assert torch.equal(labels[TIE_FLOOR], nearest(projections.flatten(0, 1), centroids[:40]))
+
+
+@pytest.mark.slow
+def test_a_million_clusters():
+    """8 images against 10 ** 6 centroids: exact where it is looked at, and nothing (rows, K)."""
+    torch.manual_seed(0)
+    K, dim, n_images = 1_000_000, 256, 8
+    teacher = torch.randn(2, n_images, dim)
+    projections, predictions = (torch.randn(4, n_images, dim) for _ in range(2))
+    centroids = torch.randn(K, dim, requires_grad=True)
+    targets = teacher_targets(teacher, centroids, ClusterSizes(K, 0.9).affine(), temperature=0.04)
+    loss = excb_loss(targets, projections, predictions, centroids, temperature=0.1)
+    loss.total.backward()
+    unit = torch.nn.functional.normalize(centroids.detach(), dim=-1)
+    row = torch.nn.functional.normalize(teacher[0, 0], dim=-1)
+    z = unit @ row
+    assert z[targets.labels[0, 0]] == pytest.approx(z.max().item(), abs=1e-6)
+    expected = torch.logsumexp(z.double() / 0.04, dim=0).item()
+    assert targets.log_sum_exp[0, 0].item() == pytest.approx(expected, rel=1e-5)
+    assert centroids.grad.isfinite().all()
+    along = torch.linalg.vecdot(centroids.grad, unit).abs().max()  # lengths do not matter
+    assert along < 1e-4 * centroids.grad.norm(dim=-1).max()
+    assert loss.total.item() == pytest.approx(np.log(K), rel=0.05)
 
 
 class Enough(Exception):
