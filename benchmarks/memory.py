@@ -13,17 +13,25 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.loss import resident
 from sklearn_excb import ExCBEstimator
 
-# parameters, and shape of the images or rows; a fit of two steps
+# parameters, and shape of the images or rows, few steps each; "files" are opened one by one
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "rows of 512, K = 20,000": ({"K": 20_000, "batch_size": 512}, (20_000, 512)),
+    "200,000 rows of 4": ({"K": 100, "batch_size": 4096}, (200_000, 4)),
+    "files of 12 MP, 2 threads": (
+        {"K": 4, "batch_size": 8, "image_size": 64, "backbone": "resnet18", "n_jobs": 2},
+        (16, 3000, 4000, 3),
+    ),
     "digits": ({"K": 78, "batch_size": 64}, (1_500, 8, 8)),
     "small CNN at 32 px": ({"K": 100, "batch_size": 256}, (512, 32, 32, 3)),
     "ResNet-18 at 64 px": ({"K": 100, "batch_size": 64}, (128, 64, 64, 3)),
@@ -42,6 +50,13 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 
 
+def files(folder: Path, shape: tuple[int, ...]) -> Path:
+    """Write noise as JPEG files."""
+    for i in range(shape[0]):
+        Image.fromarray(images((1, *shape[1:]))[0]).save(folder / f"{i}.jpg")
+    return folder
+
+
 def images(shape: tuple[int, ...]) -> np.ndarray:
     """Noise: rows, or images of uint8."""
     generator = np.random.default_rng(0)
@@ -53,7 +68,12 @@ def images(shape: tuple[int, ...]) -> np.ndarray:
 def measure(name: str, device: str) -> dict[str, float]:
     """Peak of a fit of one epoch, and the estimate, in MB, of this process."""
     parameters, shape = CASES[name]
-    X = images(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        X = files(Path(folder), shape) if "files" in name else images(shape)
+        return _measured(X, parameters, device)
+
+
+def _measured(X: Any, parameters: dict[str, Any], device: str) -> dict[str, float]:
     ExCBEstimator(K=2, epochs=1, batch_size=4, device=device).fit(images((8, 8, 8)))
     excb = ExCBEstimator(epochs=1, random_state=0, device=device, **parameters)
     if device == "cpu":

@@ -28,7 +28,7 @@ class CentroidStart(NamedTuple):
 
 def _unit(rows: FloatRows) -> FloatRows:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(norms, 1e-12)).astype(np.float32)
+    return (rows / np.maximum(norms, 1e-12)).astype(np.float32, copy=False)
 
 
 def _cluster_means(rows: FloatRows, labels: npt.NDArray[np.int64], n_clusters: int) -> FloatRows:

@@ -307,8 +307,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         Notes
         -----
-        A step of training runs on fake tensors, which hold nothing, with every tensor counted
-        while it lives. Where images are made from files, those of a few are made.
+        Two steps of training run on fake tensors, which hold nothing, with every tensor counted
+        while it lives; the views of five images are made. A backbone of your own must not keep what
+        it computes outside of itself (in a cache, say): it would keep fake tensors. :meth:`fit`
+        estimates by itself only with backbones that have a name.
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)

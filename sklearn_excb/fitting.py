@@ -81,7 +81,7 @@ def facts_of(source: images.Source) -> auto.Facts:
 def view_recipe(source: images.Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
     """Views of a fit, with ImageNet's statistics for colour images and measured ones for others."""
     if isinstance(source, images.Rows):
-        mean, std = row_statistics(source.load(np.arange(len(source))))
+        mean, std = row_statistics(source.load, len(source))
         return RowRecipe(settings.n_global, settings.n_local, mean, std)
     colour = source.n_channels == 3
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else images.channel_statistics(source)
@@ -202,16 +202,25 @@ def _within_memory(
     batches: ViewBatches,
     parameters: Mapping[str, Any],
 ) -> auto.Settings:
-    """Settle the micro-batch, say what the fit will take, and warn if the device has less."""
+    """Settle the micro-batch, say what the fit will take, and warn if the device has less.
+
+    A module of the user's own is run on fake tensors only if that is asked for: it might keep them
+    (in a cache, say) and meet them again in training.
+    """
+    asked = parameters["micro_batch"] == "auto"
+    if not asked and not isinstance(settings.backbone, str):
+        return settings
     try:
         settings, estimate = _settle_memory(networks, settings, batches, parameters)
-    except ValueError:
-        if parameters["micro_batch"] == "auto":
+    except ValueError as error:
+        if asked:
             raise
-        return settings  # a backbone that cannot be followed can still be trained
+        said = str(error)  # it can be trained all the same
+    else:
+        said = f"{estimate}"
+        warn_if_short(estimate, available_memory(batches.device), batches)
     if parameters["verbose"]:
-        tqdm.write(f"ExCB: {estimate}", file=sys.stderr)
-    warn_if_short(estimate, available_memory(batches.device), batches.device)
+        tqdm.write(f"ExCB: {said}", file=sys.stderr)
     return settings
 
 

@@ -62,6 +62,10 @@ class LiveBytes(TorchDispatchMode):
         if self.now.total() > self.peak:
             self.at_peak = dict(self.now)
 
+    def reset_peak(self) -> None:
+        """Forget the peak until now."""
+        self.at_peak = {}
+
     def _forget(self, size: int, kind: list[str]) -> None:
         self.now[kind[0]] -= size
 
@@ -88,7 +92,8 @@ def size(tensors: Iterable[Tensor]) -> int:
 @contextmanager
 def fake(network: Network) -> Iterator[Network]:
     """Give a copy of a network that holds nothing; all tensors made inside are fake as well."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors_of(network)}
-        with torch.random.fork_rng(devices=[]):
-            yield copy.deepcopy(network, fakes)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors_of(network)}
+    copied = copy.deepcopy(network, fakes)
+    with mode, torch.random.fork_rng(devices=[]):
+        yield copied

@@ -1,8 +1,7 @@
 """What a fit takes in memory, a component at a time, before it starts.
 
 The step that will be trained is run on fake tensors, which have shapes and hold nothing, while the
-bytes of all that live are counted. So the figures are those of the code itself, with any backbone,
-and cost a second or so and no memory.
+bytes of all that live are counted. So the figures are those of the code itself, with any backbone.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,12 @@ from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import ViewBatches, inference_inputs
+from sklearn_excb.images import ArrayImages, ItemImages
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.training import START_LIMIT, Plan, build_optimizer, set_rates, train_step
+from sklearn_excb.views import ViewRecipe
 
 Bytes = dict[str, int]
 Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
@@ -30,7 +33,7 @@ Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
 _FLOAT = 4  # bytes
-_FEW = 16  # images whose views are made, to see what making them takes
+_FEW = 4  # images whose views are made, to see what making them takes
 
 _PHASES = {
     "start": "embedding the images for the first centroids",
@@ -63,14 +66,14 @@ class MemoryEstimate:
     micro_batch: int
 
     @property
-    def phase(self) -> str:
+    def peak_phase(self) -> str:
         """The phase that takes most."""
         return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def components(self) -> Mapping[str, int]:
         """Bytes of each component in that phase."""
-        return self.phases[self.phase]
+        return self.phases[self.peak_phase]
 
     @property
     def peak(self) -> int:
@@ -81,15 +84,15 @@ class MemoryEstimate:
     def needed(self) -> int:
         """Bytes to have free: the peak, a quarter for the allocator, and .3 GB for libraries.
 
-        Fits on a CPU took .3 to .9 of it, .8 to .9 from half a gigabyte on
-        (``python -m benchmarks.memory``); on accelerators it is not measured.
+        Fits on a CPU took .3 to .9 of it (``python -m benchmarks.memory``); on accelerators it is
+        not measured.
         """
         return round(self.peak * _MARGIN) + _LIBRARIES
 
     def __str__(self) -> str:
         largest = sorted(self.components.items(), key=lambda item: -item[1])
-        parts = ", ".join(f"{name} {readable(size)}" for name, size in largest)
-        return f"{readable(self.peak)} at the peak, {_PHASES[self.phase]}: {parts}."
+        parts = ", ".join(f"{name} {readable(n_bytes)}" for name, n_bytes in largest)
+        return f"{readable(self.peak)} at the peak, {_PHASES[self.peak_phase]}: {parts}."
 
 
 def readable(n_bytes: int) -> str:
@@ -120,89 +123,68 @@ def estimate_memory(
     ValueError
         If the backbone does what fake tensors cannot follow, such as looking at a value.
     """
+    return _estimate(networks, settings, _making(batches), batches)
+
+
+class _Making(NamedTuple):
+    """What making inputs takes.
+
+    Attributes
+    ----------
+    views : tuple of sequences of int
+        Shapes of the views of an image, one a resolution: (V, ...).
+    image : sequence of int
+        Shape of an image at inference.
+    thread, of_views, of_image : int
+        Bytes a thread, for the image it has open; and bytes an image of the batch.
+    """
+
+    views: Sequence[Shape]
+    image: Shape
+    thread: int
+    of_views: int
+    of_image: int
+
+
+def _making(batches: ViewBatches) -> _Making:
+    """Make the inputs of a few images, counting the tensors.
+
+    Of images that are opened one by one a thread has one open at a time: what the few take at their
+    peak is a thread's. What is a batch's is then seen on blank images of the size of a view.
+    """
     few = replace(
         batches,
-        batch_size=min(batches.batch_size, _FEW),
+        batch_size=min(_FEW, batches.batch_size),
         n_epochs=1,
         n_jobs=1,
         device=torch.device("cpu"),
     )
-    shapes, making_views = _making_views(few)
-    image, making_images = _making_images(few)
-    B, n_inference = settings.batch_size, min(len(batches.source), settings.inference_batch)
-    try:
-        trained, step = _step(networks, settings, shapes)
-        start = _start(networks, settings, shapes[0])
-        labels = _labels(networks, [n_inference, *image])
-    except Exception as error:  # whatever a module of the user's own does
-        raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
-
-    centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
-    held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
-    views = {"views": B * sum(map(math.prod, shapes)) * _FLOAT}
-    one_view = {"views": B * math.prod(shapes[0][1:]) * _FLOAT}
-    phases = {
-        "start": held | one_view | {"activations": start},
-        "labels": held | {"images": n_inference * making_images, "activations": labels},
-    }
-    if settings.epochs:
-        phases["views"] = held | trained | views | {"making views": B * making_views}
-        phases["step"] = held | views | step
-    if batches.device.type == "cpu":  # projections are kept there, and k-means runs there
-        n_rows = min(len(batches.source), START_LIMIT)
-        phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
-        phases["k-means"] = held | _k_means(n_rows, settings.K)
-    return MemoryEstimate(phases, settings.micro_batch)
-
-
-def fit_into(
-    available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
-) -> tuple[Settings, MemoryEstimate]:
-    """Halve the micro-batch until a fit fits, or until halving it further cannot help.
-
-    Parameters
-    ----------
-    available : int
-        Bytes that the device has left.
-    networks, settings, batches
-        As in :func:`estimate_memory`.
-    """
-    estimate = estimate_memory(networks, settings, batches)
-    while (
-        estimate.needed > available
-        and estimate.phase != "views"  # which are those of the whole batch
-        and settings.micro_batch > _SMALLEST_PART
-    ):
-        smaller = max(_SMALLEST_PART, -(-settings.micro_batch // 2))
-        settings = replace(settings, micro_batch=smaller)
-        estimate = estimate_memory(networks, settings, batches)
-    return settings, estimate
-
-
-def warn_if_short(estimate: MemoryEstimate, available: int, device: torch.device) -> None:
-    """Warn of a fit for which the device has too little memory left."""
-    if estimate.needed <= available:
-        return
-    split = ', split the steps with micro_batch="auto"' if estimate.phase == "step" else ""
-    warnings.warn(
-        f"This fit needs about {readable(estimate.needed)}, and {device} has "
-        f"{readable(available)} left. Its tensors take {estimate} Lower batch_size or "
-        f"image_size{split}, or choose a smaller backbone.",
-        stacklevel=5,  # whoever called fit
+    thread = 0
+    if isinstance(few.source, ItemImages):
+        assert isinstance(few.recipe, ViewRecipe)
+        thread = max(_views(few)[0], _images(few)[0])
+        side = few.recipe.global_size
+        blank = np.zeros((_FEW, side, side, few.source.n_channels), np.uint8)
+        few = replace(few, source=ArrayImages(blank))
+    of_views, groups = _views(few)
+    of_images, images = _images(few)
+    return _Making(
+        views=[(len(group) // few.batch_size, *group.shape[1:]) for group in groups],
+        image=images.shape[1:],
+        thread=thread,
+        of_views=of_views // few.batch_size,
+        of_image=of_images // len(images),
     )
 
 
-def _making_views(few: ViewBatches) -> tuple[list[Shape], int]:
-    """Shapes of the views of an image, one a resolution, and bytes an image to make them."""
+def _views(few: ViewBatches) -> tuple[int, Sequence[Tensor]]:
     counted = LiveBytes("views")
     with counted:
         groups = next(iter(few)).groups
-    n = few.batch_size
-    return [(len(group) // n, *group.shape[1:]) for group in groups], counted.peak // n
+    return counted.peak, groups
 
 
-def _making_images(few: ViewBatches) -> tuple[Shape, int]:
-    """Shape of an image at inference, and bytes an image to make it."""
+def _images(few: ViewBatches) -> tuple[int, Tensor]:
     counted = LiveBytes("images")
     with counted:
         inputs = inference_inputs(
@@ -213,7 +195,86 @@ def _making_images(few: ViewBatches) -> tuple[Shape, int]:
             device=few.device,
         )
         images = next(inputs)
-    return images.shape[1:], counted.peak // len(images)
+    return counted.peak, images
+
+
+def _estimate(
+    networks: StudentTeacher, settings: Settings, making: _Making, batches: ViewBatches
+) -> MemoryEstimate:
+    B, n_inference = settings.batch_size, min(len(batches.source), settings.inference_batch)
+    try:
+        trained, step = _step(networks, settings, making.views)
+        start = _projecting(networks, settings, making.views[0])
+        labels = _assigning(networks, [n_inference, *making.image])
+    except Exception as error:  # whatever a module of the user's own does
+        raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
+
+    centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
+    held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
+    views = {"views": B * sum(map(math.prod, making.views)) * _FLOAT}
+    one_view = {"views": B * math.prod(making.views[0][1:]) * _FLOAT}
+    phases = {
+        "start": held | one_view | {"activations": start},
+        "views": held | {"making views": B * making.of_views},
+        "labels": held | {"images": n_inference * making.of_image, "activations": labels},
+    }
+    if settings.epochs:
+        phases["views"] |= trained | views  # those of the last step still lie there
+        phases["step"] = held | views | step
+    if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
+        opened = {"opened images": batches.n_jobs * making.thread}
+        phases["views"] |= opened
+        phases["labels"] |= opened
+        n_rows = min(len(batches.source), START_LIMIT)
+        phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
+        phases["k-means"] = held | _k_means(n_rows, settings.K)
+    return MemoryEstimate(phases, settings.micro_batch)
+
+
+def fit_into(
+    available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
+) -> tuple[Settings, MemoryEstimate]:
+    """Halve the micro-batch until a fit fits, or until halving it further does not help.
+
+    Parameters
+    ----------
+    available : int
+        Bytes that the device has left.
+    networks, settings, batches
+        As in :func:`estimate_memory`.
+    """
+    making = _making(batches)
+    estimate = _estimate(networks, settings, making, batches)
+    while estimate.needed > available and settings.micro_batch > _SMALLEST_PART:
+        half = max(_SMALLEST_PART, -(-settings.micro_batch // 2))
+        smaller = replace(settings, micro_batch=half)
+        of_smaller = _estimate(networks, smaller, making, batches)
+        if of_smaller.peak >= estimate.peak:
+            break
+        settings, estimate = smaller, of_smaller
+    return settings, estimate
+
+
+_ADVICE = {
+    "start": "Lower batch_size or image_size, or choose a smaller backbone.",
+    "k-means": "Lower K.",
+    "views": "Lower batch_size or n_local.",
+    "step": 'Set micro_batch="auto", which takes steps in parts, or lower batch_size.',
+    "labels": "Set micro_batch to some 32 images.",
+}
+
+
+def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> None:
+    """Warn of a fit for which the device has too little memory left."""
+    if estimate.needed <= available:
+        return
+    split_already = estimate.micro_batch < batches.batch_size
+    advice = _ADVICE["start" if split_already else estimate.peak_phase]
+    warnings.warn(
+        f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
+        f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
+        stacklevel=5,  # whoever called fit
+    )
 
 
 def _step(
@@ -233,21 +294,22 @@ def _step(
         counted = LiveBytes("activations")
         counted.count([*tensors_of(fakes), *groups], "held")
         for parameter in fakes.student.parameters():
-            parameter.register_post_accumulate_grad_hook(
-                lambda p: counted.count([p.grad], "gradients")
-            )
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p: counted.count([p.grad], "gradients")
+                )
         with counted:
             for _ in range(2):  # the second step meets the first one's gradients and momenta
-                counted.at_peak = {}
+                counted.reset_peak()
                 train_step(fakes, sizes, optimizer, groups, n, settings, teacher_momentum=0.9)
                 state = [value for of in optimizer.state.values() for value in of.values()]
                 counted.count([v for v in state if isinstance(v, Tensor)], "optimizer")
         after = {kind: counted.now[kind] for kind in ("optimizer", "gradients")}
-    return after, {kind: n for kind, n in counted.at_peak.items() if kind != "held"}
+    return after, {kind: held for kind, held in counted.at_peak.items() if kind != "held"}
 
 
 @torch.no_grad()
-def _start(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
+def _projecting(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
     """Bytes that projecting one view of as many images as go at once takes."""
     with fake(networks) as fakes:
         views = torch.empty(settings.micro_batch, *shape[1:])
@@ -259,7 +321,7 @@ def _start(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
 
 
 @torch.no_grad()
-def _labels(networks: StudentTeacher, shape: Shape) -> int:
+def _assigning(networks: StudentTeacher, shape: Shape) -> int:
     """Bytes that assigning a batch of whole images takes."""
     with fake(networks) as fakes:
         images = torch.empty(*shape)

@@ -7,6 +7,7 @@ an image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from sklearn_excb.draws import uniforms
 
+Indices = npt.NDArray[np.int64]
+
+_STATISTICS_BLOCK = 2**20  # elements: 8 MB of float64
 _NOISE, _DROPOUT = 1 << 32, 2 << 32  # operations; the block of four features is added
 
 
@@ -116,8 +120,20 @@ def standardize(rows: npt.NDArray[Any], recipe: RowRecipe) -> Tensor:
 
 
 def row_statistics(
-    rows: npt.NDArray[Any],
+    load: Callable[[Indices], npt.NDArray[Any]], n_rows: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation of each feature; 1 for features without spread."""
-    mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    """Mean and standard deviation of each feature; 1 for features without spread.
+
+    Parameters
+    ----------
+    load : callable
+        From indices to rows (n, d); asked for a block at a time.
+    n_rows : int
+        How many there are.
+    """
+    step = max(1, _STATISTICS_BLOCK // load(np.arange(1)).shape[1])
+    blocks = [np.arange(i, min(i + step, n_rows)) for i in range(0, n_rows, step)]
+    mean = np.sum([load(block).sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / n_rows
+    squares = np.sum([np.square(load(block) - mean).sum(axis=0) for block in blocks], axis=0)
+    std = np.sqrt(squares / n_rows)
     return mean, np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)

@@ -102,9 +102,10 @@ def split(
 ) -> Iterator[tuple[list[Tensor], float]]:
     """Cut a batch into near-equal parts of at most ``most`` images, each with its share of them.
 
-    A batch that is not larger is its only part, without a copy.
+    A batch that is not larger is its only part, without a copy. No part is a single image, of which
+    BatchNorm could make nothing: rather one of three is left.
     """
-    n_parts = -(-n_images // most)
+    n_parts = max(1, min(-(-n_images // most), n_images // 2))
     cut = [group.unflatten(0, (-1, n_images)).tensor_split(n_parts, dim=1) for group in groups]
     for part in zip(*cut, strict=True):
         yield [views.flatten(0, 1) for views in part], part[0].shape[1] / n_images
@@ -223,6 +224,7 @@ def train(
             networks, sizes, optimizer, batch.groups, batch.n_images, settings, momentum
         )
         yield StepReport(step, batch.epoch, *report)
+    optimizer.zero_grad()  # nobody needs the memory of the last gradients any more
 
 
 @torch.no_grad()
@@ -246,13 +248,21 @@ def start_centroids(
         Of the first centroids.
     """
     networks.fitting()
-    rows, seen = [], 0
+    rows: list[Tensor] = []
+    seen = 0
     for batch in batches:
         for part, _ in split(batch.groups, batch.n_images, settings.micro_batch):
             rows.append(networks.teacher.project(part).float().cpu())
         seen += batch.n_images
         if seen >= START_LIMIT:
             break
-    start = spherical_kmeans(torch.cat(rows).numpy(), settings.K, seed=seed)
+    start = spherical_kmeans(_moved_together(rows).numpy(), settings.K, seed=seed)
     networks.teacher.centroids.weight.copy_(torch.from_numpy(start.unit))
     networks.student.centroids.weight.copy_(torch.from_numpy(start.means))
+
+
+def _moved_together(rows: list[Tensor]) -> Tensor:
+    """Concatenate tensors and let go of them."""
+    together = torch.cat(rows)
+    rows.clear()
+    return together

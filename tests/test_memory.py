@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -116,7 +117,7 @@ def test_more_clusters_take_their_centroids_and_nothing_else():
         for K in (4096, 65_536)
     )
     grown = (65_536 - 4096) * 256 * 4
-    assert few.phase == many.phase == "step"
+    assert few.peak_phase == many.peak_phase == "step"
     assert many.components["centroids"] - few.components["centroids"] == 2 * grown
     assert many.components["optimizer"] - few.components["optimizer"] == grown
     # two (K, D): the old gradient lives on as the memory of the new one, and one sum of squares
@@ -153,13 +154,25 @@ def test_epochs_of_none_still_take_memory():
     assert estimate.peak > 0
 
 
-def test_rows_and_files_have_estimates(tmp_path):
-    from PIL import Image
-
-    for i in range(6):
-        Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
-    assert ExCBEstimator(K=2, batch_size=4).estimate_memory(tmp_path).peak > MB
+def test_rows_have_an_estimate():
     assert ExCBEstimator(K=2).estimate_memory(np.random.default_rng(0).random((40, 9))).peak > MB
+
+
+def test_every_thread_has_an_image_open_and_no_more(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
+    for i in range(12):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png", compress_level=1)
+    excb = ExCBEstimator(K=2, epochs=1, image_size=32, n_jobs=1, backbone="cnn", device="cpu")
+
+    def making(**changed):
+        return excb.set_params(**changed).estimate_memory(tmp_path).phases["views"]
+
+    few, many, threads = making(batch_size=4), making(batch_size=12), making(n_jobs=8)
+    one = 1000 * 1500 * 3 * 4  # in float32
+    assert one < few["opened images"] < 5 * one
+    assert few["opened images"] == many["opened images"] == threads["opened images"] / 8
+    assert many["making views"] == 3 * few["making views"] < one
+    assert few["making views"] >= 4 * 4 * 3 * (2 * 32**2 + 2 * 16**2)  # a view at the very least
 
 
 def has(monkeypatch, available):
@@ -209,6 +222,41 @@ class LooksAtValues(nn.Module):
         return x * 2 if x.mean().item() > 0 else x
 
 
+class Remembers(nn.Module):
+    """A backbone that keeps tensors outside of itself."""
+
+    kept = {}  # noqa: RUF012 - shared on purpose
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 16)
+        self.scale = torch.ones(16)  # neither parameter nor buffer
+        self.linear.bias.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.linear(nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)) * self.scale
+        return x + self.kept.setdefault(len(x), torch.zeros(len(x), 1)).numpy()[0, 0]
+
+
+def test_fit_leaves_ones_own_module_alone():
+    assert small(backbone=Remembers(), epochs=1).fit(IMAGES).labels_.shape == (120,)
+
+
+class PartlyFrozen(Remembers):
+    """A backbone with a frozen parameter and a plain tensor."""
+
+    def forward(self, x):
+        return self.linear(nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)) * self.scale
+
+
+def test_frozen_parameters_and_plain_tensors_can_be_followed():
+    estimate = small(backbone=PartlyFrozen()).estimate_memory(IMAGES)
+    learned = estimate.phases["views"]["gradients"]
+    n_learned = learned // 4
+    assert estimate.phases["views"]["optimizer"] == pytest.approx(8 * n_learned, abs=200)  # AdamW
+    assert small(backbone=PartlyFrozen(), micro_batch="auto", epochs=1).fit(IMAGES)
+
+
 def test_a_backbone_that_cannot_be_followed_can_be_trained():
     excb = small(backbone=LooksAtValues(), epochs=1)
     assert excb.fit(IMAGES).labels_.shape == (120,)
@@ -216,6 +264,21 @@ def test_a_backbone_that_cannot_be_followed_can_be_trained():
         excb.estimate_memory(IMAGES)
     with pytest.raises(ValueError, match="in memory cannot be told"):
         excb.set_params(micro_batch="auto").fit(IMAGES)
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(5, 2), (3, 2), (7, 4)])
+def test_no_part_is_a_single_image(batch_size, micro_batch):
+    excb = small(K=3, batch_size=batch_size, micro_batch=micro_batch, epochs=1)
+    assert np.isfinite(excb.fit(IMAGES[:21]).history_[-1]["loss"])
+
+
+def test_auto_does_not_split_where_that_saves_nothing(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(20_000, 4)).astype(np.float32)
+    excb = ExCBEstimator(K=2, epochs=1, batch_size=64, micro_batch="auto", device="cpu")
+    has(monkeypatch, 200 * MB)
+    estimate = excb.estimate_memory(rows)
+    assert estimate.peak_phase == "k-means"
+    assert estimate.micro_batch == 64
 
 
 @pytest.mark.parametrize("wrong", [1, 0, "all", 2.5])
