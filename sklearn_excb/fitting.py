@@ -22,7 +22,13 @@ from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.devices import available_memory
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
-from sklearn_excb.memory import MemoryEstimate, estimate_memory, fit_into, warn_if_short
+from sklearn_excb.memory import (
+    MemoryEstimate,
+    estimate_memory,
+    fit_into,
+    generous_bound,
+    warn_if_short,
+)
 from sklearn_excb.networks import (
     ClusterNetwork,
     StudentTeacher,
@@ -196,6 +202,12 @@ def _settle_memory(
     return settings, estimate_memory(networks, settings, batches)
 
 
+def _may_be_short(networks: StudentTeacher, settings: auto.Settings, batches: ViewBatches) -> bool:
+    if isinstance(batches.source, images.ItemImages):
+        return True  # of any size; opening them takes longer than the estimate
+    return generous_bound(networks, settings, batches) > available_memory(batches.device)
+
+
 def _within_memory(
     networks: StudentTeacher,
     settings: auto.Settings,
@@ -208,7 +220,8 @@ def _within_memory(
     (in a cache, say) and meet them again in training.
     """
     asked = parameters["micro_batch"] == "auto"
-    if not asked and not isinstance(settings.backbone, str):
+    told = parameters["verbose"] or _may_be_short(networks, settings, batches)
+    if not asked and not (told and isinstance(settings.backbone, str)):
         return settings
     try:
         settings, estimate = _settle_memory(networks, settings, batches, parameters)

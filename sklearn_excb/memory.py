@@ -231,6 +231,26 @@ def _estimate(
     return MemoryEstimate(phases, settings.micro_batch)
 
 
+def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> int:
+    """Bytes that a fit of an array stays below, without a look at its steps.
+
+    Where a device has more there is nothing to warn of, and the estimate, which can take as long as
+    a fit of a few hundred rows, is saved. Steps measured took up to 150 times their views.
+
+    Parameters
+    ----------
+    networks, settings, batches
+        As in :func:`estimate_memory`.
+    """
+    assert not isinstance(batches.source, ItemImages)
+    n_samples, one = len(batches.source), batches.source.load(np.arange(1))
+    values = max(1024, math.prod(one.shape), settings.image_size**2 * 3)
+    n_views = settings.batch_size * (settings.n_global + settings.n_local)
+    step = 500 * max(n_views, settings.inference_batch) * values * _FLOAT
+    start = sum(_k_means(min(n_samples, START_LIMIT), settings.K).values())
+    return 30 * size(tensors_of(networks)) + step + start + _LIBRARIES
+
+
 def fit_into(
     available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
 ) -> tuple[Settings, MemoryEstimate]:

@@ -243,7 +243,7 @@ class Enough(Exception):
 
 
 def digits_curve(monkeypatch, loss_of=None):
-    """Losses of the first 50 steps of a default fit in float64; plain where ``loss_of`` is given.
+    """Losses of the first 50 steps of a fit in float64; plain where ``loss_of`` is given.
 
     In float32 no two ways to add the same numbers agree for 50 steps: labels are discrete, and
     the two plain losses part by .02 as well.
@@ -279,7 +279,7 @@ def digits_curve(monkeypatch, loss_of=None):
             patched.setattr(sklearn_excb.training, "teacher_targets", plain_targets)
             patched.setattr(sklearn_excb.training, "excb_loss", plain)
         with pytest.raises(Enough):
-            ExCBEstimator(random_state=0).fit(images)
+            ExCBEstimator(batch_size=16, random_state=0).fit(images)
     return np.array(losses)
 
 

@@ -27,6 +27,10 @@ SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "random_state": 0}
 MB = 10**6
 
 
+class Enough(Exception):
+    """Raised where the rest of a fit does not matter."""
+
+
 def small(**parameters):
     return ExCBEstimator(**(SMALL | parameters))
 
@@ -191,6 +195,42 @@ def test_fit_warns_when_the_device_has_less(monkeypatch):
     with pytest.warns(UserWarning, match=r'needs about .* cpu has 200 MB left.*"auto"') as caught:
         small(device="cpu").fit(IMAGES)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("X", "parameters"),
+    [
+        (IMAGES, {"K": 6, "batch_size": 64}),
+        (photos(200, 64), {"K": 10, "batch_size": 64}),
+        (photos(200, 64), {"K": 10, "backbone": "vit_tiny_patch16_224", "image_size": 64}),
+        (photos(40, 300), {"K": 4, "backbone": "resnet50", "image_size": 96, "batch_size": 8}),
+        (np.zeros((5000, 2), np.float32), {"K": 300, "batch_size": 512}),
+        (np.zeros((900, 3000), np.float32), {"K": 30, "optimizer": "adamw"}),
+    ],
+    ids=["digits", "ResNet-18", "ViT", "ResNet-50", "narrow rows", "wide rows"],
+)
+def test_what_is_not_looked_at_is_far_from_short(X, parameters, monkeypatch):
+    bounds = []
+    bound = sklearn_excb.fitting.generous_bound
+
+    def recorded(*arguments):
+        bounds.append(bound(*arguments))
+        raise Enough
+
+    monkeypatch.setattr(sklearn_excb.fitting, "generous_bound", recorded)
+    excb = ExCBEstimator(random_state=0, **parameters)
+    with pytest.raises(Enough):
+        excb.fit(X)
+    assert excb.estimate_memory(X).needed < bounds[0]
+
+
+def test_a_fit_that_is_small_beside_the_memory_is_not_looked_at(monkeypatch):
+    def looked_at(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(sklearn_excb.fitting, "estimate_memory", looked_at)
+    has(monkeypatch, 10**12)
+    small(epochs=1).fit(IMAGES)
 
 
 def test_auto_splits_only_as_far_as_it_has_to(monkeypatch):
