@@ -73,9 +73,9 @@ class Settings:
     warmup_epochs: float
     teacher_momentum: float
     size_momentum: float
-    teacher_temperature: float
+    teacher_temperature: tuple[float, float]
     student_temperature: float
-    balancing: Literal["linear", "exponential"]
+    balancing: Literal["linear", "exponential", "centering", "sinkhorn", "none"]
     count_labels: str
     local_in_loss_h: bool
     flip: float
@@ -258,9 +258,6 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
     n_epochs = auto("epochs", epochs(n, batch))
     kind = auto("optimizer", optimizer(has_batch_norm))
     decay = parameters["weight_decay"]
-    if _is_auto(decay):
-        decay = weight_decay(kind)
-    first, last = decay if isinstance(decay, (tuple, list)) else (decay, decay)
     n_global = int(parameters["n_global"])
     total_steps = n_epochs * (n // batch)
     return Settings(
@@ -276,11 +273,11 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         micro_batch=_micro_batch(parameters["micro_batch"], batch),
         optimizer=kind,
         learning_rate=auto("learning_rate", learning_rate(kind, batch)),
-        weight_decay=(float(first), float(last)),
+        weight_decay=weight_decay(kind) if _is_auto(decay) else _pair(decay),
         warmup_epochs=auto("warmup_epochs", warmup_epochs(n_epochs)),
         teacher_momentum=auto("teacher_momentum", teacher_momentum(total_steps)),
         size_momentum=auto("size_momentum", size_momentum(batch * n_global, K, total_steps)),
-        teacher_temperature=float(parameters["teacher_temperature"]),
+        teacher_temperature=_pair(parameters["teacher_temperature"]),
         student_temperature=float(parameters["student_temperature"]),
         balancing=parameters["balancing"],
         count_labels=parameters["count_labels"],
@@ -295,6 +292,12 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
 def _micro_batch(chosen: Any, batch_size: int) -> int:
     """The whole batch, unless fewer are asked for; "auto" is settled where memory is known."""
     return batch_size if chosen is None or _is_auto(chosen) else min(int(chosen), batch_size)
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    """First and last value of what may be given as one."""
+    first, last = value if isinstance(value, (tuple, list)) else (value, value)
+    return float(first), float(last)
 
 
 def _is_auto(value: Any) -> bool:

@@ -6,7 +6,7 @@ Axes: ``rows`` are (view, image) pairs, ``K`` clusters. ``z`` are cosine similar
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,20 @@ class Affine(NamedTuple):
 
     scale: Tensor
     bias: Tensor
+
+
+class Balancing(Protocol):
+    """What keeps the clusters from collapsing; the loss sees nothing of it but its affine map."""
+
+    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+        """Look at the teacher's projections (G, B, D) of a batch, before :meth:`affine`."""
+
+    def affine(self) -> Affine:
+        """Return the map of each column of the similarities, before the temperature."""
+        ...
+
+    def update(self, labels: Tensor) -> None:
+        """Look at the labels of the step, after it."""
 
 
 def relative_sizes(sizes: Tensor) -> Tensor:
@@ -147,6 +161,9 @@ class ClusterSizes:
         self.below: Below = below
         self.relative_floor = relative_floor
         self.sizes = torch.full((n_clusters,), 1.0 / n_clusters, dtype=torch.float32, device=device)
+
+    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+        """Nothing follows from the batch but its labels."""
 
     def affine(self) -> Affine:
         """Return the balancing operator at the present sizes, as an affine map of each column."""

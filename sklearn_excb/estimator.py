@@ -93,11 +93,16 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         m of the teacher's EMA at the start, in [0, 1]; rises to 1 by cosine.
     size_momentum : float or "auto", default="auto"
         m_s of the EMA that measures cluster sizes, in [0, 1).
-    teacher_temperature, student_temperature : float, default=0.04, 0.1
-        tau_t and tau_s of the softmaxes.
-    balancing : {"linear", "exponential"}, default="linear"
-        Form of the balancing operator for clusters smaller than 1/K;
-        see :func:`sklearn_excb.balancing.balance`.
+    teacher_temperature : float or tuple of two float, default=0.04
+        tau_t of the teacher's softmax; two are the first, and the one reached after a tenth of the
+        run, linearly.
+    student_temperature : float, default=0.1
+        tau_s of the student's softmax.
+    balancing : {"linear", "exponential", "centering", "sinkhorn", "none"}, default="linear"
+        What keeps clusters from collapsing. "linear" is the method, "exponential" its ablation:
+        forms of the operator for clusters smaller than 1/K, see
+        :func:`sklearn_excb.balancing.balance`. For comparison, with nothing else changed: the
+        centering of DINO, the Sinkhorn-Knopp of SwAV (:mod:`sklearn_excb.rivals`), or nothing.
     count_labels : {"balanced", "plain"}, default="balanced"
         Whether sizes are measured from labels after or before balancing.
     local_in_loss_h : bool, default=True
@@ -126,8 +131,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         An entry an epoch, from 0, the untrained network; NaN where nothing was measured. Losses;
         ``empty_fraction``, ``largest_relative_size`` and ``effective_clusters`` by plain inference
         on all training samples (first and last entry); the same with ``_balanced`` and ``_plain``
-        by the labels that the epoch's views got after and before balancing; and
-        ``relabelled_fraction``, the share of labels that balancing changed.
+        by the labels that the epoch's views got after and before balancing;
+        ``relabelled_fraction``, the share of labels that balancing changed; and
+        ``teacher_entropy`` and ``student_entropy`` of the softmaxes, over log K: 1 says nothing.
     resolved_params_ : dict
         Every parameter with "auto" replaced, the seed that was drawn, and what follows from them.
     sample_names_ : ndarray of shape (n_samples,), str
@@ -181,7 +187,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         warmup_epochs: float | str = "auto",
         teacher_momentum: float | str = "auto",
         size_momentum: float | str = "auto",
-        teacher_temperature: float = 0.04,
+        teacher_temperature: float | tuple[float, float] = 0.04,
         student_temperature: float = 0.1,
         balancing: str = "linear",
         count_labels: str = "balanced",

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from sklearn_excb import auto, images
 from sklearn_excb.backbones import build_backbone, output_dim
-from sklearn_excb.balancing import TIE_FLOOR, ClusterSizes
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.devices import available_memory
 from sklearn_excb.history import EpochRecord, entry, filling
@@ -35,6 +34,7 @@ from sklearn_excb.networks import (
     build_networks,
     uses_batch_norm,
 )
+from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import RowRecipe, row_statistics
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
@@ -297,19 +297,13 @@ def run(
     FloatingPointError
         If the loss of an epoch is not finite.
     """
-    sizes = ClusterSizes(
-        settings.K,
-        settings.size_momentum,
-        below=settings.balancing,
-        relative_floor=TIE_FLOOR,
-        device=batches.device,
-    )
+    balancing = build_balancing(settings, batches.device)
     plan = Plan.of(settings, len(batches.source))
     history: list[dict[str, Any]] = []
     record = EpochRecord(settings.K, batches.device)
     bar.reset(total=plan.total_steps * settings.batch_size)
     bar.set_description("ExCB")
-    for report in train(networks, sizes, batches, settings, plan, seed=batches.seed):
+    for report in train(networks, balancing, batches, settings, plan, seed=batches.seed):
         record.add(report)
         bar.update(settings.batch_size)
         if (report.step + 1) % plan.steps_per_epoch == 0:

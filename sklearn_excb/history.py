@@ -13,7 +13,11 @@ from torch import Tensor
 from sklearn_excb.balancing import count_labels
 from sklearn_excb.training import StepReport
 
-_LOSSES = ("loss", "projector_loss", "predictor_loss", "relabelled_fraction")
+_MEANS = (
+    *("loss", "projector_loss", "predictor_loss"),
+    *("teacher_entropy", "student_entropy"),
+    "relabelled_fraction",
+)
 _FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
 
@@ -50,7 +54,7 @@ def entry(
         Losses and occupancy of the epoch's own labels.
     """
     fillings = [name + suffix for suffix in ("", "_balanced", "_plain") for name in _FILLINGS]
-    empty = dict.fromkeys([*_LOSSES, *fillings], float("nan"))
+    empty = dict.fromkeys([*_MEANS, *fillings], float("nan"))
     plain = {} if inference is None else filling(inference, n_clusters)
     return {"epoch": epoch, **empty, **(measured or {}), **plain}
 
@@ -68,23 +72,22 @@ class EpochRecord:
 
     def __init__(self, n_clusters: int, device: torch.device) -> None:
         self._n_clusters = n_clusters
-        self._losses = torch.zeros(3, device=device)
-        self._changed = torch.zeros((), device=device)
+        self._sums = torch.zeros(len(_MEANS), device=device)
         self._balanced = torch.zeros(n_clusters, dtype=torch.int64, device=device)
         self._plain = torch.zeros_like(self._balanced)
         self._steps = 0
 
     def add(self, report: StepReport) -> None:
         """Take in a step."""
-        self._losses += torch.stack(list(report.loss))
-        self._changed += (report.labels != report.plain_labels).float().mean()
-        for counts, labels in ((self._balanced, report.labels), (self._plain, report.plain_labels)):
-            counts += count_labels(labels, self._n_clusters)
+        loss, labels, plain_labels, entropies = report.outcome
+        changed = (labels != plain_labels).float().mean()
+        self._sums += torch.stack([*loss, *entropies, changed])
+        self._balanced += count_labels(labels, self._n_clusters)
+        self._plain += count_labels(plain_labels, self._n_clusters)
         self._steps += 1
 
     def summary(self, epoch: int) -> dict[str, Any]:
         """Entry of ``history_``: means of the losses, occupancy by the epoch's labels."""
-        means = [*(self._losses / self._steps).tolist(), float(self._changed / self._steps)]
-        measured = dict(zip(_LOSSES, means, strict=True))
+        measured = dict(zip(_MEANS, (self._sums / self._steps).tolist(), strict=True))
         measured |= _of_counts(self._balanced, "_balanced") | _of_counts(self._plain, "_plain")
         return entry(epoch, n_clusters=self._n_clusters, measured=measured)

@@ -18,13 +18,20 @@ from torch import Tensor
 
 from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
-from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import ViewBatches, inference_inputs
 from sklearn_excb.images import ArrayImages, ItemImages
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
-from sklearn_excb.training import START_LIMIT, Plan, build_optimizer, set_rates, train_step
+from sklearn_excb.rivals import build_balancing
+from sklearn_excb.training import (
+    START_LIMIT,
+    Plan,
+    TeacherRates,
+    build_optimizer,
+    set_rates,
+    train_step,
+)
 from sklearn_excb.views import ViewRecipe
 
 Bytes = dict[str, int]
@@ -308,8 +315,10 @@ def _step(
     with fake(networks) as fakes:
         fakes.fitting()
         optimizer = build_optimizer(fakes, settings)
-        set_rates(optimizer, settings, 0, Plan(1, 10))
-        sizes = ClusterSizes(settings.K, settings.size_momentum, below=settings.balancing)
+        plan = Plan(1, 10)
+        set_rates(optimizer, settings, 0, plan)
+        rates = TeacherRates.of(settings, 0, plan)
+        balancing = build_balancing(settings, "cpu")
         groups = [torch.empty(n_views * n, *shape) for n_views, *shape in shapes]
         counted = LiveBytes("activations")
         counted.count([*tensors_of(fakes), *groups], "held")
@@ -321,7 +330,7 @@ def _step(
         with counted:
             for _ in range(2):  # the second step meets the first one's gradients and momenta
                 counted.reset_peak()
-                train_step(fakes, sizes, optimizer, groups, n, settings, teacher_momentum=0.9)
+                train_step(fakes, balancing, optimizer, groups, n, settings, rates)
                 state = [value for of in optimizer.state.values() for value in of.values()]
                 counted.count([v for v in state if isinstance(v, Tensor)], "optimizer")
         after = {kind: counted.now[kind] for kind in ("optimizer", "gradients")}

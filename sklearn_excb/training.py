@@ -14,37 +14,44 @@ import torch
 from torch import Tensor
 
 from sklearn_excb.auto import Settings
-from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch
 from sklearn_excb.centroids import spherical_kmeans
-from sklearn_excb.loss import Loss, Targets, excb_loss, teacher_targets
+from sklearn_excb.loss import Loss, excb_loss, mean_entropies, teacher_targets
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.schedules import cosine, warmup_cosine
 
 _LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
 _CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine
 _SGD_MOMENTUM = 0.9
+_TEMPERATURE_WARMUP = 0.1  # of the run; DINO's 30 of 300 epochs
 START_LIMIT = 500_000  # projections that the k-means of the start looks at
 
 
-class StepReport(NamedTuple):
-    """What a step did; tensors stay on the device.
+class Outcome(NamedTuple):
+    """What a step found, before its update; tensors stay on the device.
 
     Attributes
     ----------
-    step, epoch : int
-        From 0 and from 1.
     loss : Loss
-        Before the update.
     labels, plain_labels : Tensors of shape (G, B)
-        After and before balancing.
+        The teacher's, after and before balancing.
+    entropies : Tensor of shape (2,)
+        The teacher's and the student's; see :func:`sklearn_excb.loss.mean_entropies`.
     """
 
-    step: int
-    epoch: int
     loss: Loss
     labels: Tensor
     plain_labels: Tensor
+    entropies: Tensor
+
+
+class StepReport(NamedTuple):
+    """A step, counted from 0, its epoch, from 1, and what it found."""
+
+    step: int
+    epoch: int
+    outcome: Outcome
 
 
 class Plan(NamedTuple):
@@ -58,6 +65,21 @@ class Plan(NamedTuple):
         """Plan of a run over ``n_samples`` images."""
         per_epoch = settings.steps_per_epoch(n_samples)
         return cls(per_epoch, per_epoch * settings.epochs)
+
+
+class TeacherRates(NamedTuple):
+    """Momentum and temperature of the teacher in one step."""
+
+    momentum: float
+    temperature: float
+
+    @classmethod
+    def of(cls, settings: Settings, step: int, plan: Plan) -> TeacherRates:
+        """Momentum by cosine to 1, temperature linear over the first tenth of the run."""
+        position = step / plan.total_steps
+        first, last = settings.teacher_temperature
+        temperature = first + (last - first) * min(1.0, position / _TEMPERATURE_WARMUP)
+        return cls(cosine(settings.teacher_momentum, 1.0, position), temperature)
 
 
 def build_optimizer(networks: StudentTeacher, settings: Settings) -> torch.optim.Optimizer:
@@ -111,49 +133,72 @@ def split(
         yield [views.flatten(0, 1) for views in part], part[0].shape[1] / n_images
 
 
-def _loss_of(
+def _forward(
     networks: StudentTeacher,
-    sizes: ClusterSizes,
+    balancing: Balancing,
     groups: Sequence[Tensor],
     settings: Settings,
+    temperature: float,
     gradient_memory: Tensor | None,
-) -> tuple[Loss, Targets]:
-    """Loss of a batch, or of a part of it, and the teacher's targets."""
+) -> Outcome:
+    """Loss of a batch, or of a part of it, ready for its backward pass."""
     student, teacher = networks.student, networks.teacher
     assert student.predictor is not None
     n_images = len(groups[0]) // settings.n_global
 
     with torch.no_grad():
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
+    balancing.see(teacher_rows, teacher.centroids.weight, temperature)
     targets = teacher_targets(
         teacher_rows,
         teacher.centroids.weight,
-        sizes.affine(),
-        temperature=settings.teacher_temperature,
+        balancing.affine(),
+        temperature=temperature,
     )
-    projections = student.project(groups)  # (V * B, D)
-    predictions = student.predictor(projections)
+    rows = student.project(groups)  # (V * B, D)
+    projections = rows.unflatten(0, (-1, n_images))
     loss = excb_loss(
         targets,
-        projections.unflatten(0, (-1, n_images)),
-        predictions.unflatten(0, (-1, n_images)),
+        projections,
+        student.predictor(rows).unflatten(0, (-1, n_images)),
         student.centroids.weight,
         temperature=settings.student_temperature,
         local_in_projector_loss=settings.local_in_loss_h,
         gradient_memory=gradient_memory,
     )
-    return loss, targets
+    entropies = mean_entropies(
+        targets,
+        projections,
+        student.centroids.weight,
+        temperature=settings.student_temperature,
+    )
+    return Outcome(loss, targets.labels, targets.plain_labels, entropies)
+
+
+def _joined(parts: Sequence[tuple[float, Outcome]]) -> Outcome:
+    """What the parts of a step found, each by its share of the images."""
+    shares, found = zip(*parts, strict=True)
+
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        return torch.stack([share * v for share, v in zip(shares, values, strict=True)]).sum(dim=0)
+
+    return Outcome(
+        loss=Loss(*(mean(terms) for terms in zip(*(part.loss for part in found), strict=True))),
+        labels=torch.cat([part.labels for part in found], dim=1),
+        plain_labels=torch.cat([part.plain_labels for part in found], dim=1),
+        entropies=mean(part.entropies for part in found),
+    )
 
 
 def train_step(
     networks: StudentTeacher,
-    sizes: ClusterSizes,
+    balancing: Balancing,
     optimizer: torch.optim.Optimizer,
     groups: Sequence[Tensor],
     n_images: int,
     settings: Settings,
-    teacher_momentum: float,
-) -> tuple[Loss, Tensor, Tensor]:
+    rates: TeacherRates,
+) -> Outcome:
     """One step of Algorithm 1; the rates of the optimiser are already set.
 
     Parameters
@@ -163,34 +208,28 @@ def train_step(
     n_images : int
         B. In parts of ``settings.micro_batch`` images their gradients add up to those of the whole
         batch, but BatchNorm sees a part only.
-
-    Returns
-    -------
-    loss : Loss
-    labels, plain_labels : Tensors of shape (G, B)
-        The teacher's, after and before balancing.
     """
     memory = networks.student.centroids.weight.grad  # the old gradient's takes the next one
     optimizer.zero_grad()
-    losses, targets = [], []
+    parts: list[tuple[float, Outcome]] = []
     for part, share in split(groups, n_images, settings.micro_batch):
-        loss, seen = _loss_of(networks, sizes, part, settings, memory)
+        outcome = _forward(networks, balancing, part, settings, rates.temperature, memory)
         memory = None  # held by autograd alone, it becomes .grad without a copy
-        (share * loss.total).backward()
-        losses.append(share * torch.stack(loss).detach())
-        targets.append(seen)
+        (share * outcome.loss.total).backward()
+        losses = Loss(*(term.detach() for term in outcome.loss))
+        parts.append((share, outcome._replace(loss=losses)))
     optimizer.step()
 
-    networks.update_teacher(teacher_momentum)
-    labels = torch.cat([seen.labels for seen in targets], dim=1)
-    plain_labels = torch.cat([seen.plain_labels for seen in targets], dim=1)
-    sizes.update(labels if settings.count_labels == "balanced" else plain_labels)
-    return Loss(*torch.stack(losses).sum(dim=0)), labels, plain_labels
+    networks.update_teacher(rates.momentum)
+    outcome = _joined(parts)
+    balanced = settings.count_labels == "balanced"
+    balancing.update(outcome.labels if balanced else outcome.plain_labels)
+    return outcome
 
 
 def train(
     networks: StudentTeacher,
-    sizes: ClusterSizes,
+    balancing: Balancing,
     batches: Iterable[Batch],
     settings: Settings,
     plan: Plan,
@@ -203,7 +242,7 @@ def train(
     ----------
     networks : StudentTeacher
         On the device of the batches; changed in place.
-    sizes : ClusterSizes
+    balancing : Balancing
         Changed in place.
     batches : iterable of Batch
         ``plan.total_steps`` of them, in order.
@@ -219,11 +258,11 @@ def train(
     for step, batch in enumerate(batches):
         torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         set_rates(optimizer, settings, step, plan)
-        momentum = cosine(settings.teacher_momentum, 1.0, step / plan.total_steps)
-        report = train_step(
-            networks, sizes, optimizer, batch.groups, batch.n_images, settings, momentum
+        rates = TeacherRates.of(settings, step, plan)
+        outcome = train_step(
+            networks, balancing, optimizer, batch.groups, batch.n_images, settings, rates
         )
-        yield StepReport(step, batch.epoch, *report)
+        yield StepReport(step, batch.epoch, outcome)
     optimizer.zero_grad()  # nobody needs the memory of the last gradients any more
 
 

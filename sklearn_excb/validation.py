@@ -44,9 +44,14 @@ def _options(*names: str) -> tuple[Check, str]:
     return check, f"one of {', '.join(map(repr, names))}"
 
 
-def _is_decay(value: Any) -> bool:
-    values = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
-    return all(isinstance(v, Real) and not isinstance(v, bool) and float(v) >= 0 for v in values)
+def _one_or_two(of_each: tuple[Check, str]) -> tuple[Check, str]:
+    check, needed = of_each
+
+    def check_each(value: Any) -> bool:
+        values = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
+        return all(map(check, values))
+
+    return check_each, f"{needed}, or two: the first and the last"
 
 
 _INF = float("inf")
@@ -71,13 +76,13 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     ),
     "optimizer": _options("sgd", "adamw"),
     "learning_rate": _real(0, _INF, open_low=True, open_high=True),
-    "weight_decay": (_is_decay, "a number >= 0, or two: the first and the last"),
+    "weight_decay": _one_or_two(_real(0, _INF, open_high=True)),
     "warmup_epochs": _real(0, _INF, open_high=True),
     "teacher_momentum": _real(0, 1),
     "size_momentum": _real(0, 1, open_high=True),
-    "teacher_temperature": _real(0, _INF, open_low=True, open_high=True),
+    "teacher_temperature": _one_or_two(_real(0, _INF, open_low=True, open_high=True)),
     "student_temperature": _real(0, _INF, open_low=True, open_high=True),
-    "balancing": _options("linear", "exponential"),
+    "balancing": _options("linear", "exponential", "centering", "sinkhorn", "none"),
     "count_labels": _options("balanced", "plain"),
     "local_in_loss_h": (lambda value: isinstance(value, bool), "True or False"),
     "n_jobs": (

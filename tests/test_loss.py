@@ -14,7 +14,7 @@ from benchmarks import plain_loss
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.attention import attend, lengths, nearest
 from sklearn_excb.balancing import TIE_FLOOR, ClusterSizes, affine_form
-from sklearn_excb.loss import excb_loss, teacher_targets
+from sklearn_excb.loss import excb_loss, mean_entropies, teacher_targets
 
 B, D = 3, 16
 PLAIN = {"per pair": plain_loss.per_pair, "per view": plain_loss.per_view}
@@ -271,6 +271,9 @@ def digits_curve(monkeypatch, loss_of=None):
     def plain(targets, *leaves, temperature, **ignored):
         return loss_of(targets.p, *leaves, temperature=temperature)
 
+    def no_entropies(*arguments, **options):
+        return torch.zeros(2)
+
     images = (load_digits().images / 16).astype(np.float32)
     with monkeypatch.context() as patched:
         patched.setattr(sklearn_excb.training, "train_step", recorded)
@@ -278,6 +281,7 @@ def digits_curve(monkeypatch, loss_of=None):
         if loss_of is not None:
             patched.setattr(sklearn_excb.training, "teacher_targets", plain_targets)
             patched.setattr(sklearn_excb.training, "excb_loss", plain)
+            patched.setattr(sklearn_excb.training, "mean_entropies", no_entropies)
         with pytest.raises(Enough):
             ExCBEstimator(batch_size=16, random_state=0).fit(images)
     return np.array(losses)
@@ -288,6 +292,20 @@ def test_training_on_digits_follows_the_curve_of_the_plain_loss(monkeypatch):
     plain = digits_curve(monkeypatch, plain_loss.per_view)
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-3)
     assert ours[-1] < ours[0] - 0.1
+
+
+@pytest.mark.parametrize("n_images", [2, 16])
+def test_entropies_are_those_of_the_softmaxes(n_images):
+    (rows, centroids, _), (projections, _, _) = inputs(5003)
+    even = affine_form(torch.full((5003,), 1 / 5003, dtype=torch.float64))
+    targets = teacher_targets(rows, centroids, even, temperature=0.04)
+    found = mean_entropies(targets, projections, centroids, temperature=0.1, n_images=n_images)
+    unit = torch.nn.functional.normalize(centroids, dim=-1)
+    for entropy, x, temperature in zip(found, (rows, projections), (0.04, 0.1), strict=True):
+        x = torch.nn.functional.normalize(x[:2, :n_images], dim=-1)
+        p = torch.softmax(x @ unit.T / temperature, dim=-1)
+        expected = -(p * p.log()).sum(dim=-1).mean() / np.log(5003)
+        assert entropy.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 @pytest.mark.gpu

@@ -20,7 +20,14 @@ from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.devices import available_memory
 from sklearn_excb.live_bytes import LiveBytes
 from sklearn_excb.networks import build_networks
-from sklearn_excb.training import Plan, build_optimizer, set_rates, split, train_step
+from sklearn_excb.training import (
+    Plan,
+    TeacherRates,
+    build_optimizer,
+    set_rates,
+    split,
+    train_step,
+)
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
 SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "random_state": 0}
@@ -368,7 +375,13 @@ def test_parts_of_a_step_add_up_to_it(micro_batch, local_in_loss_h):
         for _ in range(3):
             groups = [torch.randn(views * B, 5, dtype=torch.float64) for views in (2, 2)]
             report = train_step(
-                networks, sizes, optimizer, groups, B, replace(settings, micro_batch=m), 0.9
+                networks,
+                sizes,
+                optimizer,
+                groups,
+                B,
+                replace(settings, micro_batch=m),
+                TeacherRates(0.9, 0.04),
             )
         results.append([*report[0], *report[1:], sizes.sizes, *networks.parameters()])
     for whole, parts in zip(*results, strict=True):

@@ -14,7 +14,7 @@ from sklearn_excb.balancing import ClusterSizes, affine_form
 from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, build_networks
 from sklearn_excb.schedules import cosine
-from sklearn_excb.training import Plan, build_optimizer, set_rates, train_step
+from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
 from tests import reference
 from tests.test_balancing import SIZES, sizes_of
 
@@ -181,14 +181,16 @@ def check_steps(n_steps, kind, *, batch_norm=True, **chosen):
         groups = [x_global.flatten(0, 1), *([x_local.flatten(0, 1)] if len(x_local) else [])]
         set_rates(optimizer, settings, step, plan)
         momentum = cosine(settings.teacher_momentum, 1.0, step / plan.total_steps)
-        loss, labels, plain = train_step(networks, sizes, optimizer, groups, B, settings, momentum)
+        rates = TeacherRates.of(settings, step, plan)
+        assert rates.momentum == momentum
+        loss, labels, plain, _ = train_step(networks, sizes, optimizer, groups, B, settings, rates)
         state = reference.training_step(
             state["student"],
             state["teacher"],
             state["sizes"],
             x_global,
             x_local,
-            teacher_temperature=settings.teacher_temperature,
+            teacher_temperature=rates.temperature,
             student_temperature=settings.student_temperature,
             teacher_momentum=momentum,
             size_momentum=settings.size_momentum,

@@ -1,0 +1,91 @@
+"""Labelled images to learn on: digits of scikit-learn, and what a folder or an npz file holds."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class Split(NamedTuple):
+    """Images with their classes, some of them held out.
+
+    Attributes
+    ----------
+    train, test : array (n, h, w[, c]) or list of PIL images
+    y_train, y_test : ndarrays of shape (n,)
+    """
+
+    train: Any
+    test: Any
+    y_train: npt.NDArray[Any]
+    y_test: npt.NDArray[Any]
+
+
+def load(name: str, data: Path | None, *, most: int = 5000) -> Split:
+    """A data set by its name, a fifth of it held out.
+
+    Parameters
+    ----------
+    name : str
+        "digits", or a file ``data / name`` + ".npz", or a folder ``data / name`` with one folder a
+        class. An npz has ``labels`` and either ``images`` (n, h, w[, c]) or ``jpeg`` and
+        ``offsets``: encoded images one after another, and where each begins.
+    data : Path, optional
+        Folder of the data sets.
+    most : int, default=5000
+        Images to draw, at random, where there are more; the same ones every time.
+    """
+    if name == "digits":
+        images, labels = load_digits(return_X_y=True)
+        images = images.reshape(-1, 8, 8) / 16
+    elif data is None:
+        raise ValueError(
+            f"{name!r} needs --data, the folder that holds it; only digits come along."
+        )
+    elif (data / f"{name}.npz").exists():
+        images, labels = _from_npz(data / f"{name}.npz")
+    elif (data / name).is_dir():
+        images, labels = _from_folder(data / name)
+    else:
+        raise FileNotFoundError(f"{data} holds neither {name}.npz nor a folder {name}.")
+    indices = np.arange(len(labels))
+    if len(indices) > most:
+        indices, _ = train_test_split(indices, train_size=most, stratify=labels, random_state=0)
+    train, test = train_test_split(indices, test_size=0.2, stratify=labels[indices], random_state=0)
+    return Split(_take(images, train), _take(images, test), labels[train], labels[test])
+
+
+def _take(images: Any, indices: npt.NDArray[np.int64]) -> Any:
+    """Some of the images, decoded; as one array where all have one size."""
+    if isinstance(images, np.ndarray):
+        return images[indices]
+    taken = [Image.open(images[i]).convert("RGB") for i in indices]
+    same_size = len({image.size for image in taken}) == 1
+    return np.stack([np.asarray(image) for image in taken]) if same_size else taken
+
+
+def _from_npz(path: Path) -> tuple[Any, npt.NDArray[Any]]:
+    with np.load(path) as file:
+        if "images" in file:
+            images = file["images"]
+            return images.reshape(images.shape[:3]) if images.shape[3:] == (1,) else images, file[
+                "labels"
+            ]
+        blob, offsets = file["jpeg"].tobytes(), file["offsets"]
+        parts = [blob[a:b] for a, b in itertools.pairwise(offsets)]
+        return [io.BytesIO(part) for part in parts], file["labels"]
+
+
+def _from_folder(folder: Path) -> tuple[list[Path], npt.NDArray[Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return files, np.array([file.relative_to(folder).parts[0] for file in files])

@@ -1,0 +1,102 @@
+"""What a clustering and its embeddings are worth, in figures."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.data_sets import Split
+from evaluation import cluster_occupancy, clustering_scores, knn_accuracy
+
+Labels = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.floating[Any]]
+
+NEIGHBORS = 20
+
+
+class Outcome(NamedTuple):
+    """What a method makes of the images, (training, held out).
+
+    Attributes
+    ----------
+    labels : pair of ndarrays of shape (n,), or None
+        Clusters; None for a method that has none.
+    projections : pair of ndarrays of shape (n, D)
+        What the clusters lie in.
+    features : pair of ndarrays of shape (n, d)
+        What neighbours and probes use.
+    """
+
+    labels: tuple[Labels, Labels] | None
+    projections: tuple[Rows, Rows]
+    features: tuple[Rows, Rows]
+
+
+def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[str, Any]:
+    """Occupancy, agreement with the classes, neighbours and probe; and k-means beside it."""
+    kmeans = KMeans(n_clusters, n_init=1, random_state=seed).fit(outcome.projections[0])
+    by_kmeans = kmeans.labels_.astype(np.int64), kmeans.predict(outcome.projections[1])
+    found = {
+        "knn": knn_accuracy(
+            outcome.features[0], split.y_train, outcome.features[1], split.y_test, k=NEIGHBORS
+        ),
+        "probe": probe(outcome.features, split),
+        "kmeans": _of_clusters(by_kmeans, outcome.projections[0], split, n_clusters),
+    }
+    if outcome.labels is not None:
+        found |= _of_clusters(outcome.labels, outcome.projections[0], split, n_clusters)
+    return found
+
+
+def _of_clusters(
+    labels: tuple[Labels, Labels], projections: Rows, split: Split, n_clusters: int
+) -> dict[str, Any]:
+    """Occupancy of training and held-out images, and agreement with the classes."""
+    train, test = (cluster_occupancy(part, n_clusters) for part in labels)
+    scores = clustering_scores(split.y_train, labels[0])
+    return {
+        "empty": train.empty_fraction,
+        "largest": train.largest_relative_size,
+        "effective": train.effective_clusters,
+        "test_empty": test.empty_fraction,
+        "test_largest": test.largest_relative_size,
+        "test_effective": test.effective_clusters,
+        "test_empty_if_equal": (1 - 1 / n_clusters) ** len(labels[1]),
+        "nmi": scores.nmi,
+        "acc": scores.accuracy,
+        "merged": merged_scores(labels[0], projections, split.y_train),
+        "counts": np.sort(np.bincount(labels[0], minlength=n_clusters))[::-1].tolist(),
+    }
+
+
+def merged_scores(labels: Labels, projections: Rows, y: npt.NDArray[Any]) -> list[list[float]]:
+    """Effective clusters, NMI and ACC while the nearest clusters are merged, down to two.
+
+    NMI rises with the number of clusters in use whatever they contain: methods are to be compared
+    at equal effective clusters. Clusters are merged by Ward's criterion on their mean projections.
+    """
+    used, compact = np.unique(labels, return_inverse=True)
+    if len(used) < 2:
+        return [[1.0, 0.0, clustering_scores(y, labels).accuracy]]
+    means = np.stack([projections[compact == i].mean(axis=0) for i in range(len(used))])
+    tree = linkage(means, method="ward")
+    curve = []
+    for n_groups in np.unique(np.geomspace(2, len(used), 24).round().astype(int)):
+        merged = fcluster(tree, n_groups, criterion="maxclust")[compact] - 1
+        scores = clustering_scores(y, merged)
+        effective = cluster_occupancy(merged, int(merged.max()) + 1).effective_clusters
+        curve.append([effective, scores.nmi, scores.accuracy])
+    return curve
+
+
+def probe(features: tuple[Rows, Rows], split: Split) -> float:
+    """Accuracy of a linear classifier on standardised features, of held-out images."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    return float(model.fit(features[0], split.y_train).score(features[1], split.y_test))

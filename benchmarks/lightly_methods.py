@@ -1,0 +1,220 @@
+"""DINO and SwAV with lightly's heads and losses: rivals that somebody else wrote.
+
+They get the backbone, the views, the number of images, the optimiser and the schedules of ExCB's
+defaults, and lightly's heads, prototypes and losses with the values of their papers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightly.loss import DINOLoss, SwaVLoss
+from lightly.models.modules.heads import (
+    DINOProjectionHead,
+    SwaVProjectionHead,
+    SwaVPrototypes,
+)
+from torch import Tensor, nn
+
+from benchmarks.data_sets import Split
+from benchmarks.figures import Outcome
+from sklearn_excb import ExCBEstimator, images
+from sklearn_excb.auto import Settings
+from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.fitting import build, facts_of, own_randomness, view_recipe
+from sklearn_excb.schedules import cosine, warmup_cosine
+from sklearn_excb.training import Plan
+
+DEVICE = torch.device("cpu")
+Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # to a projection and to similarities
+
+
+class DINO(nn.Module):
+    """A student and a teacher with lightly's head and loss.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Of the student.
+    n_features : int
+        What it gives.
+    settings : Settings
+        Of ExCB's defaults.
+    """
+
+    def __init__(self, backbone: nn.Module, n_features: int, settings: Settings) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head, self.teacher_head = (
+            DINOProjectionHead(
+                n_features,
+                settings.head_width,
+                256,
+                settings.K,
+                batch_norm=settings.optimizer == "sgd",  # as the authors do with ResNets
+                freeze_last_layer=1,
+            )
+            for _ in range(2)
+        )
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.teacher_head.requires_grad_(False)
+        self.teacher_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.criterion = DINOLoss(settings.K)
+        self.settings = settings
+
+    def loss(self, groups: Sequence[Tensor], n_images: int, step: int) -> Tensor:
+        """Cross-entropy of every pair of views."""
+        with torch.no_grad():
+            teacher = self.teacher_head(self.teacher_backbone(groups[0])).split(n_images)
+        student = self.head(torch.cat([self.backbone(group) for group in groups]))
+        return self.criterion(list(teacher), list(student.split(n_images)), teacher_temp=0.04)
+
+    def after_backward(self, epoch: int) -> None:
+        """Keep the last layer as it is in the first epoch."""
+        self.head.cancel_last_layer_gradients(epoch)
+
+    @torch.no_grad()
+    def after_step(self, position: float) -> None:
+        """Move the teacher."""
+        momentum = cosine(self.settings.teacher_momentum, 1.0, position)
+        for slow, fast in (
+            (self.teacher_backbone, self.backbone),
+            (self.teacher_head, self.head),
+        ):
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1 - momentum)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, unit projections and similarities, of the teacher."""
+        features = self.teacher_backbone(x)
+        projection = F.normalize(self.teacher_head.layers(features), dim=-1)
+        return features, projection, self.teacher_head.last_layer(projection)
+
+
+class SwAV(nn.Module):
+    """One network with lightly's head, prototypes and loss, and a queue.
+
+    Parameters
+    ----------
+    backbone, n_features, settings
+        As for :class:`DINO`.
+    """
+
+    def __init__(self, backbone: nn.Module, n_features: int, settings: Settings) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = SwaVProjectionHead(n_features, settings.head_width, 128)
+        self.prototypes = SwaVPrototypes(128, settings.K)
+        self.criterion = SwaVLoss()
+        # 3,840 rows for 3,000 prototypes in the paper, from a fifteenth of 400 epochs on
+        self.n_queued = -(-round(1.28 * settings.K) // settings.batch_size) * settings.batch_size
+        self.queue: list[list[Tensor]] = [[] for _ in range(settings.n_global)]
+        self.settings = settings
+
+    def loss(self, groups: Sequence[Tensor], n_images: int, step: int) -> Tensor:
+        """Swapped prediction between the global views, and from the local ones."""
+        self.prototypes.normalize()
+        features = torch.cat([self.backbone(group) for group in groups])
+        rows = F.normalize(self.head(features), dim=-1)
+        similarity = self.prototypes(rows).split(n_images)
+        n_global = self.settings.n_global
+        queued = None
+        if len(self.queue[0]) * n_images >= self.n_queued:
+            with torch.no_grad():
+                queued = [self.prototypes(torch.cat(queue)) for queue in self.queue]
+        for queue, view in zip(self.queue, rows.detach().split(n_images), strict=False):
+            queue.insert(0, view)
+            del queue[self.n_queued // n_images :]
+        return self.criterion(list(similarity[:n_global]), list(similarity[n_global:]), queued)
+
+    def after_backward(self, epoch: int) -> None:
+        """Keep the prototypes as they are in the first epoch."""
+        if epoch == 0:
+            for parameter in self.prototypes.parameters():
+                parameter.grad = None
+
+    def after_step(self, position: float) -> None:
+        """There is no teacher."""
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, unit projections and similarities."""
+        features = self.backbone(x)
+        projection = F.normalize(self.head(features), dim=-1)
+        return features, projection, self.prototypes(projection)
+
+
+METHODS = {"lightly DINO": DINO, "lightly SwAV": SwAV}
+
+
+def fit(name: str, split: Split, seed: int, changed: dict[str, Any]) -> tuple[Settings, Outcome]:
+    """Train one of METHODS as long as ExCB is trained by default, and apply it.
+
+    Parameters
+    ----------
+    name : str
+        Of METHODS.
+    split : Split
+        Images.
+    seed : int
+        Of weights and views.
+    changed : dict
+        Parameters of ExCBEstimator that are not its defaults.
+    """
+    parameters = ExCBEstimator(**changed).get_params(deep=False)
+    source, held_out = (images.open_source(X, None) for X in (split.train, split.test))
+    with own_randomness(seed):
+        networks, settings, n_features = build(parameters, facts_of(source))
+        model = METHODS[name](networks.student.backbone, n_features, settings)
+        recipe = view_recipe(source, settings)
+        n_jobs = 2 if source.reads_in_parallel else 1
+        batches = ViewBatches(
+            source, recipe, settings.batch_size, settings.epochs, seed, n_jobs, DEVICE
+        )
+        _train(model, batches, settings)
+        applied = [
+            _apply(model, inference_inputs(s, recipe, batch_size=256, n_jobs=n_jobs, device=DEVICE))
+            for s in (source, held_out)
+        ]
+    features, projections, similarity = zip(*applied, strict=True)
+    labels = similarity[0].argmax(axis=1), similarity[1].argmax(axis=1)
+    return settings, Outcome(labels, projections, features)
+
+
+def _train(model: DINO | SwAV, batches: ViewBatches, settings: Settings) -> None:
+    model.train()
+    plan = Plan.of(settings, len(batches.source))
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": settings.weight_decay[0]}, {"params": others}],
+        lr=settings.learning_rate,
+        momentum=0.9,
+    )
+    batch: Batch
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(
+                settings.learning_rate,
+                settings.learning_rate * 1e-4,
+                step,
+                warmup_steps=round(settings.warmup_epochs * plan.steps_per_epoch),
+                total_steps=plan.total_steps,
+            )
+        loss = model.loss(batch.groups, batch.n_images, step)
+        optimizer.zero_grad()
+        loss.backward()
+        model.after_backward(batch.epoch - 1)
+        optimizer.step()
+        model.after_step(step / plan.total_steps)
+
+
+@torch.no_grad()
+def _apply(model: DINO | SwAV, inputs: Any) -> tuple[np.ndarray, ...]:
+    model.eval()
+    parts = [model.outputs(x) for x in inputs]
+    return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))
