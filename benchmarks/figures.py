@@ -13,12 +13,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.data_sets import Split
-from evaluation import cluster_occupancy, clustering_scores, knn_accuracy
+from evaluation import cluster_occupancy, clustering_scores, knn_accuracy, project
 
 Labels = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]
 
 NEIGHBORS = 20
+MOST_POINTS = 1500  # in a plot
 
 
 class Outcome(NamedTuple):
@@ -40,7 +41,10 @@ class Outcome(NamedTuple):
 
 
 def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[str, Any]:
-    """Occupancy, agreement with the classes, neighbours and probe; and k-means beside it."""
+    """Occupancy, agreement with the classes, neighbours and probe; and k-means beside it.
+
+    With seed 0 also where t-SNE puts the projections.
+    """
     kmeans = KMeans(n_clusters, n_init=1, random_state=seed).fit(outcome.projections[0])
     by_kmeans = kmeans.labels_.astype(np.int64), kmeans.predict(outcome.projections[1])
     found = {
@@ -52,7 +56,18 @@ def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[
     }
     if outcome.labels is not None:
         found |= _of_clusters(outcome.labels, outcome.projections[0], split, n_clusters)
+    if seed == 0 and outcome.labels is not None:
+        found["tsne"] = _tsne(outcome.projections[0], split.y_train)
     return found
+
+
+def _tsne(projections: Rows, y: npt.NDArray[Any]) -> dict[str, Any]:
+    """Positions in the plane of at most MOST_POINTS training images, and their classes."""
+    found = project(projections, max_samples=MOST_POINTS, y=y, random_state=0)
+    return {
+        "coordinates": [[round(float(v), 1) for v in point] for point in found.coordinates],
+        "classes": y[found.indices].astype(int).tolist(),
+    }
 
 
 def _of_clusters(

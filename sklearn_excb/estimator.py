@@ -269,7 +269,14 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             If a parameter or the data cannot be used; ``ImageError``, one of its kind, names the
             image.
         FloatingPointError
-            If the training diverges. Whatever is raised, what was learned before is kept.
+            If the training diverges in its first epoch. Whatever is raised, what was learned before
+            is kept.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the clusters collapse, with the parameter to change; or if the training diverges
+            later, with the epoch at which it then stopped.
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)

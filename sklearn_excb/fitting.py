@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,6 +38,7 @@ from sklearn_excb.row_views import RowRecipe, row_statistics
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
+from sklearn_excb.watching import Watch
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -292,13 +292,16 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train to the end, keeping an entry an epoch and showing progress.
 
+    Where a later epoch than the first diverges, the run ends with the teacher of the one before.
+
     Raises
     ------
     FloatingPointError
-        If the loss of an epoch is not finite.
+        If the first epoch diverges.
     """
     balancing = build_balancing(settings, batches.device)
     plan = Plan.of(settings, len(batches.source))
+    watch = Watch(networks.teacher, settings)
     history: list[dict[str, Any]] = []
     record = EpochRecord(settings.K, batches.device)
     bar.reset(total=plan.total_steps * settings.batch_size)
@@ -307,14 +310,12 @@ def run(
         record.add(report)
         bar.update(settings.batch_size)
         if (report.step + 1) % plan.steps_per_epoch == 0:
-            history.append(record.summary(report.epoch))
+            last = record.summary(report.epoch)
             record = EpochRecord(settings.K, batches.device)
-            last = history[-1]
-            if not math.isfinite(last["loss"]):
-                raise FloatingPointError(
-                    f"The loss is {last['loss']} in epoch {report.epoch} of {settings.epochs}: the "
-                    f"training diverged. Lower learning_rate, now {settings.learning_rate:g}."
-                )
+            if not watch.sound(last):
+                watch.recover(last)
+                break
+            history.append(last)
             bar.set_postfix_str(
                 f"epoch {report.epoch}/{settings.epochs}, loss {last['loss']:.3f}, "
                 f"empty before balancing {last['empty_fraction_plain']:.1%}"

@@ -232,6 +232,10 @@ def _estimate(
         opened = {"opened images": batches.n_jobs * making.thread}
         phases["views"] |= opened
         phases["labels"] |= opened
+        if settings.epochs:
+            kept = {"last sound teacher": size(tensors_of(networks.teacher))}
+            phases["views"] |= kept
+            phases["step"] |= kept
         n_rows = min(len(batches.source), START_LIMIT)
         phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
         phases["k-means"] = held | _k_means(n_rows, settings.K)

@@ -1,0 +1,260 @@
+"""Tables and plots of docs/results.md, from the cells that benchmarks.learning left.
+
+    python -m benchmarks.results
+
+What stands between a line ``<!-- table: NAME -->`` and the next ``<!-- end -->`` is written anew;
+the words around it are left alone. A cell that has not been measured is said to be missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.data_sets import TITLES
+from benchmarks.learning import Cell, study
+from evaluation import OccupancyDisplay, ProjectionDisplay
+from evaluation._style import INK, LINES, MUTED, quiet
+from sklearn_excb.balancing import balance
+
+DOCS = Path(__file__).parent.parent / "docs"
+Result = dict[str, Any]
+Measure = Callable[[Result], float]
+
+
+def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Cells by what they are called without their seed, in order."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        changed = ", ".join(f"{name}={value}" for name, value in cell.changed.items())
+        rows.setdefault(", ".join(filter(None, [cell.method, changed])), []).append(cell)
+    return rows
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean and standard deviation of the seeds; nan (what a method does not have) as a dash."""
+    if not values or any(np.isnan(values)):
+        return "-"
+    text = form.format(mean(values))
+    return f"{text} ± {form.format(stdev(values))}" if len(values) > 1 else text
+
+
+def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) -> str:
+    """Markdown: a row a method, mean ± standard deviation over the seeds that are there."""
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name, cells in rows.items():
+        found = [cell.result for cell in cells]
+        there = [result for result in found if result is not None]
+        seeds = str(len(there)) if len(there) == len(found) else f"{len(there)} of {len(found)}"
+        measured = [
+            spread([figure(result) for result in there], form) if there else "missing"
+            for figure, form in columns.values()
+        ]
+        lines.append(f"| {name} | {seeds} | " + " | ".join(measured) + " |")
+    return "\n".join(lines)
+
+
+def of_clusters(name: str) -> Measure:
+    """A figure of the clusters: the method's own, or those of k-means on pixels."""
+
+    def figure(result: Result) -> float:
+        clusters = result["kmeans"] if result["cell"]["method"] == "raw pixels" else result
+        return clusters.get(name, float("nan"))
+
+    return figure
+
+
+def at_effective(result: Result, n_effective: float, column: int) -> float:
+    """NMI (column 1) or ACC (2) with clusters merged until so many are in effective use."""
+    clusters = result["kmeans"] if result["cell"]["method"] == "raw pixels" else result
+    curve = np.array(clusters["merged"])
+    if not curve[0, 0] <= n_effective <= curve[-1, 0]:
+        return float("nan")
+    return float(np.interp(n_effective, curve[:, 0], curve[:, column]))
+
+
+def clusters_table(cells: Sequence[Cell]) -> str:
+    """Occupancy, on training and held-out images."""
+    rows = rows_of(cells)
+    return table(
+        rows,
+        {
+            "empty": (of_clusters("empty"), "{:.1%}"),
+            "largest": (of_clusters("largest"), "{:.1f}"),
+            "effective / K": (lambda r: of_clusters("effective")(r) / r["settings"]["K"], "{:.2f}"),
+            "empty, held out": (of_clusters("test_empty"), "{:.1%}"),
+            "if equal": (of_clusters("test_empty_if_equal"), "{:.1%}"),
+        },
+    )
+
+
+def quality_table(cells: Sequence[Cell]) -> str:
+    """Agreement with the classes, neighbours and probe."""
+    rows = rows_of(cells)
+    n_effective = 10.0
+    return table(
+        rows,
+        {
+            "k-NN": (lambda r: r["knn"], "{:.3f}"),
+            "probe": (lambda r: r["probe"], "{:.3f}"),
+            "NMI": (of_clusters("nmi"), "{:.3f}"),
+            "ACC": (of_clusters("acc"), "{:.3f}"),
+            "NMI at 10": (lambda r: at_effective(r, n_effective, 1), "{:.3f}"),
+            "ACC at 10": (lambda r: at_effective(r, n_effective, 2), "{:.3f}"),
+            "images seen": (lambda r: r["images_seen"], "{:,.0f}"),
+            "minutes": (lambda r: r["seconds"] / 60, "{:.1f}"),
+        },
+    )
+
+
+def robustness_table(cells: Sequence[Cell]) -> str:
+    """The worst of the seeds of every batch size and K."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        changed = cell.changed
+        rows.setdefault(f"B = {changed['batch_size']}, K = {changed['K']}", []).append(cell)
+    return table(
+        rows,
+        {
+            "empty": (lambda r: r["empty"], "{:.1%}"),
+            "largest": (lambda r: r["largest"], "{:.1f}"),
+            "effective / K": (lambda r: r["effective"] / r["settings"]["K"], "{:.2f}"),
+            "k-NN": (lambda r: r["knn"], "{:.3f}"),
+        },
+    )
+
+
+def ablation_table(cells: Sequence[Cell]) -> str:
+    """A row a change, the defaults on top."""
+    rows = rows_of(cells)
+    return table(
+        rows,
+        {
+            "empty": (lambda r: r["empty"], "{:.1%}"),
+            "largest": (lambda r: r["largest"], "{:.1f}"),
+            "effective / K": (lambda r: r["effective"] / r["settings"]["K"], "{:.2f}"),
+            "NMI": (lambda r: r["nmi"], "{:.3f}"),
+            "k-NN": (lambda r: r["knn"], "{:.3f}"),
+            "probe": (lambda r: r["probe"], "{:.3f}"),
+        },
+    )
+
+
+def tables() -> dict[str, str]:
+    """Every table by its name."""
+    found = {}
+    for name in TITLES:
+        cells = study(name)
+        found[f"{name} clusters"] = clusters_table(cells)
+        found[f"{name} quality"] = quality_table(cells)
+    ablations = [*(c for c in study("digits") if c.method == "ExCB"), *study("ablations")]
+    found["ablations"] = ablation_table(ablations)
+    found["robustness"] = robustness_table(study("robustness"))
+    return found
+
+
+def labels_of(result: Result) -> np.ndarray:
+    """Labels that have the counts of a result."""
+    return np.repeat(np.arange(len(result["counts"])), result["counts"])
+
+
+def occupancy_plot(path: Path) -> None:
+    """Fig. 1: relative cluster sizes of ExCB and DINO, a panel a data set."""
+    panels = []
+    for name, title in TITLES.items():
+        found = {
+            {"ExCB": "ExCB", "centering": "DINO"}[cell.method]: cell.result
+            for cell in study(name)
+            if cell.method in ("ExCB", "centering") and cell.seed == 0
+        }
+        if len(found) == 2 and all(found.values()):
+            panels.append((title, found))
+    if not panels:
+        return
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.4 * columns, 3.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    for ax, (title, found) in zip(axes, panels, strict=False):
+        K = found["ExCB"]["settings"]["K"]
+        models = {name: labels_of(result) for name, result in found.items()}
+        OccupancyDisplay.from_predictions(models, K, ax=ax)
+        ax.set_title(title, loc="right", color=INK, fontsize=11)
+    figure.savefig(path, dpi=110)
+
+
+def operator_plot(path: Path) -> None:
+    """Fig. 2: the balanced similarity as a function of the size of the cluster."""
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    ax = figure.subplots()
+    r = np.geomspace(0.02, 50, 400)
+    K = 1000
+    for color, z in zip(LINES, (0.9, 0.5, 0.0, -0.5), strict=False):
+        sizes = torch.from_numpy(r / K)
+        for below, dashes in (("linear", (1, 0)), ("exponential", (2.5, 2))):
+            rest = (1 - sizes) / (K - 1)  # the other clusters share what is left
+            curve = [
+                balance(
+                    torch.full((1, K), z, dtype=torch.float64),
+                    torch.cat([size[None], other.expand(K - 1)]),
+                    below,
+                )[0, 0].item()
+                for size, other in zip(sizes, rest, strict=True)
+            ]
+            label = f"z = {z:g}" if below == "linear" else None
+            ax.plot(r, curve, color=color, dashes=dashes, linewidth=1.8, label=label)
+    ax.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ax.set_xscale("log")
+    ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+    ax.set_xlabel("Relative size of the cluster  $s K$", color=INK)
+    ax.set_ylabel("Balanced similarity  $z^B$", color=INK)
+    ax.plot([], [], color=MUTED, dashes=(2.5, 2), linewidth=1.8, label="exponential")
+    ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+    quiet(ax)
+    figure.savefig(path, dpi=110)
+
+
+def embedding_plot(path: Path) -> None:
+    """Fig. 3: t-SNE of the projections of ExCB and DINO, in the colours of the classes."""
+    found = {
+        cell.method: cell.result
+        for cell in study("digits")
+        if cell.method in ("ExCB", "centering") and cell.seed == 0
+    }
+    if not all(found.values()):
+        return
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    for ax, (method, result) in zip(figure.subplots(1, 2), found.items(), strict=True):
+        assert result is not None
+        points = np.array(result["tsne"]["coordinates"])
+        title = {"ExCB": "ExCB", "centering": "DINO"}[method]
+        ProjectionDisplay(points, np.array(result["tsne"]["classes"])).plot(ax, title=title)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Write tables and plots."""
+    page = DOCS / "results.md"
+    text = page.read_text()
+    for name, content in tables().items():
+        pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        text, n_found = re.subn(pattern, rf"\g<1>\n{content}\n\n\g<2>", text, flags=re.S)
+        if n_found != 1:
+            raise SystemExit(f"{page} has {n_found} places for the table {name!r}, needed one.")
+    page.write_text(text)
+    occupancy_plot(DOCS / "occupancy.png")
+    operator_plot(DOCS / "operator.png")
+    embedding_plot(DOCS / "embedding.png")
+
+
+if __name__ == "__main__":
+    main()
