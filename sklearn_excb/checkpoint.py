@@ -29,7 +29,7 @@ from sklearn_excb.networks import build_networks
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.views import ViewRecipe
 
-FORMAT = 2
+FORMAT = 3
 _DESCRIPTION, _TEACHER, _ARRAYS = "estimator.json", "teacher.safetensors", "arrays.safetensors"
 
 
@@ -58,7 +58,7 @@ def save_estimator(
     recipe = {field.name: getattr(fitted.recipe, field.name) for field in fields(fitted.recipe)}
     arrays = {"labels": fitted.labels}
     if isinstance(fitted.recipe, RowRecipe):
-        arrays |= {"mean": recipe.pop("mean"), "std": recipe.pop("std")}
+        arrays["mean"] = recipe.pop("mean")
     description = {
         "format": FORMAT,
         "parameters": parameters,
@@ -165,7 +165,7 @@ def _read_recipe(
     kind = description.pop("kind")
     values = {name: _tuples(value) for name, value in description.items()}
     if kind == "RowRecipe":
-        return RowRecipe(**values, mean=arrays["mean"], std=arrays["std"])
+        return RowRecipe(**values, mean=arrays["mean"])
     return ViewRecipe(**values)
 
 

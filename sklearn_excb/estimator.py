@@ -255,7 +255,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             natural order, no class folders needed: ``sample_names_`` names the files); a list of
             files; or a data set with ``__len__`` and
             ``__getitem__`` whose items are an image, a tuple that begins with one, or a dict with
-            an entry "image". Or feature vectors: 2-D rows (n, d).
+            an entry "image". Or feature vectors: 2-D rows (n, d), of features in one unit; put a
+            StandardScaler before where they have several, as for k-means.
         y : ignored
             For the conventions of scikit-learn.
 

@@ -34,7 +34,7 @@ from sklearn_excb.networks import (
     uses_batch_norm,
 )
 from sklearn_excb.rivals import build_balancing
-from sklearn_excb.row_views import RowRecipe, row_statistics
+from sklearn_excb.row_views import RowRecipe, row_recipe
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
@@ -87,8 +87,13 @@ def facts_of(source: images.Source) -> auto.Facts:
 def view_recipe(source: images.Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
     """Views of a fit, with ImageNet's statistics for colour images and measured ones for others."""
     if isinstance(source, images.Rows):
-        mean, std = row_statistics(source.load, len(source))
-        return RowRecipe(settings.n_global, settings.n_local, mean, std)
+        return row_recipe(
+            source.load,
+            len(source),
+            n_clusters=settings.K,
+            n_global=settings.n_global,
+            n_local=settings.n_local,
+        )
     colour = source.n_channels == 3
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else images.channel_statistics(source)
     return ViewRecipe(

@@ -1,12 +1,13 @@
-"""Views of feature vectors: noise and feature dropout in place of crops and colours.
+"""Views of feature vectors: noise in the place of crops and colours.
 
-Rows are standardised first, so the noise is in standard deviations of each feature and a dropped
-feature takes the value 0, its mean. Local views see fewer features, as local crops see less of
-an image.
+Rows are centred and divided by one number, so distances keep their meaning, as in k-means. The
+noise follows from them: it is a multiple of the distance within which a row has as many neighbours
+as half a cluster holds, whatever the number of features and of clusters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from sklearn_excb.draws import uniforms
@@ -21,7 +23,13 @@ from sklearn_excb.draws import uniforms
 Indices = npt.NDArray[np.int64]
 
 _STATISTICS_BLOCK = 2**20  # elements: 8 MB of float64
-_NOISE, _DROPOUT = 1 << 32, 2 << 32  # operations; the block of four features is added
+_NOISE = 1 << 32  # operation; the block of four features is added
+_STRENGTH = 1.8  # of the noise, in neighbourhood radii
+_QUERIES, _FEWEST, _A_CLUSTER = (
+    64,
+    20_000,
+    4,
+)  # rows whose neighbours are looked for; among how many
 
 
 @dataclass(frozen=True)
@@ -32,21 +40,19 @@ class RowRecipe:
     ----------
     n_global, n_local : int
         G and L.
-    mean, std : ndarrays of shape (d,)
-        Of each feature; features without spread have std 1.
+    mean : ndarray of shape (d,)
+        Of each feature.
+    scale : float
+        Root mean square of the features' standard deviations.
     noise : float
-        Standard deviation of the added noise, in those of the features.
-    global_dropout, local_dropout : float
-        Probability that a feature of a view is replaced by its mean.
+        Standard deviation of the noise on each feature, in units of ``scale``.
     """
 
     n_global: int
     n_local: int
     mean: npt.NDArray[np.float64]
-    std: npt.NDArray[np.float64]
-    noise: float = 0.1
-    global_dropout: float = 0.1
-    local_dropout: float = 0.3
+    scale: float
+    noise: float
 
     def kinds(self) -> list[npt.NDArray[np.int64]]:
         """Indices of the global and, if there are any, of the local views."""
@@ -103,26 +109,32 @@ def make_row_views(
     radius, angle = np.sqrt(-2 * np.log1p(-u[..., :2])), 2 * np.pi * u[..., 2:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
     noise = normal.reshape(shape)[..., :n_features].astype(np.float32)
-    dropout = np.where(views < recipe.n_global, recipe.global_dropout, recipe.local_dropout)
-    u = _draws(seed, epoch, indices, views, _DROPOUT, n_features)[..., :n_features]
-    kept = torch.from_numpy(u >= dropout[:, None, None]).to(rows.device)
-    noisy = rows + recipe.noise * torch.from_numpy(noise).to(rows.device)
-    return (noisy * kept).flatten(0, 1)
+    return (rows + recipe.noise * torch.from_numpy(noise).to(rows.device)).flatten(0, 1)
 
 
 def standardize(rows: npt.NDArray[Any], recipe: RowRecipe) -> Tensor:
-    """Rows with the training set's mean 0 and standard deviation 1 in each feature, float32.
+    """Rows about the training set's mean, in units of its scale, float32.
 
     The difference is taken in float64: features far from zero keep their digits.
     """
-    standard = (rows.astype(np.float64) - recipe.mean) / recipe.std
+    standard = (rows.astype(np.float64) - recipe.mean) / recipe.scale
     return torch.from_numpy(standard.astype(np.float32))
 
 
-def row_statistics(
-    load: Callable[[Indices], npt.NDArray[Any]], n_rows: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation of each feature; 1 for features without spread.
+def row_recipe(
+    load: Callable[[Indices], npt.NDArray[Any]],
+    n_rows: int,
+    *,
+    n_clusters: int,
+    n_global: int,
+    n_local: int,
+) -> RowRecipe:
+    """Recipe of a set of rows, measured on it.
+
+    Noise of 1.8 radii. On digits' pixels (K = 92, NMI of k-means .66) 1.2, 1.5 and 1.8 gave an NMI
+    of .625, .632 and .647, and all of them more effective clusters than k-means; on two moons (K =
+    51) an effective share of .97, .96 and .94, k-means .95. Dropping features as well helped on
+    digits and emptied a fifth of the clusters of the moons.
 
     Parameters
     ----------
@@ -130,10 +142,53 @@ def row_statistics(
         From indices to rows (n, d); asked for a block at a time.
     n_rows : int
         How many there are.
+    n_clusters : int
+        K.
+    n_global, n_local : int
+        G and L.
     """
-    step = max(1, _STATISTICS_BLOCK // load(np.arange(1)).shape[1])
-    blocks = [np.arange(i, min(i + step, n_rows)) for i in range(0, n_rows, step)]
+    mean, scale = row_statistics(load, n_rows)
+    radius = neighborhood_radius(load, n_rows, n_clusters) / scale / math.sqrt(len(mean))
+    return RowRecipe(n_global, n_local, mean, scale, _STRENGTH * radius)
+
+
+def row_statistics(
+    load: Callable[[Indices], npt.NDArray[Any]], n_rows: int
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Mean of each feature, and the root mean square of their deviations; 1 without any spread."""
+    blocks = _blocks(load, np.arange(n_rows))
     mean = np.sum([load(block).sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / n_rows
-    squares = np.sum([np.square(load(block) - mean).sum(axis=0) for block in blocks], axis=0)
-    std = np.sqrt(squares / n_rows)
-    return mean, np.where(std > 1e-12 * np.maximum(1, np.abs(mean)), std, 1.0)
+    squares = np.sum([np.square(load(block) - mean).sum() for block in blocks])
+    scale = math.sqrt(squares / n_rows / len(mean))
+    return mean, scale if scale > 1e-12 * max(1.0, np.abs(mean).max()) else 1.0
+
+
+def neighborhood_radius(
+    load: Callable[[Indices], npt.NDArray[Any]], n_rows: int, n_clusters: int
+) -> float:
+    """Median distance within which a row finds n / (2 K) others.
+
+    Measured for a few rows, among 20,000 or four a cluster, all of them spread over the set.
+    """
+    others = _spread(n_rows, max(_FEWEST, _A_CLUSTER * n_clusters))
+    queries = load(_spread(n_rows, _QUERIES)).astype(np.float64)
+    distances = np.concatenate(
+        [
+            cdist(queries, load(block).astype(np.float64)).astype(np.float32)
+            for block in _blocks(load, others)
+        ],
+        axis=1,
+    )
+    # a row is its own nearest one
+    rank = min(len(others) - 1, max(1, round(len(others) / (2 * n_clusters))))
+    return float(np.median(np.partition(distances, rank, axis=1)[:, rank]))
+
+
+def _spread(n_rows: int, most: int) -> Indices:
+    """At most so many indices, evenly apart."""
+    return np.linspace(0, n_rows - 1, min(n_rows, most)).round().astype(np.int64)
+
+
+def _blocks(load: Callable[[Indices], npt.NDArray[Any]], indices: Indices) -> list[Indices]:
+    step = max(1, _STATISTICS_BLOCK // load(indices[:1]).shape[1])
+    return [indices[i : i + step] for i in range(0, len(indices), step)]

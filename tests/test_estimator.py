@@ -179,8 +179,8 @@ def test_load_refuses_what_it_does_not_know(fitted, tmp_path):
         ExCBEstimator.load(tmp_path / "nothing")
     fitted.save(tmp_path)
     file = tmp_path / "estimator.json"
-    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
-    with pytest.raises(ValueError, match=r"has format 99; this version .* reads format 2"):
+    file.write_text(file.read_text().replace('"format": 3', '"format": 99'))
+    with pytest.raises(ValueError, match=r"has format 99; this version .* reads format 3"):
         ExCBEstimator.load(tmp_path)
 
 
@@ -242,7 +242,9 @@ def test_a_run_without_a_seed_can_be_repeated():
 def test_a_run_that_diverges_stops_and_loses_nothing():
     excb = small(epochs=0).fit(IMAGES)
     labels = excb.labels_
-    with pytest.raises(FloatingPointError, match=r"diverged. Lower learning_rate, now 1e\+09"):
+    with pytest.raises(
+        FloatingPointError, match=r"diverged in epoch 1 .* Lower learning_rate, now 1e\+09"
+    ):
         excb.set_params(epochs=4, learning_rate=1e9, warmup_epochs=0).fit(IMAGES)
     assert excb.labels_ is labels
 
@@ -320,7 +322,7 @@ def test_images_with_five_channels():
         ({"epochs": -1}, r"epochs=-1"),
         ({"teacher_temperature": 0.0}, r"a number in \(0, inf\)"),
         ({"size_momentum": 1.0}, r"a number in \[0, 1\)"),
-        ({"weight_decay": -0.1}, r"a number >= 0, or two: the first and the last"),
+        ({"weight_decay": -0.1}, r"or two: the first and the last"),
         ({"balancing": "cubic"}, r"one of 'linear', 'exponential'"),
         ({"embedding": "logits"}, r"one of 'projection', 'backbone', 'similarity'"),
         ({"optimizer": "lars"}, r"'auto' or one of 'sgd', 'adamw'"),

@@ -1,0 +1,64 @@
+"""Views of rows: noise of the size of a cluster, in whatever units the rows are."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits, make_blobs
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.neighbors import NearestNeighbors
+
+from evaluation import cluster_occupancy
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.row_views import neighborhood_radius, row_recipe, row_statistics
+
+ROWS = np.random.default_rng(0).standard_normal((600, 7)) * np.arange(1, 8)
+
+
+def load(rows):
+    return lambda indices: rows[indices]
+
+
+def test_one_scale_for_all_features():
+    mean, scale = row_statistics(load(ROWS + 5), len(ROWS))
+    np.testing.assert_allclose(mean, ROWS.mean(axis=0) + 5)
+    assert scale == pytest.approx(np.sqrt(ROWS.var(axis=0).mean()))
+    assert row_statistics(load(np.ones((9, 3))), 9)[1] == 1.0
+
+
+@pytest.mark.parametrize("n_clusters", [2, 30, 600])
+def test_the_radius_is_that_of_half_a_cluster(n_clusters):
+    queries = ROWS[np.linspace(0, 599, 64).round().astype(int)]
+    n_neighbors = max(1, round(600 / (2 * n_clusters)))
+    neighbors = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(ROWS)  # and the row itself
+    expected = np.median(neighbors.kneighbors(queries)[0][:, -1])
+    assert neighborhood_radius(load(ROWS), 600, n_clusters) == pytest.approx(expected, rel=1e-6)
+
+
+def test_noise_does_not_depend_on_units():
+    small, large = (
+        row_recipe(load(rows), 600, n_clusters=30, n_global=2, n_local=2)
+        for rows in (ROWS, 1000 * ROWS - 3)
+    )
+    assert large.noise == pytest.approx(small.noise, rel=1e-6)
+    assert 0.1 < small.noise < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("X", "y"),
+    [
+        load_digits(return_X_y=True),
+        make_blobs(1000, centers=50, n_features=8, random_state=0),
+    ],
+    ids=["digits", "blobs"],
+)
+def test_rows_are_balanced_and_not_torn_apart(X, y):
+    excb = ExCBEstimator(random_state=0).fit(X)
+    K = excb.resolved_params_["K"]
+    kmeans = KMeans(K, n_init=1, random_state=0).fit_predict(X)
+    ours, theirs = (
+        (cluster_occupancy(labels, K).effective_clusters, normalized_mutual_info_score(y, labels))
+        for labels in (excb.labels_, kmeans)
+    )
+    assert ours[0] >= theirs[0] - 0.02 * K
+    assert ours[1] >= theirs[1] - 0.03
