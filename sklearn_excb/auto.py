@@ -154,8 +154,12 @@ def smallest_global(image_size: int) -> tuple[float, float]:
 
 
 def smallest_local(image_size: int) -> float:
-    """Smallest area of a local crop: .05 at 224 px, .2 at 32 px, where less shows nothing."""
-    return 0.05 + (0.2 - 0.05) * _smallness(image_size)
+    """Smallest area of a local crop: .05 at 224 px, .3 at 32 px, where less shows nothing.
+
+    Digits, two seeds: .2 left one of 74 clusters empty, .3 and .4 none (effective share .90, .92
+    and .92; held-out k-NN .989, .992 and .988).
+    """
+    return 0.05 + (0.3 - 0.05) * _smallness(image_size)
 
 
 def backbone(n_samples: int, image_size: int, kind: str) -> str:

@@ -17,8 +17,8 @@ from sklearn_excb.networks import ClusterNetwork
 
 _FEW_CLUSTERS = 0.5  # of K in effective use by the teacher's labels, after balancing
 _ALIKE = 0.97  # of the logarithm of K: what targets and loss of a run that learns nothing stay at
-_FIRST_EPOCH = 2  # whose labels are looked at; of the first one they are those of the start
-_LEARNING = 0.25  # of the run, until something should have been learned
+_FIRST_EPOCH = 3  # whose labels are looked at; those of the first ones are still those of the start
+_LEARNING, _FEWEST_EPOCHS = 0.25, 5  # of the run, until something should have been learned
 
 
 def collapse(record: Mapping[str, Any], settings: Settings) -> str | None:
@@ -43,8 +43,9 @@ def collapse(record: Mapping[str, Any], settings: Settings) -> str | None:
             f"only {used:.3g} of {K} clusters are in effective use after balancing. "
             + _more_balance(settings)
         )
-    learning = settings.warmup_epochs + _LEARNING * (settings.epochs - settings.warmup_epochs)
-    if epoch >= learning and K > 2:
+    warmup = settings.warmup_epochs
+    learned = max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup))
+    if epoch >= learned and K > 2:
         loss = record["loss"] / math.log(K)
         if loss > _ALIKE or record["teacher_entropy"] > _ALIKE:
             return (

@@ -131,8 +131,8 @@ def test_more_clusters_take_their_centroids_and_nothing_else():
     assert few.peak_phase == many.peak_phase == "step"
     assert many.components["centroids"] - few.components["centroids"] == 2 * grown
     assert many.components["optimizer"] - few.components["optimizer"] == grown
-    # two (K, D): the old gradient lives on as the memory of the new one, and one sum of squares
-    assert many.peak - few.peak < 5 * grown
+    # three (K, D): the last sound teacher, the old gradient as the memory of the new one, one sum
+    assert many.peak - few.peak < 6 * grown
     assert many.components["activations"] - few.components["activations"] < grown
 
 
