@@ -22,7 +22,7 @@ from benchmarks.data_sets import TITLES
 from benchmarks.learning import Cell, study
 from evaluation import OccupancyDisplay, ProjectionDisplay
 from evaluation._style import INK, LINES, MUTED, quiet
-from sklearn_excb.balancing import balance
+from sklearn_excb.balancing import Below, balance
 
 DOCS = Path(__file__).parent.parent / "docs"
 Result = dict[str, Any]
@@ -43,7 +43,7 @@ def spread(values: Sequence[float], form: str) -> str:
     if not values or any(np.isnan(values)):
         return "-"
     text = form.format(mean(values))
-    return f"{text} ± {form.format(stdev(values))}" if len(values) > 1 else text
+    return f"{text} ± {form.format(stdev(values))}" if len(set(values)) > 1 else text
 
 
 def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) -> str:
@@ -197,10 +197,14 @@ def operator_plot(path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
     ax = figure.subplots()
     r = np.geomspace(0.02, 50, 400)
+    forms: tuple[tuple[Below, tuple[float, float]], ...] = (
+        ("linear", (1, 0)),
+        ("exponential", (2.5, 2)),
+    )
     K = 1000
     for color, z in zip(LINES, (0.9, 0.5, 0.0, -0.5), strict=False):
         sizes = torch.from_numpy(r / K)
-        for below, dashes in (("linear", (1, 0)), ("exponential", (2.5, 2))):
+        for below, dashes in forms:
             rest = (1 - sizes) / (K - 1)  # the other clusters share what is left
             curve = [
                 balance(
