@@ -24,12 +24,9 @@ Indices = npt.NDArray[np.int64]
 
 _STATISTICS_BLOCK = 2**20  # elements: 8 MB of float64
 _NOISE = 1 << 32  # operation; the block of four features is added
-_STRENGTH = 1.8  # of the noise, in neighbourhood radii
-_QUERIES, _FEWEST, _A_CLUSTER = (
-    64,
-    20_000,
-    4,
-)  # rows whose neighbours are looked for; among how many
+_STRENGTH, _MOST = 1.8, 1.2  # of the noise: in neighbourhood radii, and at most in units of scale
+_QUERIES = 64  # rows whose neighbours are looked for
+_FEWEST, _A_CLUSTER = 20_000, 4  # rows among which they are: as many, or as many a cluster
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,8 @@ def row_recipe(
     Noise of 1.8 radii. On digits' pixels (K = 92, NMI of k-means .66) 1.2, 1.5 and 1.8 gave an NMI
     of .625, .632 and .647, and all of them more effective clusters than k-means; on two moons (K =
     51) an effective share of .97, .96 and .94, k-means .95. Dropping features as well helped on
-    digits and emptied a fifth of the clusters of the moons.
+    digits and emptied a fifth of the clusters of the moons. In many dimensions without structure
+    the radius is that of the whole set, and its noise would drown the rows: it is at most 1.2.
 
     Parameters
     ----------
@@ -149,7 +147,7 @@ def row_recipe(
     """
     mean, scale = row_statistics(load, n_rows)
     radius = neighborhood_radius(load, n_rows, n_clusters) / scale / math.sqrt(len(mean))
-    return RowRecipe(n_global, n_local, mean, scale, _STRENGTH * radius)
+    return RowRecipe(n_global, n_local, mean, scale, min(_MOST, _STRENGTH * radius))
 
 
 def row_statistics(
