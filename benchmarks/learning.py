@@ -31,6 +31,7 @@ from benchmarks.data_sets import Split, load
 from benchmarks.figures import Outcome, figures
 from sklearn_excb import ExCBEstimator, __version__
 from sklearn_excb.auto import Facts, Settings, resolve
+from sklearn_excb.devices import resolve_precision
 from sklearn_excb.fitting import facts_of
 from sklearn_excb.images import open_source
 
@@ -162,6 +163,7 @@ def measure(cell: Cell, split: Split) -> dict[str, Any]:
         "version": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "precision": resolve_precision(settings.precision, lightly_methods.DEVICE),
         "n_test": len(split.y_test),
         "images_seen": 0 if cell.method == "raw pixels" else per_epoch * settings.epochs,
         "seconds": round(seconds, 1),
@@ -180,7 +182,7 @@ def _outcome(cell: Cell, split: Split) -> tuple[Settings, Outcome, list[dict[str
     """Settings, what the method makes of the images, and what it says of itself."""
     if cell.method == "raw pixels":
         facts = facts_of(open_source(split.train, None))
-        settings = resolve(ExCBEstimator().get_params(), facts, has_batch_norm=True)
+        settings = resolve(ExCBEstimator(precision="32").get_params(), facts, has_batch_norm=True)
         rows = raw_pixels(split.train), raw_pixels(split.test)
         return settings, Outcome(None, rows, rows), []
     if cell.method in lightly_methods.METHODS:

@@ -26,12 +26,20 @@ from benchmarks.figures import Outcome
 from sklearn_excb import ExCBEstimator, images
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.devices import resolve_precision
 from sklearn_excb.fitting import build, facts_of, own_randomness, view_recipe
 from sklearn_excb.schedules import cosine, warmup_cosine
 from sklearn_excb.training import Plan
 
 DEVICE = torch.device("cpu")
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # to a projection and to similarities
+
+
+def _features(backbone: nn.Module, groups: Sequence[Tensor]) -> Tensor:
+    """Features of views at each resolution, in the precision that the estimator trains in."""
+    in_half = resolve_precision("auto", DEVICE) == "bf16"
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=in_half):
+        return torch.cat([backbone(group) for group in groups]).float()
 
 
 class DINO(nn.Module):
@@ -70,9 +78,10 @@ class DINO(nn.Module):
     def loss(self, groups: Sequence[Tensor], n_images: int, step: int) -> Tensor:
         """Cross-entropy of every pair of views."""
         with torch.no_grad():
-            teacher = self.teacher_head(self.teacher_backbone(groups[0])).split(n_images)
-        student = self.head(torch.cat([self.backbone(group) for group in groups]))
-        return self.criterion(list(teacher), list(student.split(n_images)), teacher_temp=0.04)
+            teacher = self.teacher_head(_features(self.teacher_backbone, groups[:1]))
+        student = self.head(_features(self.backbone, groups))
+        views = list(teacher.split(n_images)), list(student.split(n_images))
+        return self.criterion(*views, teacher_temp=0.04)
 
     def after_backward(self, epoch: int) -> None:
         """Keep the last layer as it is in the first epoch."""
@@ -119,8 +128,7 @@ class SwAV(nn.Module):
     def loss(self, groups: Sequence[Tensor], n_images: int, step: int) -> Tensor:
         """Swapped prediction between the global views, and from the local ones."""
         self.prototypes.normalize()
-        features = torch.cat([self.backbone(group) for group in groups])
-        rows = F.normalize(self.head(features), dim=-1)
+        rows = F.normalize(self.head(_features(self.backbone, groups)), dim=-1)
         similarity = self.prototypes(rows).split(n_images)
         n_global = self.settings.n_global
         queued = None

@@ -55,6 +55,8 @@ class Settings:
         Hidden width of projector and predictor.
     micro_batch : int
         Images that go through the networks at once, at most ``batch_size``.
+    precision : str
+        "auto" until the device is known.
     """
 
     K: int
@@ -67,6 +69,7 @@ class Settings:
     epochs: int
     batch_size: int
     micro_batch: int
+    precision: str
     optimizer: str
     learning_rate: float
     weight_decay: tuple[float, float]
@@ -275,6 +278,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         epochs=n_epochs,
         batch_size=batch,
         micro_batch=_micro_batch(parameters["micro_batch"], batch),
+        precision=parameters["precision"],
         optimizer=kind,
         learning_rate=auto("learning_rate", learning_rate(kind, batch)),
         weight_decay=weight_decay(kind) if _is_auto(decay) else _pair(decay),

@@ -29,7 +29,7 @@ from sklearn_excb.networks import build_networks
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.views import ViewRecipe
 
-FORMAT = 3
+FORMAT = 4
 _DESCRIPTION, _TEACHER, _ARRAYS = "estimator.json", "teacher.safetensors", "arrays.safetensors"
 
 
@@ -72,8 +72,11 @@ def save_estimator(
         "history": fitted.history,
     }
     text = json.dumps(_plain(description), indent=1, allow_nan=False)
-    # clones, because safetensors refuses tensors that share memory
-    state = {name: t.detach().cpu().clone() for name, t in fitted.teacher.state_dict().items()}
+    # clones: safetensors refuses tensors that share memory, and other orders than the usual
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in fitted.teacher.state_dict().items()
+    }
     _replace(folder / _TEACHER, lambda file: save_file(state, file))
     _replace(folder / _ARRAYS, lambda file: save_arrays(arrays, file))
     _replace(folder / _DESCRIPTION, lambda file: file.write_text(text, encoding="utf-8"))

@@ -48,6 +48,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Precision by its name; "auto" is "bf16" where the device multiplies in it, else "32"."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "32"
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that a fit could still take on a device.
 

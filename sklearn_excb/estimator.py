@@ -79,6 +79,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         are those of a part (every predictor begins with BatchNorm), and draws of dropout. None is
         the whole batch; "auto" the whole batch where it fits the device, else the largest of its
         halves, quarters, ... that does, by :meth:`estimate_memory`.
+    precision : {"32", "bf16"} or "auto", default="auto"
+        Of the matrix products of training; weights, sums, the teacher's labels and all inference
+        are in float32. "auto" is "bf16" where the device multiplies in it (CUDA from compute
+        capability 8 on, CPUs with AVX512-BF16), else "32".
     head_width : int or "auto", default="auto"
         Hidden units of projector and predictor.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
@@ -180,6 +184,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         epochs: int | str = "auto",
         batch_size: int | str = "auto",
         micro_batch: int | str | None = None,
+        precision: str = "auto",
         head_width: int | str = "auto",
         optimizer: str = "auto",
         learning_rate: float | str = "auto",
@@ -209,6 +214,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.epochs = epochs
         self.batch_size = batch_size
         self.micro_batch = micro_batch
+        self.precision = precision
         self.head_width = head_width
         self.optimizer = optimizer
         self.learning_rate = learning_rate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from sklearn_excb import auto, images
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
-from sklearn_excb.devices import available_memory
+from sklearn_excb.devices import available_memory, resolve_precision
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
 from sklearn_excb.memory import (
@@ -175,6 +175,7 @@ def _prepare(
 ) -> tuple[StudentTeacher, auto.Settings, int, ViewBatches]:
     """What :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts_of(source))
+    settings = replace(settings, precision=resolve_precision(settings.precision, device))
     batches = ViewBatches(
         source,
         view_recipe(source, settings),

@@ -352,9 +352,9 @@ def mean_entropies(
         log_sum_exp=targets.log_sum_exp[:, :n_images], rows=targets.rows[:, :n_images]
     )
     teacher = torch.zeros_like(few.log_sum_exp).flatten()  # (G * n,)
-    for columns in blocks(len(few.centroids), len(teacher)):
-        teacher += torch.special.entr(few.probabilities(columns)).sum(dim=1)
     with _no_autocast(projections):
+        for columns in blocks(len(few.centroids), len(teacher)):
+            teacher += torch.special.entr(few.probabilities(columns)).sum(dim=1)
         rows = F.normalize(_full(projections[: len(few.rows), :n_images].flatten(0, 1)), dim=-1)
         of_centroids = lengths(_full(centroids))
         log_sum_exp, mean = attend(

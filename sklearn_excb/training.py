@@ -133,6 +133,11 @@ def split(
         yield [views.flatten(0, 1) for views in part], part[0].shape[1] / n_images
 
 
+def _in_precision(settings: Settings, views: Tensor) -> torch.autocast:
+    """Matrix products inside run in the precision of the fit."""
+    return torch.autocast(views.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+
+
 def _forward(
     networks: StudentTeacher,
     balancing: Balancing,
@@ -146,7 +151,7 @@ def _forward(
     assert student.predictor is not None
     n_images = len(groups[0]) // settings.n_global
 
-    with torch.no_grad():
+    with torch.no_grad(), _in_precision(settings, groups[0]):
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
     balancing.see(teacher_rows, teacher.centroids.weight, temperature)
     targets = teacher_targets(
@@ -155,17 +160,18 @@ def _forward(
         balancing.affine(),
         temperature=temperature,
     )
-    rows = student.project(groups)  # (V * B, D)
-    projections = rows.unflatten(0, (-1, n_images))
-    loss = excb_loss(
-        targets,
-        projections,
-        student.predictor(rows).unflatten(0, (-1, n_images)),
-        student.centroids.weight,
-        temperature=settings.student_temperature,
-        local_in_projector_loss=settings.local_in_loss_h,
-        gradient_memory=gradient_memory,
-    )
+    with _in_precision(settings, groups[0]):
+        rows = student.project(groups)  # (V * B, D)
+        projections = rows.unflatten(0, (-1, n_images))
+        loss = excb_loss(
+            targets,
+            projections,
+            student.predictor(rows).unflatten(0, (-1, n_images)),
+            student.centroids.weight,
+            temperature=settings.student_temperature,
+            local_in_projector_loss=settings.local_in_loss_h,
+            gradient_memory=gradient_memory,
+        )
     entropies = mean_entropies(
         targets,
         projections,

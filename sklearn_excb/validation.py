@@ -74,6 +74,7 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
         lambda value: value is None or (_is_integer(value) and value >= 2),
         "None or an integer >= 2",
     ),
+    "precision": _options("32", "bf16"),
     "optimizer": _options("sgd", "adamw"),
     "learning_rate": _real(0, _INF, open_low=True, open_high=True),
     "weight_decay": _one_or_two(_real(0, _INF, open_high=True)),

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.backbones import SmallCNN
 from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.devices import resolve_precision
 from sklearn_excb.networks import build_networks
 from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
 
@@ -61,3 +62,39 @@ def test_a_fit_on_an_accelerator_predicts_the_same_on_the_cpu():
     embedded = excb.transform(IMAGES)
     on_cpu = copy.deepcopy(excb).set_params(device="cpu")
     np.testing.assert_allclose(on_cpu.transform(IMAGES), embedded, rtol=0, atol=1e-4)
+
+
+def test_precision_follows_the_device_unless_it_is_named(monkeypatch):
+    cpu = torch.device("cpu")
+    for native, found in ((True, "bf16"), (False, "32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert resolve_precision("auto", cpu) == found
+        assert resolve_precision("32", cpu) == "32"
+        assert resolve_precision("bf16", cpu) == "bf16"
+        excb = ExCBEstimator(K=4, epochs=1, device="cpu", random_state=0).fit(IMAGES[:40])
+        assert excb.resolved_params_["precision"] == found
+    assert resolve_precision("auto", torch.device("mps")) == "32"
+
+
+def test_bfloat16_products_leave_weights_labels_and_inference_in_float32():
+    fits = [
+        ExCBEstimator(K=5, epochs=3, precision=precision, device="cpu", random_state=0).fit(IMAGES)
+        for precision in ("32", "bf16")
+    ]
+    whole, half = fits
+    losses = [np.array([entry["loss"] for entry in excb.history_[1:]]) for excb in fits]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+    assert not np.array_equal(losses[0], losses[1])
+    dtypes = {tensor.dtype for tensor in half._fitted.teacher.parameters()}
+    assert dtypes == {torch.float32}
+    assert half.transform(IMAGES).dtype == np.float32
+    np.testing.assert_array_equal(half.predict(IMAGES), half.labels_)
+    # not a switch that inference takes: the same weights say the same
+    before = whole.transform(IMAGES)
+    np.testing.assert_array_equal(whole.set_params(precision="bf16").transform(IMAGES), before)
+
+
+@pytest.mark.parametrize("precision", ["16", "bfloat16", 32, None])
+def test_precision_that_cannot_be(precision):
+    with pytest.raises(ValueError, match=r"precision=.*'auto' or one of '32', 'bf16'"):
+        ExCBEstimator(precision=precision).fit(IMAGES)
