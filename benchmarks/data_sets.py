@@ -38,8 +38,8 @@ class Split(NamedTuple):
     y_test: npt.NDArray[Any]
 
 
-def load(name: str, data: Path | None, *, most: int = 5000) -> Split:
-    """A data set by its name, a fifth of it held out.
+def load(name: str, data: Path | None, *, most: int = 5000, validation: bool = False) -> Split:
+    """A data set by its name, a fifth of it held out; classes are numbered.
 
     Parameters
     ----------
@@ -51,6 +51,8 @@ def load(name: str, data: Path | None, *, most: int = 5000) -> Split:
         Folder of the data sets.
     most : int, default=5000
         Images to draw, at random, where there are more; the same ones every time.
+    validation : bool, default=False
+        Hold out a fifth of the training images instead, and leave the others alone.
     """
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
@@ -65,10 +67,13 @@ def load(name: str, data: Path | None, *, most: int = 5000) -> Split:
         images, labels = _from_folder(data / name)
     else:
         raise FileNotFoundError(f"{data} holds neither {name}.npz nor a folder {name}.")
+    labels = np.unique(labels, return_inverse=True)[1]
     indices = np.arange(len(labels))
     if len(indices) > most:
         indices, _ = train_test_split(indices, train_size=most, stratify=labels, random_state=0)
-    train, test = train_test_split(indices, test_size=0.2, stratify=labels[indices], random_state=0)
+    train, test = train_test_split(indices, test_size=0.2, stratify=labels[indices], random_state=1)
+    if validation:
+        train, test = train_test_split(train, test_size=0.2, stratify=labels[train], random_state=1)
     return Split(_take(images, train), _take(images, test), labels[train], labels[test])
 
 

@@ -1,13 +1,14 @@
 """DINO and SwAV with lightly's heads and losses: rivals that somebody else wrote.
 
-They get the backbone, the views, the number of images, the optimiser and the schedules of ExCB's
-defaults, and lightly's heads, prototypes and losses with the values of their papers.
+They get the backbone, the views, the number of images, the optimiser, the schedules and the
+precision of ExCB, and lightly's heads, prototypes and losses with the values of their papers.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,10 @@ from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.fitting import build, facts_of, own_randomness, view_recipe
-from sklearn_excb.schedules import cosine, warmup_cosine
-from sklearn_excb.training import Plan
+from sklearn_excb.training import Plan, TeacherRates, build_optimizer, in_precision, set_rates
 
 DEVICE = torch.device("cpu")
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # to a projection and to similarities
-
-
-def _features(backbone: nn.Module, groups: Sequence[Tensor]) -> Tensor:
-    """Features of views at each resolution, in the precision that the estimator trains in."""
-    in_half = resolve_precision("auto", DEVICE) == "bf16"
-    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=in_half):
-        return torch.cat([backbone(group) for group in groups]).float()
+QUEUE_STARTS = 15 / 400  # of the run, in the paper
 
 
 class DINO(nn.Module):
@@ -75,28 +68,37 @@ class DINO(nn.Module):
         self.criterion = DINOLoss(settings.K)
         self.settings = settings
 
-    def loss(self, groups: Sequence[Tensor], n_images: int, step: int) -> Tensor:
+    def loss(
+        self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
+    ) -> Tensor:
         """Cross-entropy of every pair of views."""
         with torch.no_grad():
-            teacher = self.teacher_head(_features(self.teacher_backbone, groups[:1]))
-        student = self.head(_features(self.backbone, groups))
+            teacher = self._logits(self.teacher_backbone, self.teacher_head, groups[:1])
+        student = self._logits(self.backbone, self.head, groups)
         views = list(teacher.split(n_images)), list(student.split(n_images))
-        return self.criterion(*views, teacher_temp=0.04)
+        return self.criterion(*views, teacher_temp=rates.temperature)
+
+    def _logits(
+        self, backbone: nn.Module, head: DINOProjectionHead, groups: Sequence[Tensor]
+    ) -> Tensor:
+        """Similarities, in float32 as those of ExCB are."""
+        with in_precision(self.settings, groups[0]):
+            rows = head.layers(torch.cat([backbone(group) for group in groups]))
+        return head.last_layer(F.normalize(rows.float(), dim=-1))
 
     def after_backward(self, epoch: int) -> None:
         """Keep the last layer as it is in the first epoch."""
         self.head.cancel_last_layer_gradients(epoch)
 
     @torch.no_grad()
-    def after_step(self, position: float) -> None:
+    def after_step(self, rates: TeacherRates) -> None:
         """Move the teacher."""
-        momentum = cosine(self.settings.teacher_momentum, 1.0, position)
         for slow, fast in (
             (self.teacher_backbone, self.backbone),
             (self.teacher_head, self.head),
         ):
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-                old.lerp_(new, 1 - momentum)
+                old.lerp_(new, 1 - rates.momentum)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, unit projections and similarities, of the teacher."""
@@ -119,20 +121,26 @@ class SwAV(nn.Module):
         self.backbone = backbone
         self.head = SwaVProjectionHead(n_features, settings.head_width, 128)
         self.prototypes = SwaVPrototypes(128, settings.K)
-        self.criterion = SwaVLoss()
-        # 3,840 rows for 3,000 prototypes in the paper, from a fifteenth of 400 epochs on
+        for layer in self.prototypes.heads:  # similarities are cosines in the paper
+            nn.init.zeros_(layer.bias).requires_grad_(False)
+        self.criterion = SwaVLoss(sinkhorn_epsilon=settings.teacher_temperature[1])
+        # 3,840 rows for 3,000 prototypes in the paper
         self.n_queued = -(-round(1.28 * settings.K) // settings.batch_size) * settings.batch_size
         self.queue: list[list[Tensor]] = [[] for _ in range(settings.n_global)]
         self.settings = settings
 
-    def loss(self, groups: Sequence[Tensor], n_images: int, step: int) -> Tensor:
+    def loss(
+        self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
+    ) -> Tensor:
         """Swapped prediction between the global views, and from the local ones."""
         self.prototypes.normalize()
-        rows = F.normalize(self.head(_features(self.backbone, groups)), dim=-1)
+        with in_precision(self.settings, groups[0]):
+            features = self.head(torch.cat([self.backbone(group) for group in groups]))
+        rows = F.normalize(features.float(), dim=-1)
         similarity = self.prototypes(rows).split(n_images)
         n_global = self.settings.n_global
         queued = None
-        if len(self.queue[0]) * n_images >= self.n_queued:
+        if position >= QUEUE_STARTS and len(self.queue[0]) * n_images >= self.n_queued:
             with torch.no_grad():
                 queued = [self.prototypes(torch.cat(queue)) for queue in self.queue]
         for queue, view in zip(self.queue, rows.detach().split(n_images), strict=False):
@@ -146,7 +154,7 @@ class SwAV(nn.Module):
             for parameter in self.prototypes.parameters():
                 parameter.grad = None
 
-    def after_step(self, position: float) -> None:
+    def after_step(self, rates: TeacherRates) -> None:
         """There is no teacher."""
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,8 +167,10 @@ class SwAV(nn.Module):
 METHODS = {"lightly DINO": DINO, "lightly SwAV": SwAV}
 
 
-def fit(name: str, split: Split, seed: int, changed: dict[str, Any]) -> tuple[Settings, Outcome]:
-    """Train one of METHODS as long as ExCB is trained by default, and apply it.
+def fit(
+    name: str, split: Split, seed: int, excb: ExCBEstimator
+) -> tuple[Settings, Outcome, list[dict[str, Any]]]:
+    """Train one of METHODS as long as ExCB is trained, and apply it.
 
     Parameters
     ----------
@@ -170,55 +180,54 @@ def fit(name: str, split: Split, seed: int, changed: dict[str, Any]) -> tuple[Se
         Images.
     seed : int
         Of weights and views.
-    changed : dict
-        Parameters of ExCBEstimator that are not its defaults.
+    excb : ExCBEstimator
+        Whose parameters are meant.
+
+    Returns
+    -------
+    settings : Settings
+    outcome : Outcome
+    history : list of dict
+        The mean loss of every epoch.
     """
-    parameters = ExCBEstimator(**changed).get_params(deep=False)
     source, held_out = (images.open_source(X, None) for X in (split.train, split.test))
     with own_randomness(seed):
-        networks, settings, n_features = build(parameters, facts_of(source))
+        networks, settings, n_features = build(excb.get_params(deep=False), facts_of(source))
+        precision = resolve_precision(settings.precision, DEVICE)
+        settings = dataclasses.replace(settings, precision=precision)
         model = METHODS[name](networks.student.backbone, n_features, settings)
         recipe = view_recipe(source, settings)
         n_jobs = 2 if source.reads_in_parallel else 1
         batches = ViewBatches(
             source, recipe, settings.batch_size, settings.epochs, seed, n_jobs, DEVICE
         )
-        _train(model, batches, settings)
+        history = _train(model, batches, settings)
         applied = [
             _apply(model, inference_inputs(s, recipe, batch_size=256, n_jobs=n_jobs, device=DEVICE))
             for s in (source, held_out)
         ]
     features, projections, similarity = zip(*applied, strict=True)
     labels = similarity[0].argmax(axis=1), similarity[1].argmax(axis=1)
-    return settings, Outcome(labels, projections, features)
+    return settings, Outcome(labels, projections, features), history
 
 
-def _train(model: DINO | SwAV, batches: ViewBatches, settings: Settings) -> None:
+def _train(model: DINO | SwAV, batches: ViewBatches, settings: Settings) -> list[dict[str, Any]]:
     model.train()
     plan = Plan.of(settings, len(batches.source))
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": settings.weight_decay[0]}, {"params": others}],
-        lr=settings.learning_rate,
-        momentum=0.9,
-    )
+    optimizer = build_optimizer(model, settings)
+    losses: list[list[float]] = [[] for _ in range(settings.epochs)]
     batch: Batch
     for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(
-                settings.learning_rate,
-                settings.learning_rate * 1e-4,
-                step,
-                warmup_steps=round(settings.warmup_epochs * plan.steps_per_epoch),
-                total_steps=plan.total_steps,
-            )
-        loss = model.loss(batch.groups, batch.n_images, step)
+        set_rates(optimizer, settings, step, plan)
+        rates = TeacherRates.of(settings, step, plan)
+        loss = model.loss(batch.groups, batch.n_images, rates, step / plan.total_steps)
         optimizer.zero_grad()
         loss.backward()
         model.after_backward(batch.epoch - 1)
         optimizer.step()
-        model.after_step(step / plan.total_steps)
+        model.after_step(rates)
+        losses[batch.epoch - 1].append(loss.item())
+    return [{"epoch": i, "loss": float(np.mean(of))} for i, of in enumerate(losses, 1)]
 
 
 @torch.no_grad()

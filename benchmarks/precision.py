@@ -34,7 +34,10 @@ def stepper(
     parameters = ExCBEstimator(batch_size=batch_size, precision=precision).get_params()
     networks, settings, _ = build(parameters, facts)
     networks.to(memory_format=memory_format).fitting()
-    balancing, optimizer = build_balancing(settings, "cpu"), build_optimizer(networks, settings)
+    balancing, optimizer = (
+        build_balancing(settings, "cpu"),
+        build_optimizer(networks.student, settings),
+    )
     set_rates(optimizer, settings, 1, Plan(1, 10))
     groups = [
         torch.randn(n_views * batch_size, facts.n_channels, size, size)

@@ -19,12 +19,13 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.data_sets import TITLES
-from benchmarks.learning import Cell, study
+from benchmarks.learning import Cell, clusters_of, study
 from evaluation import OccupancyDisplay, ProjectionDisplay
 from evaluation._style import INK, LINES, MUTED, quiet
 from sklearn_excb.balancing import Below, balance
 
 DOCS = Path(__file__).parent.parent / "docs"
+NAMES = {"ExCB": "ExCB", "centering": "DINO"}  # in the plots
 Result = dict[str, Any]
 Measure = Callable[[Result], float]
 
@@ -61,20 +62,24 @@ def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) 
     return "\n".join(lines)
 
 
+def share(figure: Measure) -> Measure:
+    """A figure over K."""
+    return lambda result: figure(result) / result["settings"]["K"]
+
+
 def of_clusters(name: str) -> Measure:
     """A figure of the clusters: the method's own, or those of k-means on pixels."""
+    return lambda result: clusters_of(result)[name]
 
-    def figure(result: Result) -> float:
-        clusters = result["kmeans"] if result["cell"]["method"] == "raw pixels" else result
-        return clusters.get(name, float("nan"))
 
-    return figure
+def of_kmeans(name: str) -> Measure:
+    """A figure of k-means with the same K on the method's projections, or on pixels."""
+    return lambda result: result["kmeans"][name]
 
 
 def at_effective(result: Result, n_effective: float, column: int) -> float:
     """NMI (column 1) or ACC (2) with clusters merged until so many are in effective use."""
-    clusters = result["kmeans"] if result["cell"]["method"] == "raw pixels" else result
-    curve = np.array(clusters["merged"])
+    curve = np.array(clusters_of(result)["merged"])
     if not curve[0, 0] <= n_effective <= curve[-1, 0]:
         return float("nan")
     return float(np.interp(n_effective, curve[:, 0], curve[:, column]))
@@ -82,15 +87,16 @@ def at_effective(result: Result, n_effective: float, column: int) -> float:
 
 def clusters_table(cells: Sequence[Cell]) -> str:
     """Occupancy, on training and held-out images."""
-    rows = rows_of(cells)
     return table(
-        rows,
+        rows_of(cells),
         {
             "empty": (of_clusters("empty"), "{:.1%}"),
             "largest": (of_clusters("largest"), "{:.1f}"),
-            "effective / K": (lambda r: of_clusters("effective")(r) / r["settings"]["K"], "{:.2f}"),
+            "effective / K": (share(of_clusters("effective")), "{:.2f}"),
             "empty, held out": (of_clusters("test_empty"), "{:.1%}"),
             "if equal": (of_clusters("test_empty_if_equal"), "{:.1%}"),
+            "largest, held out": (of_clusters("test_largest"), "{:.1f}"),
+            "effective / K of k-means": (share(of_kmeans("effective")), "{:.2f}"),
         },
     )
 
@@ -120,27 +126,53 @@ def robustness_table(cells: Sequence[Cell]) -> str:
     for cell in cells:
         changed = cell.changed
         rows.setdefault(f"B = {changed['batch_size']}, K = {changed['K']}", []).append(cell)
-    return table(
-        rows,
-        {
-            "empty": (lambda r: r["empty"], "{:.1%}"),
-            "largest": (lambda r: r["largest"], "{:.1f}"),
-            "effective / K": (lambda r: r["effective"] / r["settings"]["K"], "{:.2f}"),
-            "k-NN": (lambda r: r["knn"], "{:.3f}"),
-        },
-    )
+    lines = ["| | seeds | empty | largest | effective / K | k-NN |", "|---|---|---|---|---|---|"]
+    for name, of_row in rows.items():
+        there = [cell.result for cell in of_row if cell.result is not None]
+        worst = "missing | | | "
+        if there:
+            worst = (
+                f"{max(r['empty'] for r in there):.1%} | {max(r['largest'] for r in there):.1f} | "
+                f"{min(map(share(of_clusters('effective')), there)):.2f} | "
+                f"{min(r['knn'] for r in there):.3f}"
+            )
+        lines.append(f"| {name} | {len(there)} of {len(of_row)} | {worst} |")
+    return "\n".join(lines)
+
+
+def comparison_table(names: Iterable[str]) -> str:
+    """ExCB less each rival, in standard errors too, and empty clusters beside the rival's."""
+    lines = ["| | k-NN | probe | empty, ExCB : rival |", "|---|---|---|---|"]
+    for name in names:
+        rows = {method: [c.result for c in cells] for method, cells in rows_of(study(name)).items()}
+        for rival in ("centering", "Sinkhorn", "lightly DINO", "lightly SwAV", "untrained"):
+            ours, theirs = ([r for r in rows[of] if r] for of in ("ExCB", rival))
+            found = ["missing"] * 3
+            if len(ours) > 1 and len(theirs) > 1:
+                found = [difference(ours, theirs, of) for of in ("knn", "probe")]
+                empty = [mean(r["empty"] for r in of) for of in (ours, theirs)]
+                found.append(f"{empty[0]:.1%} : {empty[1]:.1%}")
+            lines.append(f"| {TITLES[name]}, {rival} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> str:
+    """Difference of the means and its standard error; bold where it is more than two of them."""
+    a, b = ([result[name] for result in of] for of in (ours, theirs))
+    error = (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5
+    text = f"{mean(a) - mean(b):+.3f} ± {error:.3f}"
+    return f"**{text}**" if abs(mean(a) - mean(b)) > 2 * error else text
 
 
 def ablation_table(cells: Sequence[Cell]) -> str:
     """A row a change, the defaults on top."""
-    rows = rows_of(cells)
     return table(
-        rows,
+        rows_of(cells),
         {
-            "empty": (lambda r: r["empty"], "{:.1%}"),
-            "largest": (lambda r: r["largest"], "{:.1f}"),
-            "effective / K": (lambda r: r["effective"] / r["settings"]["K"], "{:.2f}"),
-            "NMI": (lambda r: r["nmi"], "{:.3f}"),
+            "empty": (of_clusters("empty"), "{:.1%}"),
+            "largest": (of_clusters("largest"), "{:.1f}"),
+            "effective / K": (share(of_clusters("effective")), "{:.2f}"),
+            "NMI": (of_clusters("nmi"), "{:.3f}"),
             "k-NN": (lambda r: r["knn"], "{:.3f}"),
             "probe": (lambda r: r["probe"], "{:.3f}"),
         },
@@ -156,6 +188,8 @@ def tables() -> dict[str, str]:
         found[f"{name} quality"] = quality_table(cells)
     ablations = [*(c for c in study("digits") if c.method == "ExCB"), *study("ablations")]
     found["ablations"] = ablation_table(ablations)
+    found["tuning"] = ablation_table(study("tuning"))
+    found["comparison"] = comparison_table(TITLES)
     found["robustness"] = robustness_table(study("robustness"))
     return found
 
@@ -170,9 +204,9 @@ def occupancy_plot(path: Path) -> None:
     panels = []
     for name, title in TITLES.items():
         found = {
-            {"ExCB": "ExCB", "centering": "DINO"}[cell.method]: cell.result
+            NAMES[cell.method]: cell.result
             for cell in study(name)
-            if cell.method in ("ExCB", "centering") and cell.seed == 0
+            if cell.method in NAMES and cell.seed == 0
         }
         if len(found) == 2 and all(found.values()):
             panels.append((title, found))
@@ -232,7 +266,7 @@ def embedding_plot(path: Path) -> None:
     found = {
         cell.method: cell.result
         for cell in study("digits")
-        if cell.method in ("ExCB", "centering") and cell.seed == 0
+        if cell.method in NAMES and cell.seed == 0
     }
     if not all(found.values()):
         return
@@ -240,7 +274,7 @@ def embedding_plot(path: Path) -> None:
     for ax, (method, result) in zip(figure.subplots(1, 2), found.items(), strict=True):
         assert result is not None
         points = np.array(result["tsne"]["coordinates"])
-        title = {"ExCB": "ExCB", "centering": "DINO"}[method]
+        title = NAMES[method]
         ProjectionDisplay(points, np.array(result["tsne"]["classes"])).plot(ax, title=title)
     figure.savefig(path, dpi=110)
 

@@ -208,9 +208,14 @@ def weight_decay(optimizer: str) -> tuple[float, float]:
     return (1e-4, 1e-4) if optimizer == "sgd" else (0.04, 0.4)
 
 
-def warmup_epochs(epochs: int) -> float:
-    """10 of 400 epochs, a tenth of a shorter run."""
-    return min(10.0, epochs / 10)
+def warmup_epochs(epochs: int, steps_per_epoch: int) -> float:
+    """10 of 400 epochs; a tenth of a shorter run, and 60 steps, but no more than .3 of it.
+
+    Digits, B = 256 (200 steps), one seed: 60 steps left 1 of 74 clusters empty and gave NMI .592
+    and k-NN .975; 20 steps left 18 and gave .542 and .969.
+    """
+    few = min(0.3 * epochs, 60 / max(1, steps_per_epoch))
+    return max(min(10.0, epochs / 10), few)
 
 
 def teacher_momentum(total_steps: int) -> float:
@@ -282,7 +287,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         optimizer=kind,
         learning_rate=auto("learning_rate", learning_rate(kind, batch)),
         weight_decay=weight_decay(kind) if _is_auto(decay) else _pair(decay),
-        warmup_epochs=auto("warmup_epochs", warmup_epochs(n_epochs)),
+        warmup_epochs=auto("warmup_epochs", warmup_epochs(n_epochs, n // batch)),
         teacher_momentum=auto("teacher_momentum", teacher_momentum(total_steps)),
         size_momentum=auto("size_momentum", size_momentum(batch * n_global, K, total_steps)),
         teacher_temperature=_pair(parameters["teacher_temperature"]),

@@ -76,13 +76,14 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     micro_batch : int, None or "auto", default=None
         Images that go through the networks at once: a step is taken in parts of at most as many,
         whose gradients add up, to save memory. What changes are the statistics of BatchNorm, which
-        are those of a part (every predictor begins with BatchNorm), and draws of dropout. None is
+        are those of a part (every predictor begins with BatchNorm), draws of dropout, and with
+        ``balancing="sinkhorn"`` the targets, of each part by itself. None is
         the whole batch; "auto" the whole batch where it fits the device, else the largest of its
         halves, quarters, ... that does, by :meth:`estimate_memory`.
     precision : {"32", "bf16"} or "auto", default="auto"
-        Of the matrix products of training; weights, sums, the teacher's labels and all inference
-        are in float32. "auto" is "bf16" where the device multiplies in it (CUDA from compute
-        capability 8 on, CPUs with AVX512-BF16), else "32".
+        Of the networks' products in training; weights, sums, the teacher's similarities and all
+        inference are in float32. "auto" is "bf16" where the device multiplies in it (CUDA from
+        compute capability 8 on, CPUs with AVX512-BF16), else "32".
     head_width : int or "auto", default="auto"
         Hidden units of projector and predictor.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"

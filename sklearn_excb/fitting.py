@@ -284,17 +284,24 @@ def fit_source(
         history = [entry(0, inference=last, n_clusters=settings.K)]
         bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
         if settings.epochs:
-            history += run(networks, batches, settings, bar)
+            n_images = settings.steps_per_epoch(len(source)) * settings.batch_size
+            watch = Watch(networks.teacher, settings, n_images)
+            history += run(networks, batches, settings, watch, bar)
             bar.set_description("ExCB: assigning the images")
             last = labels()
             history[-1] |= filling(last, settings.K)
+            watch.finish(history[-1])
     teacher = networks.teacher.cpu().eval()
     shape = facts_of(source).shape
     return Fitted(teacher, settings, batches.recipe, n_features, shape, last, history)
 
 
 def run(
-    networks: StudentTeacher, batches: ViewBatches, settings: auto.Settings, bar: tqdm[Any]
+    networks: StudentTeacher,
+    batches: ViewBatches,
+    settings: auto.Settings,
+    watch: Watch,
+    bar: tqdm[Any],
 ) -> list[dict[str, Any]]:
     """Train to the end, keeping an entry an epoch and showing progress.
 
@@ -307,7 +314,6 @@ def run(
     """
     balancing = build_balancing(settings, batches.device)
     plan = Plan.of(settings, len(batches.source))
-    watch = Watch(networks.teacher, settings)
     history: list[dict[str, Any]] = []
     record = EpochRecord(settings.K, batches.device)
     bar.reset(total=plan.total_steps * settings.batch_size)

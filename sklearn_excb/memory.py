@@ -318,7 +318,7 @@ def _step(
     n = min(settings.batch_size, 2 * settings.micro_batch)
     with fake(networks) as fakes:
         fakes.fitting()
-        optimizer = build_optimizer(fakes, settings)
+        optimizer = build_optimizer(fakes.student, settings)
         plan = Plan(1, 10)
         set_rates(optimizer, settings, 0, plan)
         rates = TeacherRates.of(settings, 0, plan)

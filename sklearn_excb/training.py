@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
@@ -82,10 +82,10 @@ class TeacherRates(NamedTuple):
         return cls(cosine(settings.teacher_momentum, 1.0, position), temperature)
 
 
-def build_optimizer(networks: StudentTeacher, settings: Settings) -> torch.optim.Optimizer:
+def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """SGD or AdamW over three groups: weights, tensors without decay, centroids."""
     weights, undecayed, centroids = [], [], []
-    for name, parameter in networks.student.named_parameters():
+    for name, parameter in student.named_parameters():
         if name.startswith("centroids."):
             centroids.append(parameter)
         elif parameter.ndim > 1:
@@ -133,7 +133,7 @@ def split(
         yield [views.flatten(0, 1) for views in part], part[0].shape[1] / n_images
 
 
-def _in_precision(settings: Settings, views: Tensor) -> torch.autocast:
+def in_precision(settings: Settings, views: Tensor) -> torch.autocast:
     """Matrix products inside run in the precision of the fit."""
     return torch.autocast(views.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
@@ -151,7 +151,7 @@ def _forward(
     assert student.predictor is not None
     n_images = len(groups[0]) // settings.n_global
 
-    with torch.no_grad(), _in_precision(settings, groups[0]):
+    with torch.no_grad(), in_precision(settings, groups[0]):
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
     balancing.see(teacher_rows, teacher.centroids.weight, temperature)
     targets = teacher_targets(
@@ -160,7 +160,7 @@ def _forward(
         balancing.affine(),
         temperature=temperature,
     )
-    with _in_precision(settings, groups[0]):
+    with in_precision(settings, groups[0]):
         rows = student.project(groups)  # (V * B, D)
         projections = rows.unflatten(0, (-1, n_images))
         loss = excb_loss(
@@ -260,7 +260,7 @@ def train(
         Of dropout and drop path; each step's randomness is a function of (seed, step).
     """
     networks.fitting()
-    optimizer = build_optimizer(networks, settings)
+    optimizer = build_optimizer(networks.student, settings)
     for step, batch in enumerate(batches):
         torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         set_rates(optimizer, settings, step, plan)

@@ -5,28 +5,32 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
+from torch import Tensor, nn
 
-from sklearn_excb.auto import Settings
+from sklearn_excb.auto import Settings, learning_rate
 from sklearn_excb.networks import ClusterNetwork
 
-_FEW_CLUSTERS = 0.5  # of K in effective use by the teacher's labels, after balancing
+_FEW_CLUSTERS = 0.5  # of those that could be in effective use
+_FEW_LABELLED = 0.25  # of K in effective use by inference at the end
 _ALIKE = 0.97  # of the logarithm of K: what targets and loss of a run that learns nothing stay at
 _FIRST_EPOCH = 3  # whose labels are looked at; those of the first ones are still those of the start
+_PUBLISHED_TEMPERATURE = 0.04
 _LEARNING, _FEWEST_EPOCHS = 0.25, 5  # of the run, until something should have been learned
+_FEWEST_STEPS = 100  # below which plain labels are still those of an untrained network
 
 
-def collapse(record: Mapping[str, Any], settings: Settings) -> str | None:
+def collapse(record: Mapping[str, Any], settings: Settings, *, n_images: int) -> str | None:
     """Say in what way an epoch shows a collapse, and which knob to turn; None in a healthy one.
 
     A healthy run, too, begins with a loss near log K. What tells them apart: balancing that works
     keeps the teacher's labels near K effective clusters from the first epochs on (digits, .95 K and
-    more; those of centering fell to a fifth of K), and within a quarter of the run the targets
+    more; those of centering fell to a fifth of K); within a quarter of the run the labels before
+    balancing follow (.95 K; in runs that ended with most clusters empty, .2 to .6), and the targets
     become sure of something.
 
     Parameters
@@ -35,26 +39,73 @@ def collapse(record: Mapping[str, Any], settings: Settings) -> str | None:
         Entry of ``history_`` of a trained epoch.
     settings : Settings
         Of the fit.
+    n_images : int
+        Images of an epoch; few of them cannot fill K clusters.
     """
     K, epoch = settings.K, record["epoch"]
-    used = record["effective_clusters_balanced"]
-    if epoch >= _FIRST_EPOCH and used < _FEW_CLUSTERS * K:
+    within_reach = K * -math.expm1(-n_images / K)  # clusters that random labels would use
+
+    # two or three groups may be uneven by nature: of them only nearly all in one is a collapse
+    least = (_FEW_CLUSTERS if K > 3 else 0.01) * (within_reach - 1)
+
+    def few(used: float) -> bool:
+        return used - 1 < least
+
+    when = f"in epoch {epoch} of {settings.epochs}"
+    balanced, plain = record["effective_clusters_balanced"], record["effective_clusters_plain"]
+    if epoch >= _FIRST_EPOCH and few(balanced):
         return (
-            f"only {used:.3g} of {K} clusters are in effective use after balancing. "
-            + _more_balance(settings)
+            f"The clusters are collapsing: {when} only {balanced:.3g} of {K} are in effective use "
+            f"after balancing. {_more_balance(settings)}"
         )
     warmup = settings.warmup_epochs
-    learned = max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup))
-    if epoch >= learned and K > 2:
-        loss = record["loss"] / math.log(K)
-        if loss > _ALIKE or record["teacher_entropy"] > _ALIKE:
-            return (
-                f"the loss is {record['loss']:.2f}, log K is {math.log(K):.2f}, and targets have "
-                f"{record['teacher_entropy']:.0%} of the largest entropy: no image differs. "
-                f"Raise learning_rate (now {settings.learning_rate:g}) or batch_size (now "
-                f"{settings.batch_size}), or lower K."
-            )
+    if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
+        return None
+    if few(plain) and epoch * n_images >= _FEWEST_STEPS * settings.batch_size:
+        return (
+            f"The clusters are collapsing: {when} balancing uses {balanced:.3g} of {K} clusters, "
+            f"but without it, as predict is, {plain:.3g} are in effective use. "
+            + _more_steps(settings)
+        )
+    if K == 2:  # two probabilities at temperatures of some .1 stay near a half
+        return None
+    sureness = (
+        f"{when} the loss is {record['loss']:.2f}, log K is {math.log(K):.2f}, and targets have "
+        f"{record['teacher_entropy']:.0%} of the largest entropy."
+    )
+    if record["teacher_entropy"] > _ALIKE:
+        temperature = settings.teacher_temperature[1]
+        knob = (
+            f"Lower teacher_temperature (now {temperature:g})"
+            if temperature > _PUBLISHED_TEMPERATURE
+            else f"Raise epochs (now {settings.epochs}) or learning_rate "
+            f"(now {settings.learning_rate:g})"
+        )
+        return f"The fit has learned little so far: {sureness} {knob}, or lower K."
+    if record["loss"] > _ALIKE * math.log(K):
+        return f"The student does not follow the teacher: {sureness} {_other_rate(settings)}"
     return None
+
+
+def _other_rate(settings: Settings) -> str:
+    """What to do when the student learns nothing of targets that are sure of something."""
+    by_rule = learning_rate(settings.optimizer, settings.batch_size)
+    if not by_rule / 3 < settings.learning_rate < by_rule * 3:
+        return f'Set learning_rate="auto", {by_rule:.2g} here (now {settings.learning_rate:g}).'
+    return (
+        f"Train longer (epochs, now {settings.epochs}), or raise size_momentum (now "
+        f"{settings.size_momentum:g})."
+    )
+
+
+def _more_steps(settings: Settings) -> str:
+    """What to do when plain labels do not follow the balanced ones."""
+    if settings.balancing not in ("linear", "exponential"):
+        return _more_balance(settings)
+    return (
+        f"Train longer (epochs, now {settings.epochs}), or lower batch_size (now "
+        f"{settings.batch_size}), learning_rate (now {settings.learning_rate:g}) or K."
+    )
 
 
 def _more_balance(settings: Settings) -> str:
@@ -78,30 +129,44 @@ class Watch:
         Of the fit; looked at after every epoch.
     settings : Settings
         Of the fit.
+    n_images : int
+        Images of an epoch.
     """
 
-    def __init__(self, teacher: ClusterNetwork, settings: Settings) -> None:
+    def __init__(self, teacher: ClusterNetwork, settings: Settings, n_images: int) -> None:
         self._teacher = teacher
         self._settings = settings
-        self._kept: dict[str, Tensor] | None = None
+        self._n_images = n_images
+        self._kept: dict[str, Any] | None = None
         self._warned = False
 
     def sound(self, record: Mapping[str, Any]) -> bool:
         """Look at an epoch; keep its teacher and return True unless something is not finite."""
-        state = self._teacher.state_dict()
-        if not (math.isfinite(record["loss"]) and all(_finite(t) for t in state.values())):
+        if not (math.isfinite(record["loss"]) and all(map(_finite, _learned(self._teacher)))):
             return False
-        self._kept = {name: copy.deepcopy(tensor.cpu()) for name, tensor in state.items()}
-        reason = None if self._warned else collapse(record, self._settings)
-        if reason is not None:
+        state = self._teacher.state_dict()
+        self._kept = {name: _copy(value) for name, value in state.items()}
+        reason = collapse(record, self._settings, n_images=self._n_images)
+        if reason is not None and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"The clusters are collapsing: in epoch {record['epoch']} of "
-                f"{self._settings.epochs} {reason}",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
+            warnings.warn(reason, ConvergenceWarning, stacklevel=5)
         return True
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Look at the labels of the training images.
+
+        Not after a warning, nor after a run too short to have learned anything.
+        """
+        K, used = self._settings.K, record["effective_clusters"]
+        few_steps = record["epoch"] * self._n_images < _FEWEST_STEPS * self._settings.batch_size
+        if self._warned or few_steps or K <= 3 or used - 1 >= _FEW_LABELLED * (K - 1):
+            return
+        warnings.warn(
+            f"The clusters have collapsed: labels_ uses {used:.3g} of {K} clusters effectively, "
+            f"and {record['empty_fraction']:.0%} are empty. {_more_steps(self._settings)}",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
 
     def recover(self, record: Mapping[str, Any]) -> None:
         """Go back to the last sound teacher, with a warning.
@@ -118,6 +183,7 @@ class Watch:
         if self._kept is None:
             raise FloatingPointError(diverged)
         self._teacher.load_state_dict(self._kept)
+        self._warned = True
         warnings.warn(
             f"{diverged} The fit stops with what it was after epoch {record['epoch'] - 1}.",
             ConvergenceWarning,
@@ -125,5 +191,18 @@ class Watch:
         )
 
 
+def _learned(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and running statistics; other buffers (masks, say) may hold infinities."""
+    yield from module.parameters()
+    for name, buffer in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            yield buffer
+
+
 def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
+
+
+def _copy(value: Any) -> Any:
+    """A tensor on the CPU; of modules that keep more than tensors, whatever that is."""
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

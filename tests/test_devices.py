@@ -40,7 +40,7 @@ def test_a_step_on_a_fake_accelerator_never_meets_the_cpu(monkeypatch):
     networks = build_networks(SmallCNN(1, 4), 32, n_clusters=5, head_width=8).fitting()
     with FakeTensorMode():
         onto_fake_cuda(networks)
-        optimizer = build_optimizer(networks, settings)
+        optimizer = build_optimizer(networks.student, settings)
         set_rates(optimizer, settings, 0, Plan(1, 10))
         sizes = ClusterSizes(5, 0.9, device="cuda")
         groups = [
@@ -83,7 +83,7 @@ def test_bfloat16_products_leave_weights_labels_and_inference_in_float32():
     ]
     whole, half = fits
     losses = [np.array([entry["loss"] for entry in excb.history_[1:]]) for excb in fits]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+    np.testing.assert_allclose(losses[1][:2], losses[0][:2], rtol=0.01)
     assert not np.array_equal(losses[0], losses[1])
     dtypes = {tensor.dtype for tensor in half._fitted.teacher.parameters()}
     assert dtypes == {torch.float32}

@@ -369,7 +369,7 @@ def test_parts_of_a_step_add_up_to_it(micro_batch, local_in_loss_h):
         networks = build_networks(backbone, 8, n_clusters=K, head_width=8)
         without_batch_norm(networks)
         networks.double().fitting()
-        optimizer = build_optimizer(networks, settings)
+        optimizer = build_optimizer(networks.student, settings)
         set_rates(optimizer, settings, 5, Plan(1, 10))
         sizes = ClusterSizes(K, 0.9)
         for _ in range(3):

@@ -110,7 +110,7 @@ def test_rates_of_the_published_vit_recipe(networks):
     chosen = {"optimizer": "adamw", "learning_rate": 2e-3, "epochs": 800, "K": 6}
     facts = auto.Facts(auto.IMAGENET, "rows", (0, 0), 5)
     settings = auto.resolve(ExCBEstimator().get_params() | chosen, facts, has_batch_norm=False)
-    optimizer, plan = build_optimizer(networks, settings), Plan(1251, 1251 * 800)
+    optimizer, plan = build_optimizer(networks.student, settings), Plan(1251, 1251 * 800)
     assert isinstance(optimizer, torch.optim.AdamW)
     names = {id(p): name for name, p in networks.student.named_parameters()}
     weights, undecayed, centroids = (

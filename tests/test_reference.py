@@ -166,7 +166,7 @@ def check_steps(n_steps, kind, *, batch_norm=True, **chosen):
     facts = auto.Facts(B, "rows", (0, 0), 3)
     settings = auto.resolve(parameters | chosen, facts, has_batch_norm=batch_norm)
     plan = Plan(2, 20)
-    optimizer = build_optimizer(networks, settings)
+    optimizer = build_optimizer(networks.student, settings)
     sizes = ClusterSizes(K, settings.size_momentum, below=settings.balancing)
     sizes.sizes = sizes_of(kind, K)
     state = {

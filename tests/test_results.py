@@ -1,0 +1,61 @@
+"""The study: its cells, and the page it writes."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import learning, results
+from benchmarks.data_sets import load
+
+
+def test_the_page_has_a_place_for_every_table():
+    places = re.findall(r"<!-- table: (.*) -->", (results.DOCS / "results.md").read_text())
+    assert sorted(places) == sorted(results.tables())
+
+
+def test_cells_of_other_runs_lie_elsewhere():
+    cell = learning.Cell("digits", "ExCB", 0)
+    others = [
+        replace(cell, seed=1),
+        replace(cell, method="Sinkhorn"),
+        replace(cell, changed={"rate": 2.0}),
+        replace(cell, validation=True),
+    ]
+    assert len({of.path for of in (cell, *others)}) == 5
+
+
+def test_a_cell_is_missing_once_a_rule_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    cell = learning.Cell("digits", "raw pixels", 0)
+    assert cell.result is None
+    learning.write(cell, learning.measure(cell, load("digits", None)))
+    assert cell.result is not None
+    assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
+    stored = json.loads(cell.path.read_text())
+    stored["settings"]["epochs"] += 1
+    cell.path.write_text(json.dumps(stored))
+    assert cell.result is None
+
+
+def test_validation_leaves_the_held_out_images_alone():
+    study, tuning = load("digits", None), load("digits", None, validation=True)
+    train, test = ({image.tobytes() for image in part} for part in (study.train, study.test))
+    used = {image.tobytes() for part in (tuning.train, tuning.test) for image in part}
+    assert used <= train
+    assert not used & (test - train)
+
+
+def test_classes_of_a_folder_are_numbered(tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        folder = tmp_path / "photos" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 8 + i, 3), i, np.uint8)).save(folder / f"{i}.png")
+    split = load("photos", tmp_path)
+    assert sorted({*split.y_train, *split.y_test}) == [0, 1]
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        load("nothing", tmp_path)
