@@ -45,8 +45,8 @@ def collapse(record: Mapping[str, Any], settings: Settings, *, n_images: int) ->
     K, epoch = settings.K, record["epoch"]
     within_reach = K * -math.expm1(-n_images / K)  # clusters that random labels would use
 
-    # two or three groups may be uneven by nature: of them only nearly all in one is a collapse
-    least = (_FEW_CLUSTERS if K > 3 else 0.01) * (within_reach - 1)
+    # two or three groups may be uneven by nature, or all of one kind
+    least = _FEW_CLUSTERS * (within_reach - 1) if K > 3 else 0.0
 
     def few(used: float) -> bool:
         return used - 1 < least

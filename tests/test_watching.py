@@ -69,14 +69,11 @@ def test_every_collapse_has_its_advice(record, parameters, said):
     assert re.search(said, reason)
 
 
-def test_two_clusters_can_collapse_too():
-    record = HEALTHY | {"loss": 0.3, "effective_clusters_plain": 2.0}
-    assert (
-        collapse(record | {"effective_clusters_balanced": 2.0}, settings(K=2), n_images=99) is None
-    )
-    assert "collapsing" in str(
-        collapse(record | {"effective_clusters_balanced": 1.0}, settings(K=2), n_images=99)
-    )
+@pytest.mark.parametrize("K", [2, 3])
+def test_two_or_three_clusters_may_be_uneven(K):
+    record = HEALTHY | {"loss": 0.3, "effective_clusters_plain": 1.2}
+    record["effective_clusters_balanced"] = 1.2
+    assert collapse(record, settings(K=K), n_images=99) is None
 
 
 def test_few_images_cannot_fill_many_clusters():
