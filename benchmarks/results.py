@@ -129,7 +129,7 @@ def robustness_table(cells: Sequence[Cell]) -> str:
     lines = ["| | seeds | empty | largest | effective / K | k-NN |", "|---|---|---|---|---|---|"]
     for name, of_row in rows.items():
         there = [cell.result for cell in of_row if cell.result is not None]
-        worst = "missing | | | "
+        worst = " | ".join(["missing"] * 4)
         if there:
             worst = (
                 f"{max(r['empty'] for r in there):.1%} | {max(r['largest'] for r in there):.1f} | "
@@ -142,26 +142,32 @@ def robustness_table(cells: Sequence[Cell]) -> str:
 
 def comparison_table(names: Iterable[str]) -> str:
     """ExCB less each rival, in standard errors too, and empty clusters beside the rival's."""
-    lines = ["| | k-NN | probe | empty, ExCB : rival |", "|---|---|---|---|"]
+    lines = ["| | seeds | k-NN | probe | empty, ExCB : rival |", "|---|---|---|---|---|"]
     for name in names:
-        rows = {method: [c.result for c in cells] for method, cells in rows_of(study(name)).items()}
-        for rival in ("centering", "Sinkhorn", "lightly DINO", "lightly SwAV", "untrained"):
-            ours, theirs = ([r for r in rows[of] if r] for of in ("ExCB", rival))
+        rows = {
+            method: [result for cell in cells if (result := cell.result) is not None]
+            for method, cells in rows_of(study(name)).items()
+        }
+        ours = rows.pop("ExCB")
+        for rival, theirs in rows.items():
             found = ["missing"] * 3
             if len(ours) > 1 and len(theirs) > 1:
-                found = [difference(ours, theirs, of) for of in ("knn", "probe")]
-                empty = [mean(r["empty"] for r in of) for of in (ours, theirs)]
-                found.append(f"{empty[0]:.1%} : {empty[1]:.1%}")
-            lines.append(f"| {TITLES[name]}, {rival} | {' | '.join(found)} |")
+                empty = [mean(map(of_clusters("empty"), of)) for of in (ours, theirs)]
+                found = [
+                    *(difference(ours, theirs, of) for of in ("knn", "probe")),
+                    f"{empty[0]:.1%} : {empty[1]:.1%}",
+                ]
+            seeds = f"{len(ours)}, {len(theirs)}"
+            lines.append(f"| {TITLES[name]}, {rival} | {seeds} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> str:
-    """Difference of the means and its standard error; bold where it is more than two of them."""
+    """Difference of the means and its standard error, and whether it exceeds two of them."""
     a, b = ([result[name] for result in of] for of in (ours, theirs))
-    error = (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5
-    text = f"{mean(a) - mean(b):+.3f} ± {error:.3f}"
-    return f"**{text}**" if abs(mean(a) - mean(b)) > 2 * error else text
+    less, error = mean(a) - mean(b), (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5
+    verdict = "" if abs(less) <= 2 * error else ", higher" if less > 0 else ", **lower**"
+    return f"{less:+.3f} ± {error:.3f}{verdict}"
 
 
 def ablation_table(cells: Sequence[Cell]) -> str:

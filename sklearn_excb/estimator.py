@@ -133,7 +133,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     relative_cluster_sizes_ : ndarray of shape (K,), float64
         N_c K / n_samples of each cluster; 1 is balanced, 0 empty.
     history_ : list of dict
-        An entry an epoch, from 0, the untrained network; NaN where nothing was measured. Losses;
+        An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
+        was measured. Losses;
         ``empty_fraction``, ``largest_relative_size`` and ``effective_clusters`` by plain inference
         on all training samples (first and last entry); the same with ``_balanced`` and ``_plain``
         by the labels that the epoch's views got after and before balancing;

@@ -284,13 +284,12 @@ def fit_source(
         history = [entry(0, inference=last, n_clusters=settings.K)]
         bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
         if settings.epochs:
-            n_images = settings.steps_per_epoch(len(source)) * settings.batch_size
-            watch = Watch(networks.teacher, settings, n_images)
+            watch = Watch(networks.teacher, settings, settings.steps_per_epoch(len(source)))
             history += run(networks, batches, settings, watch, bar)
             bar.set_description("ExCB: assigning the images")
             last = labels()
             history[-1] |= filling(last, settings.K)
-            watch.finish(history[-1])
+            watch.look(history[-1], stacklevel=4)
     teacher = networks.teacher.cpu().eval()
     shape = facts_of(source).shape
     return Fitted(teacher, settings, batches.recipe, n_features, shape, last, history)
@@ -327,6 +326,7 @@ def run(
             if not watch.sound(last):
                 watch.recover(last)
                 break
+            watch.look(last, stacklevel=5)
             history.append(last)
             bar.set_postfix_str(
                 f"epoch {report.epoch}/{settings.epochs}, loss {last['loss']:.3f}, "

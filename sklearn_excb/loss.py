@@ -12,7 +12,6 @@ Both terms are taken over blocks of clusters, and the gradients with them: nothi
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -319,46 +318,3 @@ def excb_loss(
             gradient_memory,
         )
         return Loss((projector + predictor) / 2, projector, predictor)
-
-
-@torch.no_grad()
-def mean_entropies(
-    targets: Targets,
-    projections: Tensor,
-    centroids: Tensor,
-    *,
-    temperature: float,
-    n_images: int = 16,
-) -> Tensor:
-    """Mean entropy of what the teacher and the student say of global views, (2,), over log K.
-
-    1 is saying nothing, 0 being certain. Of the first images of a batch only: an epoch's mean needs
-    no more.
-
-    Parameters
-    ----------
-    targets : Targets
-        Of the batch.
-    projections : Tensor of shape (V, B, D)
-        The student's, global views first; normalised here.
-    centroids : Tensor of shape (K, D)
-        The student's.
-    temperature : float
-        tau_s.
-    n_images : int, default=16
-        How many, at the most.
-    """
-    few = targets._replace(
-        log_sum_exp=targets.log_sum_exp[:, :n_images], rows=targets.rows[:, :n_images]
-    )
-    teacher = torch.zeros_like(few.log_sum_exp).flatten()  # (G * n,)
-    with _no_autocast(projections):
-        for columns in blocks(len(few.centroids), len(teacher)):
-            teacher += torch.special.entr(few.probabilities(columns)).sum(dim=1)
-        rows = F.normalize(_full(projections[: len(few.rows), :n_images].flatten(0, 1)), dim=-1)
-        of_centroids = lengths(_full(centroids))
-        log_sum_exp, mean = attend(
-            rows, _full(centroids), of_centroids, temperature=temperature, dtype=rows.dtype
-        )
-    student = log_sum_exp - (rows * mean).sum(dim=1) / temperature
-    return torch.stack([teacher.mean(), student.mean()]) / math.log(len(centroids))

@@ -17,7 +17,8 @@ from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch
 from sklearn_excb.centroids import spherical_kmeans
-from sklearn_excb.loss import Loss, excb_loss, mean_entropies, teacher_targets
+from sklearn_excb.entropies import mean_entropies
+from sklearn_excb.loss import Loss, excb_loss, teacher_targets
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.schedules import cosine, warmup_cosine
 
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     labels, plain_labels : Tensors of shape (G, B)
         The teacher's, after and before balancing.
     entropies : Tensor of shape (2,)
-        The teacher's and the student's; see :func:`sklearn_excb.loss.mean_entropies`.
+        The teacher's and the student's; see :func:`sklearn_excb.entropies.mean_entropies`.
     """
 
     loss: Loss

@@ -15,42 +15,50 @@ from torch import Tensor, nn
 from sklearn_excb.auto import Settings, learning_rate
 from sklearn_excb.networks import ClusterNetwork
 
+_UNEVEN = 3  # so few clusters may be uneven by nature, and their targets unsure: no judgement
 _FEW_CLUSTERS = 0.5  # of those that could be in effective use
-_FEW_LABELLED = 0.25  # of K in effective use by inference at the end
+_FEW_LABELLED = 0.25  # the same, by inference at the end
 _ALIKE = 0.97  # of the logarithm of K: what targets and loss of a run that learns nothing stay at
 _FIRST_EPOCH = 3  # whose labels are looked at; those of the first ones are still those of the start
-_PUBLISHED_TEMPERATURE = 0.04
 _LEARNING, _FEWEST_EPOCHS = 0.25, 5  # of the run, until something should have been learned
 _FEWEST_STEPS = 100  # below which plain labels are still those of an untrained network
+_PUBLISHED_TEMPERATURE = 0.04
 
 
-def collapse(record: Mapping[str, Any], settings: Settings, *, n_images: int) -> str | None:
+def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int) -> str | None:
     """Say in what way an epoch shows a collapse, and which knob to turn; None in a healthy one.
 
     A healthy run, too, begins with a loss near log K. What tells them apart: balancing that works
     keeps the teacher's labels near K effective clusters from the first epochs on (digits, .95 K and
     more; those of centering fell to a fifth of K); within a quarter of the run the labels before
     balancing follow (.95 K; in runs that ended with most clusters empty, .2 to .6), and the targets
-    become sure of something.
+    become sure of something. The last entry is judged by the labels of inference too.
 
     Parameters
     ----------
     record : mapping
-        Entry of ``history_`` of a trained epoch.
+        Entry of ``history_`` of a trained epoch; the last one has ``effective_clusters``.
     settings : Settings
         Of the fit.
-    n_images : int
-        Images of an epoch; few of them cannot fill K clusters.
+    steps_per_epoch : int
+        Few images an epoch cannot fill K clusters, and few steps teach nothing.
     """
     K, epoch = settings.K, record["epoch"]
+    if K <= _UNEVEN:
+        return None
+    n_images = steps_per_epoch * settings.batch_size
     within_reach = K * -math.expm1(-n_images / K)  # clusters that random labels would use
+    taught = epoch * steps_per_epoch >= _FEWEST_STEPS
 
-    # two or three groups may be uneven by nature, or all of one kind
-    least = _FEW_CLUSTERS * (within_reach - 1) if K > 3 else 0.0
+    def few(used: float, share: float = _FEW_CLUSTERS) -> bool:
+        return used - 1 < share * (within_reach - 1)
 
-    def few(used: float) -> bool:
-        return used - 1 < least
-
+    inferred = record["effective_clusters"]
+    if taught and few(inferred, _FEW_LABELLED):  # never of nan: not the last epoch
+        return (
+            f"The clusters have collapsed: labels_ uses {inferred:.3g} of {K} effectively, and "
+            f"{record['empty_fraction']:.0%} are empty. {_more_steps(settings)}"
+        )
     when = f"in epoch {epoch} of {settings.epochs}"
     balanced, plain = record["effective_clusters_balanced"], record["effective_clusters_plain"]
     if epoch >= _FIRST_EPOCH and few(balanced):
@@ -61,30 +69,32 @@ def collapse(record: Mapping[str, Any], settings: Settings, *, n_images: int) ->
     warmup = settings.warmup_epochs
     if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
         return None
-    if few(plain) and epoch * n_images >= _FEWEST_STEPS * settings.batch_size:
+    if taught and few(plain):
         return (
             f"The clusters are collapsing: {when} balancing uses {balanced:.3g} of {K} clusters, "
             f"but without it, as predict is, {plain:.3g} are in effective use. "
-            + _more_steps(settings)
+            f"{_more_steps(settings)}"
         )
-    if K == 2:  # two probabilities at temperatures of some .1 stay near a half
-        return None
     sureness = (
         f"{when} the loss is {record['loss']:.2f}, log K is {math.log(K):.2f}, and targets have "
         f"{record['teacher_entropy']:.0%} of the largest entropy."
     )
     if record["teacher_entropy"] > _ALIKE:
-        temperature = settings.teacher_temperature[1]
-        knob = (
-            f"Lower teacher_temperature (now {temperature:g})"
-            if temperature > _PUBLISHED_TEMPERATURE
-            else f"Raise epochs (now {settings.epochs}) or learning_rate "
-            f"(now {settings.learning_rate:g})"
-        )
-        return f"The fit has learned little so far: {sureness} {knob}, or lower K."
+        return f"The fit has learned little so far: {sureness} {_more_sureness(settings)}"
     if record["loss"] > _ALIKE * math.log(K):
         return f"The student does not follow the teacher: {sureness} {_other_rate(settings)}"
     return None
+
+
+def _more_sureness(settings: Settings) -> str:
+    """What to do when targets say nothing."""
+    temperature = settings.teacher_temperature[1]
+    if temperature > _PUBLISHED_TEMPERATURE:
+        return f"Lower teacher_temperature (now {temperature:g}) or K."
+    return (
+        f"Raise epochs (now {settings.epochs}) or learning_rate (now {settings.learning_rate:g}), "
+        "or lower K."
+    )
 
 
 def _other_rate(settings: Settings) -> str:
@@ -121,7 +131,7 @@ def _more_balance(settings: Settings) -> str:
 
 
 class Watch:
-    """Warns of the first epoch that shows a collapse, and keeps the last teacher that was sound.
+    """Warns once of a collapse, and keeps the last teacher that was sound.
 
     Parameters
     ----------
@@ -129,44 +139,33 @@ class Watch:
         Of the fit; looked at after every epoch.
     settings : Settings
         Of the fit.
-    n_images : int
-        Images of an epoch.
+    steps_per_epoch : int
+        Of the fit.
     """
 
-    def __init__(self, teacher: ClusterNetwork, settings: Settings, n_images: int) -> None:
+    def __init__(self, teacher: ClusterNetwork, settings: Settings, steps_per_epoch: int) -> None:
         self._teacher = teacher
         self._settings = settings
-        self._n_images = n_images
+        self._steps_per_epoch = steps_per_epoch
         self._kept: dict[str, Any] | None = None
         self._warned = False
 
     def sound(self, record: Mapping[str, Any]) -> bool:
-        """Look at an epoch; keep its teacher and return True unless something is not finite."""
+        """Whether everything is finite; if so, its teacher is kept."""
         if not (math.isfinite(record["loss"]) and all(map(_finite, _learned(self._teacher)))):
             return False
         state = self._teacher.state_dict()
         self._kept = {name: _copy(value) for name, value in state.items()}
-        reason = collapse(record, self._settings, n_images=self._n_images)
-        if reason is not None and not self._warned:
-            self._warned = True
-            warnings.warn(reason, ConvergenceWarning, stacklevel=5)
         return True
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Look at the labels of the training images.
-
-        Not after a warning, nor after a run too short to have learned anything.
-        """
-        K, used = self._settings.K, record["effective_clusters"]
-        few_steps = record["epoch"] * self._n_images < _FEWEST_STEPS * self._settings.batch_size
-        if self._warned or few_steps or K <= 3 or used - 1 >= _FEW_LABELLED * (K - 1):
+    def look(self, record: Mapping[str, Any], *, stacklevel: int) -> None:
+        """Warn of a collapse that an entry of the history shows, unless there was a warning."""
+        if self._warned:
             return
-        warnings.warn(
-            f"The clusters have collapsed: labels_ uses {used:.3g} of {K} clusters effectively, "
-            f"and {record['empty_fraction']:.0%} are empty. {_more_steps(self._settings)}",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
+        reason = collapse(record, self._settings, self._steps_per_epoch)
+        if reason is not None:
+            self._warned = True
+            warnings.warn(reason, ConvergenceWarning, stacklevel=stacklevel)
 
     def recover(self, record: Mapping[str, Any]) -> None:
         """Go back to the last sound teacher, with a warning.

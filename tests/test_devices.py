@@ -76,7 +76,7 @@ def test_precision_follows_the_device_unless_it_is_named(monkeypatch):
     assert resolve_precision("auto", torch.device("mps")) == "32"
 
 
-def test_bfloat16_products_leave_weights_labels_and_inference_in_float32():
+def test_bfloat16_products_leave_weights_and_inference_in_float32():
     fits = [
         ExCBEstimator(K=5, epochs=3, precision=precision, device="cpu", random_state=0).fit(IMAGES)
         for precision in ("32", "bf16")

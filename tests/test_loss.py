@@ -14,7 +14,8 @@ from benchmarks import plain_loss
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.attention import attend, lengths, nearest
 from sklearn_excb.balancing import TIE_FLOOR, ClusterSizes, affine_form
-from sklearn_excb.loss import excb_loss, mean_entropies, teacher_targets
+from sklearn_excb.entropies import mean_entropies
+from sklearn_excb.loss import excb_loss, teacher_targets
 
 B, D = 3, 16
 PLAIN = {"per pair": plain_loss.per_pair, "per view": plain_loss.per_view}
@@ -283,7 +284,7 @@ def digits_curve(monkeypatch, loss_of=None):
             patched.setattr(sklearn_excb.training, "excb_loss", plain)
             patched.setattr(sklearn_excb.training, "mean_entropies", no_entropies)
         with pytest.raises(Enough):
-            ExCBEstimator(batch_size=16, random_state=0).fit(images)
+            ExCBEstimator(batch_size=16, precision="32", random_state=0).fit(images)
     return np.array(losses)
 
 

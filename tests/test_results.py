@@ -44,8 +44,8 @@ def test_validation_leaves_the_held_out_images_alone():
     study, tuning = load("digits", None), load("digits", None, validation=True)
     train, test = ({image.tobytes() for image in part} for part in (study.train, study.test))
     used = {image.tobytes() for part in (tuning.train, tuning.test) for image in part}
-    assert used <= train
-    assert not used & (test - train)
+    assert train.isdisjoint(test)
+    assert used == train
 
 
 def test_classes_of_a_folder_are_numbered(tmp_path):

@@ -20,6 +20,7 @@ DIGITS = (load_digits().images[:400] / 16).astype(np.float32)
 HEALTHY = {
     "epoch": 30,
     "loss": 2.1,
+    "effective_clusters": math.nan,
     "effective_clusters_balanced": 73.0,
     "effective_clusters_plain": 71.0,
     "teacher_entropy": 0.3,
@@ -32,7 +33,7 @@ def settings(**parameters):
 
 
 def found_in(record, **parameters):
-    return collapse(HEALTHY | record, settings(**parameters), n_images=1408)
+    return collapse(HEALTHY | record, settings(**parameters), steps_per_epoch=22)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,10 @@ def found_in(record, **parameters):
         {},
         {"epoch": 1, "effective_clusters_balanced": 3.0},
         {"epoch": 3, "effective_clusters_plain": 3.0},
+        {"epoch": 4, "effective_clusters": 3.0, "empty_fraction": 0.9},
         {"epoch": 3, "loss": math.log(74), "teacher_entropy": 0.99},
     ],
-    ids=["trained", "first epoch", "before balancing, early", "warming up"],
+    ids=["trained", "first epoch", "before balancing, early", "88 steps", "warming up"],
 )
 def test_healthy_epochs_pass(record):
     assert found_in(record) is None
@@ -57,6 +59,7 @@ def test_healthy_epochs_pass(record):
         ({"effective_clusters_balanced": 30.0}, {"count_labels": "plain"}, '"balanced"'),
         ({"effective_clusters_plain": 30.0}, {}, "as predict is, 30 are .* Train longer"),
         ({"effective_clusters_plain": 30.0}, {"balancing": "sinkhorn"}, 'set "linear"'),
+        ({"effective_clusters": 9.0, "empty_fraction": 0.8}, {}, "80% are empty. Train longer"),
         ({"loss": math.log(74)}, {}, "does not follow the teacher: .* Train longer"),
         ({"loss": 9.0}, {"learning_rate": 1.0}, 'Set learning_rate="auto", 0.075 here'),
         ({"teacher_entropy": 0.99}, {}, "learned little so far: .* Raise epochs"),
@@ -73,7 +76,7 @@ def test_every_collapse_has_its_advice(record, parameters, said):
 def test_two_or_three_clusters_may_be_uneven(K):
     record = HEALTHY | {"loss": 0.3, "effective_clusters_plain": 1.2}
     record["effective_clusters_balanced"] = 1.2
-    assert collapse(record, settings(K=K), n_images=99) is None
+    assert collapse(record, settings(K=K), steps_per_epoch=22) is None
 
 
 def test_few_images_cannot_fill_many_clusters():
@@ -83,7 +86,7 @@ def test_few_images_cannot_fill_many_clusters():
     used = float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
     even = HEALTHY | {"effective_clusters_balanced": used, "effective_clusters_plain": used}
     assert used < K / 2
-    assert collapse(even, settings(K=K), n_images=64) is None
+    assert collapse(even, settings(K=K), steps_per_epoch=1) is None  # of 64 images
 
 
 def test_labels_in_few_clusters_are_told_at_the_end_of_a_short_run():
