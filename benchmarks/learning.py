@@ -111,7 +111,8 @@ class Cell:
 
     def __str__(self) -> str:
         changed = "".join(f", {name}={value}" for name, value in self.changed.items())
-        return f"{self.data}: {self.method}{changed}, seed {self.seed}"
+        part = ", validation" if self.validation else ""
+        return f"{self.data}{part}: {self.method}{changed}, seed {self.seed}"
 
 
 def study(name: str) -> list[Cell]:
