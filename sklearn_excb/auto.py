@@ -81,6 +81,7 @@ class Settings:
     balancing: Literal["linear", "exponential", "centering", "sinkhorn", "none"]
     count_labels: str
     local_in_loss_h: bool
+    settle_passes: int
     flip: float
     smallest_global: tuple[float, float]
     smallest_local: float
@@ -246,6 +247,11 @@ def head_width(n_samples: int) -> int:
     return 1024 if n_samples >= 10_000 else 512
 
 
+def settle_passes(balancing: str) -> int:
+    """10 where clusters are balanced by their sizes, 0 for rivals, which know no such thing."""
+    return 10 if balancing in ("linear", "exponential") else 0
+
+
 def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool) -> Settings:
     """Replace every "auto" by what its rule gives; leave what the user chose.
 
@@ -295,6 +301,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         balancing=parameters["balancing"],
         count_labels=parameters["count_labels"],
         local_in_loss_h=parameters["local_in_loss_h"],
+        settle_passes=auto("settle_passes", settle_passes(parameters["balancing"])),
         flip=auto("flip", flip(facts.n_channels) if images else 0.0),
         smallest_global=smallest_global(size) if images else (1.0, 1.0),
         smallest_local=smallest_local(size) if images else 1.0,

@@ -169,10 +169,11 @@ def inference_inputs(
     batch_size: int,
     n_jobs: int,
     device: torch.device,
+    sample: Indices | None = None,
 ) -> Iterator[Tensor]:
-    """Whole images, or standardised rows, in batches, in order, on the device."""
-    starts = range(0, len(source), batch_size)
-    batches = [np.arange(i, min(i + batch_size, len(source))) for i in starts]
+    """Whole images, or standardised rows, in batches, in order, on the device; or a sample."""
+    chosen = np.arange(len(source)) if sample is None else sample
+    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
     with Parallel(n_jobs, backend="threading") as parallel:
         for rows in batches:
             if isinstance(source, Rows):

@@ -26,12 +26,13 @@ class CentroidStart(NamedTuple):
     means: FloatRows
 
 
-def _unit(rows: FloatRows) -> FloatRows:
+def unit_rows(rows: FloatRows) -> FloatRows:
+    """Rows of length 1; a row of zeros stays one."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.maximum(norms, 1e-12)).astype(np.float32, copy=False)
 
 
-def _cluster_means(rows: FloatRows, labels: npt.NDArray[np.int64], n_clusters: int) -> FloatRows:
+def cluster_means(rows: FloatRows, labels: npt.NDArray[np.int64], n_clusters: int) -> FloatRows:
     """Mean of the rows of each cluster; 0 for an empty one."""
     from scipy.sparse import csr_matrix
 
@@ -68,7 +69,7 @@ def spherical_kmeans(
     """
     from evaluation.knn import nearest_neighbors
 
-    rows = _unit(rows)
+    rows = unit_rows(rows)
     first = np.random.default_rng(seed).choice(len(rows), n_clusters, replace=False)
     centroids, means = rows[first], rows[first]
     labels = np.full(len(rows), -1)
@@ -78,8 +79,8 @@ def spherical_kmeans(
         if np.array_equal(new, labels):
             break
         labels = new
-        means = _cluster_means(rows, labels, n_clusters)
-        centroids = _unit(means)
+        means = cluster_means(rows, labels, n_clusters)
+        centroids = unit_rows(means)
     return CentroidStart(centroids, means)
 
 

@@ -112,6 +112,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Whether sizes are measured from labels after or before balancing.
     local_in_loss_h : bool, default=True
         Whether local views take part in the projector's half of the loss.
+    settle_passes : int or "auto", default="auto"
+        Passes over the projections of the training images, after training, in which the centroids
+        move to where plain inference is balanced; the embeddings stay. 0 leaves them as training
+        did. "auto" is 10, and 0 for the rivals among ``balancing``.
     n_jobs : int, None or "auto", default="auto"
         Threads that open images; changes no result. "auto" is one for arrays and data sets, and one
         a core, at most 8, for files and lists; -1 is one a core, None is 1.
@@ -136,7 +140,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
         was measured. Losses;
         ``empty_fraction``, ``largest_relative_size`` and ``effective_clusters`` by plain inference
-        on all training samples (first and last entry); the same with ``_balanced`` and ``_plain``
+        on all training samples (first and last entry); the same with ``_unsettled`` before the
+        centroids settled (last entry), and with ``_balanced`` and ``_plain``
         by the labels that the epoch's views got after and before balancing;
         ``relabelled_fraction``, the share of labels that balancing changed; and
         ``teacher_entropy`` and ``student_entropy`` of the softmaxes, over log K: 1 says nothing.
@@ -199,6 +204,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         balancing: str = "linear",
         count_labels: str = "balanced",
         local_in_loss_h: bool = True,
+        settle_passes: int | str = "auto",
         n_jobs: int | str | None = "auto",
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -229,6 +235,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.balancing = balancing
         self.count_labels = count_labels
         self.local_in_loss_h = local_in_loss_h
+        self.settle_passes = settle_passes
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.devices import available_memory, resolve_precision
 from sklearn_excb.history import EpochRecord, entry, filling
-from sklearn_excb.inference import assign
+from sklearn_excb.inference import assign, embed
 from sklearn_excb.memory import (
     MemoryEstimate,
     estimate_memory,
@@ -35,6 +36,7 @@ from sklearn_excb.networks import (
 )
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import RowRecipe, row_recipe
+from sklearn_excb.settling import settle, settling_sample
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
@@ -269,15 +271,17 @@ def fit_source(
             tqdm(desc="ExCB: starting", unit="img", disable=not parameters["verbose"])
         )
 
+        whole = partial(
+            inference_inputs,
+            source,
+            batches.recipe,
+            batch_size=settings.inference_batch,
+            n_jobs=batches.n_jobs,
+            device=device,
+        )
+
         def labels() -> npt.NDArray[np.int64]:
-            inputs = inference_inputs(
-                source,
-                batches.recipe,
-                batch_size=settings.inference_batch,
-                n_jobs=batches.n_jobs,
-                device=device,
-            )
-            return assign(networks.teacher, inputs, n_samples=len(source))
+            return assign(networks.teacher, whole(), n_samples=len(source))
 
         start_centroids(networks, batches.start(), settings, seed=seed)
         last = labels()
@@ -286,9 +290,20 @@ def fit_source(
         if settings.epochs:
             watch = Watch(networks.teacher, settings, settings.steps_per_epoch(len(source)))
             history += run(networks, batches, settings, watch, bar)
-            bar.set_description("ExCB: assigning the images")
+            bar.set_description("ExCB: settling, assigning the images")
+            unsettled = None
+            if settings.settle_passes:
+                sample = settling_sample(len(source), settings.K)
+                inputs = whole(sample=sample)
+                rows = embed(networks.teacher, inputs, "projection", n_samples=len(sample))
+                centroids = networks.teacher.centroids.weight
+                settled, unsettled = settle(rows, centroids, settings, seed=seed)
+                centroids.data.copy_(settled)
             last = labels()
             history[-1] |= filling(last, settings.K)
+            history[-1] |= filling(
+                last if unsettled is None else unsettled, settings.K, "_unsettled"
+            )
             watch.look(history[-1], stacklevel=4)
     teacher = networks.teacher.cpu().eval()
     shape = facts_of(source).shape

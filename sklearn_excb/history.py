@@ -53,7 +53,9 @@ def entry(
     measured : mapping, optional
         Losses and occupancy of the epoch's own labels.
     """
-    fillings = [name + suffix for suffix in ("", "_balanced", "_plain") for name in _FILLINGS]
+    fillings = [
+        name + suffix for suffix in ("", "_unsettled", "_balanced", "_plain") for name in _FILLINGS
+    ]
     empty = dict.fromkeys([*_MEANS, *fillings], float("nan"))
     plain = {} if inference is None else filling(inference, n_clusters)
     return {"epoch": epoch, **empty, **(measured or {}), **plain}

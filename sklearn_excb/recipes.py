@@ -16,6 +16,7 @@ _PAPER: dict[str, Any] = {
     "warmup_epochs": 10,
     "teacher_momentum": 0.996,
     "size_momentum": 0.999,
+    "settle_passes": 0,
 }
 
 RECIPES: dict[str, dict[str, Any]] = {

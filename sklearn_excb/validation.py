@@ -85,6 +85,7 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "student_temperature": _real(0, _INF, open_low=True, open_high=True),
     "balancing": _options("linear", "exponential", "centering", "sinkhorn", "none"),
     "count_labels": _options("balanced", "plain"),
+    "settle_passes": _integer(0),
     "local_in_loss_h": (lambda value: isinstance(value, bool), "True or False"),
     "n_jobs": (
         lambda value: value is None or (_is_integer(value) and value != 0),

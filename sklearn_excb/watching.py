@@ -69,7 +69,7 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
     warmup = settings.warmup_epochs
     if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
         return None
-    if taught and few(plain):
+    if taught and few(plain) and not settings.settle_passes:
         return (
             f"The clusters are collapsing: {when} balancing uses {balanced:.3g} of {K} clusters, "
             f"but without it, as predict is, {plain:.3g} are in effective use. "
