@@ -24,6 +24,7 @@ from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.rivals import build_balancing
+from sklearn_excb.settling import PARTS, settling_sample
 from sklearn_excb.training import (
     START_LIMIT,
     Plan,
@@ -47,6 +48,7 @@ _PHASES = {
     "k-means": "finding the first centroids",
     "views": "making the views of a step",
     "step": "a training step",
+    "settling": "settling the centroids",
     "labels": "assigning the images",
 }
 
@@ -239,6 +241,8 @@ def _estimate(
         n_rows = min(len(batches.source), START_LIMIT)
         phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
         phases["k-means"] = held | _k_means(n_rows, settings.K)
+        if settings.epochs and settings.settle_passes:
+            phases["settling"] = held | _settling(len(batches.source), settings.K)
     return MemoryEstimate(phases, settings.micro_batch)
 
 
@@ -289,6 +293,7 @@ def fit_into(
 _ADVICE = {
     "start": "Lower batch_size or image_size, or choose a smaller backbone.",
     "k-means": "Lower K.",
+    "settling": "Lower K, or set settle_passes=0.",
     "views": "Lower batch_size or n_local.",
     "step": 'Set micro_batch="auto", which takes steps in parts, or lower batch_size.',
     "labels": "Set micro_batch to some 32 images.",
@@ -364,6 +369,17 @@ def _assigning(networks: StudentTeacher, shape: Shape) -> int:
             (rows,) = outputs(fakes.teacher, [images], "projection")
             nearest(rows, fakes.teacher.centroids.weight)
     return counted.at_peak["activations"]
+
+
+def _settling(n_samples: int, n_clusters: int) -> Bytes:
+    """Arrays of :func:`sklearn_excb.settling.settle`: all rows, those of a part, old and new means.
+
+    A part is indexed, copied and normalised.
+    """
+    row = PROJECTION_DIM * _FLOAT
+    n_rows = len(settling_sample(n_samples, n_clusters))
+    part = 3 * -(-n_rows // PARTS) * row
+    return {"projections": n_rows * row, "settling": part + 5 * n_clusters * row}
 
 
 def _k_means(n_rows: int, n_clusters: int) -> Bytes:

@@ -23,6 +23,7 @@ from sklearn_excb.rivals import build_balancing
 
 PARTS = 16  # of a pass, each labelled by the sizes that those before left
 _WINDOW = 4 * PARTS  # of the sizes: four passes
+_SAME = 1e-3  # mean squared distance of projections that are all but the same
 _FEWEST, _A_CLUSTER = 500_000, 20  # images that are looked at: as many, or as many a cluster
 
 
@@ -45,6 +46,17 @@ def settling_sample(n_samples: int, n_clusters: int) -> npt.NDArray[np.int64]:
     """Indices of the images that the centroids settle on: all, or 500,000, or 20 a cluster."""
     most = max(_FEWEST, _A_CLUSTER * n_clusters)
     return np.linspace(0, n_samples - 1, min(n_samples, most)).round().astype(np.int64)
+
+
+def told_apart(rows: FloatRows) -> bool:
+    """Whether projections differ by more than rounding, which else would decide where they fall.
+
+    A network that has learned next to nothing gives all images one direction. Of unit rows, the
+    mean squared distance from their mean is 1 less its squared length; trained networks have .5
+    and more of it.
+    """
+    mean = rows.mean(axis=0, dtype=np.float64)
+    return bool(1 - mean @ mean > _SAME)
 
 
 @torch.no_grad()

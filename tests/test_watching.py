@@ -57,7 +57,11 @@ def test_healthy_epochs_pass(record):
         ({"effective_clusters_balanced": 30.0}, {}, "after balancing. Raise size_momentum"),
         ({"effective_clusters_balanced": 30.0}, {"balancing": "centering"}, 'set "linear"'),
         ({"effective_clusters_balanced": 30.0}, {"count_labels": "plain"}, '"balanced"'),
-        ({"effective_clusters_plain": 30.0}, {}, "as predict is, 30 are .* Train longer"),
+        (
+            {"effective_clusters_plain": 30.0},
+            {"settle_passes": 0},
+            "as predict is, 30 are .* Train longer",
+        ),
         ({"effective_clusters_plain": 30.0}, {"balancing": "sinkhorn"}, 'set "linear"'),
         ({"effective_clusters": 9.0, "empty_fraction": 0.8}, {}, "80% are empty. Train longer"),
         ({"loss": math.log(74)}, {}, "does not follow the teacher: .* Train longer"),
@@ -153,7 +157,7 @@ def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
             yield report
 
     monkeypatch.setattr(sklearn_excb.fitting, "train", poisoned)
-    excb = ExCBEstimator(K=6, epochs=4, batch_size=64, random_state=0)
+    excb = ExCBEstimator(K=6, epochs=4, batch_size=64, settle_passes=0, random_state=0)
     with pytest.warns(ConvergenceWarning, match="diverged in epoch 3 of 4.*after epoch 2"):
         excb.fit(DIGITS)
     assert [entry["epoch"] for entry in excb.history_] == [0, 1, 2]
