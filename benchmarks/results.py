@@ -77,6 +77,13 @@ def of_kmeans(name: str) -> Measure:
     return lambda result: result["kmeans"][name]
 
 
+def unsettled_empty(result: Result) -> float:
+    """Share of empty clusters with the centroids as training left them."""
+    last = result["history"][-1] if result["history"] else {}
+    found = last.get("empty_fraction_unsettled")
+    return clusters_of(result)["empty"] if found is None else found
+
+
 def at_effective(result: Result, n_effective: float, column: int) -> float:
     """NMI (column 1) or ACC (2) with clusters merged until so many are in effective use."""
     curve = np.array(clusters_of(result)["merged"])
@@ -91,6 +98,7 @@ def clusters_table(cells: Sequence[Cell]) -> str:
         rows_of(cells),
         {
             "empty": (of_clusters("empty"), "{:.1%}"),
+            "unsettled": (unsettled_empty, "{:.1%}"),
             "largest": (of_clusters("largest"), "{:.1f}"),
             "effective / K": (share(of_clusters("effective")), "{:.2f}"),
             "empty, held out": (of_clusters("test_empty"), "{:.1%}"),
