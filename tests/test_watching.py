@@ -42,10 +42,18 @@ def found_in(record, **parameters):
         {},
         {"epoch": 1, "effective_clusters_balanced": 3.0},
         {"epoch": 3, "effective_clusters_plain": 3.0},
+        {"effective_clusters_plain": 3.0},
         {"epoch": 4, "effective_clusters": 3.0, "empty_fraction": 0.9},
         {"epoch": 3, "loss": math.log(74), "teacher_entropy": 0.99},
     ],
-    ids=["trained", "first epoch", "before balancing, early", "88 steps", "warming up"],
+    ids=[
+        "trained",
+        "first epoch",
+        "before balancing, early",
+        "will settle",
+        "88 steps",
+        "warming up",
+    ],
 )
 def test_healthy_epochs_pass(record):
     assert found_in(record) is None
