@@ -20,7 +20,7 @@ from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.devices import available_memory, resolve_precision
 from sklearn_excb.history import EpochRecord, entry, filling
-from sklearn_excb.inference import assign, embed
+from sklearn_excb.inference import assign
 from sklearn_excb.memory import (
     MemoryEstimate,
     estimate_memory,
@@ -36,7 +36,7 @@ from sklearn_excb.networks import (
 )
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import RowRecipe, row_recipe
-from sklearn_excb.settling import settle, settling_sample, told_apart
+from sklearn_excb.settling import settle_teacher, settling_sample
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
@@ -283,18 +283,6 @@ def fit_source(
         def labels() -> npt.NDArray[np.int64]:
             return assign(networks.teacher, whole(), n_samples=len(source))
 
-        def settled() -> npt.NDArray[np.int64] | None:
-            """Settle the centroids; return labels of their sample before, or None."""
-            sample = settling_sample(len(source), settings.K)
-            inputs = whole(sample=sample)
-            rows = embed(networks.teacher, inputs, "projection", n_samples=len(sample))
-            if not told_apart(rows):
-                return None
-            centroids = networks.teacher.centroids.weight
-            found = settle(rows, centroids, settings, seed=seed)
-            centroids.data.copy_(found.centroids)
-            return found.labels_before
-
         start_centroids(networks, batches.start(), settings, seed=seed)
         last = labels()
         history = [entry(0, inference=last, n_clusters=settings.K)]
@@ -303,7 +291,13 @@ def fit_source(
             watch = Watch(networks.teacher, settings, settings.steps_per_epoch(len(source)))
             history += run(networks, batches, settings, watch, bar)
             bar.set_description("ExCB: settling, assigning the images")
-            unsettled = settled() if settings.settle_passes else None
+            unsettled = None
+            if settings.settle_passes:
+                sample = settling_sample(len(source), settings.K)
+                inputs = whole(sample=sample)
+                unsettled = settle_teacher(
+                    networks.teacher, inputs, settings, n_samples=len(sample), seed=seed
+                )
             last = labels()
             unsettled = last if unsettled is None else unsettled
             history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")

@@ -8,6 +8,7 @@ centroid becomes the mean direction of its images. [METHOD.md 3 and 4; not in th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,9 +18,14 @@ import torch
 from torch import Tensor
 
 from sklearn_excb.auto import Settings
+from sklearn_excb.balancing import Balancing
 from sklearn_excb.centroids import FloatRows, cluster_means, unit_rows
+from sklearn_excb.inference import embed
 from sklearn_excb.loss import teacher_targets
+from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.rivals import build_balancing
+
+Labels = npt.NDArray[np.int64]
 
 PARTS = 16  # of a pass, each labelled by the sizes that those before left
 _WINDOW = 4 * PARTS  # of the sizes: four passes
@@ -39,10 +45,10 @@ class Settled(NamedTuple):
     """
 
     centroids: Tensor
-    labels_before: npt.NDArray[np.int64]
+    labels_before: Labels
 
 
-def settling_sample(n_samples: int, n_clusters: int) -> npt.NDArray[np.int64]:
+def settling_sample(n_samples: int, n_clusters: int) -> Labels:
     """Indices of the images that the centroids settle on: all, or 500,000, or 20 a cluster."""
     most = max(_FEWEST, _A_CLUSTER * n_clusters)
     return np.linspace(0, n_samples - 1, min(n_samples, most)).round().astype(np.int64)
@@ -57,6 +63,41 @@ def told_apart(rows: FloatRows) -> bool:
     """
     mean = rows.mean(axis=0, dtype=np.float64)
     return bool(1 - mean @ mean > _SAME)
+
+
+@torch.no_grad()
+def settle_teacher(
+    teacher: ClusterNetwork,
+    inputs: Iterable[Tensor],
+    settings: Settings,
+    *,
+    n_samples: int,
+    seed: int,
+) -> Labels | None:
+    """Settle a teacher's centroids in place, unless it gives all images one direction.
+
+    Parameters
+    ----------
+    teacher : ClusterNetwork
+        Of which nothing else changes.
+    inputs : iterable of Tensor (B, ...)
+        Whole images or rows, prepared for inference.
+    settings : Settings
+        Of the fit; ``settle_passes`` is at least 1.
+    n_samples, seed : int
+        How many inputs there are, and the seed of their order.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), int64, or None
+        Labels by plain inference as they were before; None where nothing has settled.
+    """
+    rows = embed(teacher, inputs, "projection", n_samples=n_samples)
+    if not told_apart(rows):
+        return None
+    settled = settle(rows, teacher.centroids.weight, settings, seed=seed)
+    teacher.centroids.weight.copy_(settled.centroids)
+    return settled.labels_before
 
 
 @torch.no_grad()
@@ -76,27 +117,35 @@ def settle(rows: FloatRows, centroids: Tensor, settings: Settings, *, seed: int)
     """
     slow = replace(settings, size_momentum=1 - 1 / _WINDOW)
     balancing = build_balancing(slow, centroids.device)
-    temperature = settings.teacher_temperature[1]
     random = np.random.default_rng(seed)
-    labels, plain = (np.empty(len(rows), np.int64) for _ in range(2))
-    before: npt.NDArray[np.int64] | None = None
+    first: Labels | None = None
     for _ in range(settings.settle_passes):
-        for part in np.array_split(random.permutation(len(rows)), min(PARTS, len(rows))):
-            x = torch.from_numpy(rows[part]).to(centroids.device)[None]  # (1, B, D)
-            balancing.see(x, centroids, temperature)
-            affine = balancing.affine()
-            targets = teacher_targets(x, centroids, affine, temperature=temperature)
-            balanced = settings.count_labels == "balanced"
-            balancing.update(targets.labels if balanced else targets.plain_labels)
-            labels[part] = targets.labels[0].cpu().numpy()
-            plain[part] = targets.plain_labels[0].cpu().numpy()
-        before = plain.copy() if before is None else before
+        order = random.permutation(len(rows))
+        labels, plain = _labelled(rows, order, centroids, balancing, settings)
+        first = plain if first is None else first
         centroids = _moved(centroids, rows, labels)
-    assert before is not None
-    return Settled(centroids, before)
+    assert first is not None
+    return Settled(centroids, first)
 
 
-def _moved(centroids: Tensor, rows: FloatRows, labels: npt.NDArray[np.int64]) -> Tensor:
+def _labelled(
+    rows: FloatRows, order: Labels, centroids: Tensor, balancing: Balancing, settings: Settings
+) -> tuple[Labels, Labels]:
+    """Labels of a pass, after and before balancing; the sizes move with each part of it."""
+    temperature = settings.teacher_temperature[1]
+    labels, plain = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    for part in np.array_split(order, min(PARTS, len(rows))):
+        x = torch.from_numpy(rows[part]).to(centroids.device)[None]  # (1, B, D)
+        balancing.see(x, centroids, temperature)
+        targets = teacher_targets(x, centroids, balancing.affine(), temperature=temperature)
+        balanced = settings.count_labels == "balanced"
+        balancing.update(targets.labels if balanced else targets.plain_labels)
+        labels[part] = targets.labels[0].cpu().numpy()
+        plain[part] = targets.plain_labels[0].cpu().numpy()
+    return labels, plain
+
+
+def _moved(centroids: Tensor, rows: FloatRows, labels: Labels) -> Tensor:
     """Mean directions of the rows of each cluster; one without rows stays where it is."""
     means = torch.from_numpy(unit_rows(cluster_means(rows, labels, len(centroids))))
     used = torch.from_numpy(np.bincount(labels, minlength=len(centroids)) > 0)

@@ -32,7 +32,8 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
     keeps the teacher's labels near K effective clusters from the first epochs on (digits, .95 K and
     more; those of centering fell to a fifth of K); within a quarter of the run the labels before
     balancing follow (.95 K; in runs that ended with most clusters empty, .2 to .6; not judged where
-    centroids settle), and the targets become sure of something. The last entry is judged by the labels of inference too.
+    centroids settle), and the targets become sure of something. The last entry is judged by the
+    labels of inference too.
 
     Parameters
     ----------
