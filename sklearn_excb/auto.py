@@ -253,7 +253,7 @@ def settle_passes(balancing: str) -> int:
     """10 where clusters are balanced by their sizes, 0 for rivals, as they are published.
 
     Digits with K = n / 5 and B = 256, one seed: 38 % empty before, .7 % after ten passes; effective
-    share .40 and .90. Two passes had most of it (.89).
+    share .40 and .91. Two passes have most of it (.89).
     """
     return 10 if balancing in ("linear", "exponential") else 0
 
