@@ -48,7 +48,7 @@ class Settled(NamedTuple):
     labels_before: Labels
 
 
-def settling_sample(n_samples: int, n_clusters: int) -> Labels:
+def settling_sample(n_samples: int, n_clusters: int) -> npt.NDArray[np.int64]:
     """Indices of the images that the centroids settle on: all, or 500,000, or 20 a cluster."""
     most = max(_FEWEST, _A_CLUSTER * n_clusters)
     return np.linspace(0, n_samples - 1, min(n_samples, most)).round().astype(np.int64)
@@ -129,7 +129,11 @@ def settle(rows: FloatRows, centroids: Tensor, settings: Settings, *, seed: int)
 
 
 def _labelled(
-    rows: FloatRows, order: Labels, centroids: Tensor, balancing: Balancing, settings: Settings
+    rows: FloatRows,
+    order: npt.NDArray[np.int64],
+    centroids: Tensor,
+    balancing: Balancing,
+    settings: Settings,
 ) -> tuple[Labels, Labels]:
     """Labels of a pass, after and before balancing; the sizes move with each part of it."""
     temperature = settings.teacher_temperature[1]
