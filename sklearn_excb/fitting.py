@@ -21,13 +21,8 @@ from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.devices import available_memory, resolve_precision
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
-from sklearn_excb.memory import (
-    MemoryEstimate,
-    estimate_memory,
-    fit_into,
-    generous_bound,
-    warn_if_short,
-)
+from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound
+from sklearn_excb.memory_budget import fit_into, warn_if_short
 from sklearn_excb.networks import (
     ClusterNetwork,
     StudentTeacher,

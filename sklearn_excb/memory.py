@@ -7,7 +7,6 @@ bytes of all that live are counted. So the figures are those of the code itself,
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -39,7 +38,6 @@ Bytes = dict[str, int]
 Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
 
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
-_SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
 _FLOAT = 4  # bytes
 _FEW = 4  # images whose views are made, to see what making them takes
 
@@ -64,7 +62,8 @@ class MemoryEstimate:
     phases : mapping of str to mapping of str to int
         Bytes of each component in each phase: "start" (embedding the images for the first
         centroids) and, on a CPU, "k-means" (finding them); "views" (making those of a step) and
-        "step"; "labels" (assigning the images). Components of a step are "networks" (student and
+        "step"; on a CPU, where they settle, "settling" (of the centroids); "labels" (assigning the
+        images). Components of a step are "networks" (student and
         teacher), "centroids" (of both), "optimizer" (its momenta), "gradients", "views" and
         "activations" (all else; most of it is kept for the backward pass).
     micro_batch : int
@@ -132,7 +131,41 @@ def estimate_memory(
     ValueError
         If the backbone does what fake tensors cannot follow, such as looking at a value.
     """
-    return _estimate(networks, settings, _making(batches), batches)
+    making = _making(batches)
+    B, n_inference = settings.batch_size, min(len(batches.source), settings.inference_batch)
+    try:
+        trained, step = _step(networks, settings, making.views)
+        start = _projecting(networks, settings, making.views[0])
+        labels = _assigning(networks, [n_inference, *making.image])
+    except Exception as error:  # whatever a module of the user's own does
+        raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
+
+    centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
+    held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
+    views = {"views": B * sum(map(math.prod, making.views)) * _FLOAT}
+    one_view = {"views": B * math.prod(making.views[0][1:]) * _FLOAT}
+    phases = {
+        "start": held | one_view | {"activations": start},
+        "views": held | {"making views": B * making.of_views},
+        "labels": held | {"images": n_inference * making.of_image, "activations": labels},
+    }
+    if settings.epochs:
+        phases["views"] |= trained | views  # those of the last step still lie there
+        phases["step"] = held | views | step
+    if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
+        opened = {"opened images": batches.n_jobs * making.thread}
+        phases["views"] |= opened
+        phases["labels"] |= opened
+        if settings.epochs:
+            kept = {"last sound teacher": size(tensors_of(networks.teacher))}
+            phases["views"] |= kept
+            phases["step"] |= kept
+        n_rows = min(len(batches.source), START_LIMIT)
+        phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
+        phases["k-means"] = held | _k_means(n_rows, settings.K)
+        if settings.epochs and settings.settle_passes:
+            phases["settling"] = held | _settling(len(batches.source), settings.K)
+    return MemoryEstimate(phases, settings.micro_batch)
 
 
 class _Making(NamedTuple):
@@ -207,45 +240,6 @@ def _images(few: ViewBatches) -> tuple[int, Tensor]:
     return counted.peak, images
 
 
-def _estimate(
-    networks: StudentTeacher, settings: Settings, making: _Making, batches: ViewBatches
-) -> MemoryEstimate:
-    B, n_inference = settings.batch_size, min(len(batches.source), settings.inference_batch)
-    try:
-        trained, step = _step(networks, settings, making.views)
-        start = _projecting(networks, settings, making.views[0])
-        labels = _assigning(networks, [n_inference, *making.image])
-    except Exception as error:  # whatever a module of the user's own does
-        raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
-
-    centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
-    held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
-    views = {"views": B * sum(map(math.prod, making.views)) * _FLOAT}
-    one_view = {"views": B * math.prod(making.views[0][1:]) * _FLOAT}
-    phases = {
-        "start": held | one_view | {"activations": start},
-        "views": held | {"making views": B * making.of_views},
-        "labels": held | {"images": n_inference * making.of_image, "activations": labels},
-    }
-    if settings.epochs:
-        phases["views"] |= trained | views  # those of the last step still lie there
-        phases["step"] = held | views | step
-    if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
-        opened = {"opened images": batches.n_jobs * making.thread}
-        phases["views"] |= opened
-        phases["labels"] |= opened
-        if settings.epochs:
-            kept = {"last sound teacher": size(tensors_of(networks.teacher))}
-            phases["views"] |= kept
-            phases["step"] |= kept
-        n_rows = min(len(batches.source), START_LIMIT)
-        phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
-        phases["k-means"] = held | _k_means(n_rows, settings.K)
-        if settings.epochs and settings.settle_passes:
-            phases["settling"] = held | _settling(len(batches.source), settings.K)
-    return MemoryEstimate(phases, settings.micro_batch)
-
-
 def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> int:
     """Bytes that a fit of an array stays below, without a look at its steps.
 
@@ -264,53 +258,6 @@ def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBa
     step = 500 * max(n_views, settings.inference_batch) * values * _FLOAT
     start = sum(_k_means(min(n_samples, START_LIMIT), settings.K).values())
     return 30 * size(tensors_of(networks)) + step + start + _LIBRARIES
-
-
-def fit_into(
-    available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
-) -> tuple[Settings, MemoryEstimate]:
-    """Halve the micro-batch until a fit fits, or until halving it further does not help.
-
-    Parameters
-    ----------
-    available : int
-        Bytes that the device has left.
-    networks, settings, batches
-        As in :func:`estimate_memory`.
-    """
-    making = _making(batches)
-    estimate = _estimate(networks, settings, making, batches)
-    while estimate.needed > available and settings.micro_batch > _SMALLEST_PART:
-        half = max(_SMALLEST_PART, -(-settings.micro_batch // 2))
-        smaller = replace(settings, micro_batch=half)
-        of_smaller = _estimate(networks, smaller, making, batches)
-        if of_smaller.peak >= estimate.peak:
-            break
-        settings, estimate = smaller, of_smaller
-    return settings, estimate
-
-
-_ADVICE = {
-    "start": "Lower batch_size or image_size, or choose a smaller backbone.",
-    "k-means": "Lower K.",
-    "settling": "Lower K, or set settle_passes=0.",
-    "views": "Lower batch_size or n_local.",
-    "step": 'Set micro_batch="auto", which takes steps in parts, or lower batch_size.',
-    "labels": "Set micro_batch to some 32 images.",
-}
-
-
-def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> None:
-    """Warn of a fit for which the device has too little memory left."""
-    if estimate.needed <= available:
-        return
-    split_already = estimate.micro_batch < batches.batch_size
-    advice = _ADVICE["start" if split_already else estimate.peak_phase]
-    warnings.warn(
-        f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
-        f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
-        stacklevel=5,  # whoever called fit
-    )
 
 
 def _step(
