@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lightly SwAV": {},
 }
 # to be raised when code changes what a method gives and its settings do not show it
-REVISIONS = dict.fromkeys(METHODS, 1)
+REVISIONS = dict.fromkeys(METHODS, 2) | {"raw pixels": 1}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from sklearn_excb.networks import build_networks
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.views import ViewRecipe
 
-FORMAT = 5
+FORMAT = 6
 _DESCRIPTION, _TEACHER, _ARRAYS = "estimator.json", "teacher.safetensors", "arrays.safetensors"
 
 

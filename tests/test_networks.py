@@ -71,7 +71,7 @@ def test_the_teachers_batch_norm_trains_and_nothing_else_of_it():
 
 
 def test_heads_follow_the_backbones_normalisation():
-    with_norm = build_networks(SmallCNN(1, 4), 32, n_clusters=4, head_width=8).student
+    with_norm = build_networks(SmallCNN(1, 4), 128, n_clusters=4, head_width=8).student
     without = build_networks(nn.Linear(5, 8), 8, n_clusters=4, head_width=8).student
     kinds = [[type(m) for m in network.projector] for network in (with_norm, without)]
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
