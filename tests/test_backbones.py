@@ -113,4 +113,5 @@ def test_the_small_cnn_tells_where_something_is():
     corners[1, 0, -8:, -8:] = 1
     with torch.no_grad():
         moved = (cnn(corners) - cnn(torch.zeros(1, 1, 32, 32))).abs().view(2, -1, 2, 2).sum(1)
-    assert moved[0].argmax() == 0 and moved[1].argmax() == 3
+    assert moved[0].argmax() == 0
+    assert moved[1].argmax() == 3
