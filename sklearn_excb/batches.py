@@ -18,9 +18,9 @@ from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor
 
 from sklearn_excb.draws import permutation
-from sklearn_excb.images import ArrayImages, ItemImages, Rows, Source
-from sklearn_excb.resampling import centre_crop, crop_resize, resize_short_side
+from sklearn_excb.resampling import centre_crop, crop_resize, resize_short_side, trim_length
 from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
+from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
 from sklearn_excb.views import (
     ViewKind,
     ViewRecipe,
@@ -125,6 +125,8 @@ class ViewBatches:
         parallel: Parallel,
     ) -> list[Tensor]:
         """Crops (V, B, c, size, size) of each kind, on the device."""
+        assert isinstance(self.recipe, ViewRecipe)
+        side = self.recipe.side_for_crops
 
         def cut(images: Tensor, indices: Indices) -> list[Tensor]:
             shapes = np.tile(images.shape[-2:], (len(images), 1))
@@ -138,7 +140,7 @@ class ViewBatches:
             return cut(source.load(rows).to(self.device), rows)
 
         def cut_one(row: int) -> list[Tensor]:
-            return cut(source.load_one(row)[None], np.array([row]))
+            return cut(source.load_one(row, side)[None], np.array([row]))
 
         cuts = _in_threads(parallel, cut_one, rows)
         return [torch.cat(views, dim=1).to(self.device) for views in zip(*cuts, strict=True)]
@@ -157,9 +159,13 @@ def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
     The short side is resized to 8/7 of the global views and the centre cropped; below 64 px,
     where a margin is a large part of the image, it is resized to the size itself.
     """
+    resized = resize_short_side(trim_length(images), _whole_side(recipe))
+    return normalize(centre_crop(resized, recipe.global_size), recipe.mean, recipe.std)
+
+
+def _whole_side(recipe: ViewRecipe) -> int:
     size = recipe.global_size
-    resized = resize_short_side(images, size if size < 64 else round(size * 8 / 7))
-    return normalize(centre_crop(resized, size), recipe.mean, recipe.std)
+    return size if size < 64 else round(size * 8 / 7)
 
 
 def inference_inputs(
@@ -186,7 +192,8 @@ def inference_inputs(
                 continue
 
             def one(row: int, source: ItemImages = source) -> list[Tensor]:
-                return [whole_images(source.load_one(row)[None], recipe)]
+                image = source.load_one(row, 2 * _whole_side(recipe))
+                return [whole_images(image[None], recipe)]
 
             parts = _in_threads(parallel, one, rows)
             yield torch.cat([part for (part,) in parts]).to(device)

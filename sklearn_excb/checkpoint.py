@@ -27,6 +27,7 @@ from sklearn_excb.backbones import build_backbone
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.networks import build_networks
 from sklearn_excb.row_views import RowRecipe
+from sklearn_excb.sources import Skipped
 from sklearn_excb.views import ViewRecipe
 
 FORMAT = 6
@@ -156,8 +157,9 @@ def load_estimator(
     facts = {name: _tuples(value) for name, value in description["facts"].items()}
     if "feature_names_in_" in facts:
         facts["feature_names_in_"] = np.array(facts["feature_names_in_"], dtype=object)
-    if "sample_names_" in facts:
-        facts["sample_names_"] = np.array(facts["sample_names_"])
+    for name in {"sample_names_", "ignored_files_"}.intersection(facts):
+        facts[name] = np.array(facts[name], dtype=str)
+    facts["skipped_"] = [Skipped(*skipped) for skipped in facts["skipped_"]]
     resolved = {name: _tuples(value) for name, value in description["resolved"].items()}
     return parameters, resolved, facts, fitted
 

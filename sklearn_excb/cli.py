@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     fit = commands.add_parser("fit", help="cluster a folder of images and save the estimator")
-    fit.add_argument("folder", help="folder of images, searched through")
+    fit.add_argument("folder", help="folder of images, searched through, or a tar archive")
     fit.add_argument("--out", required=True, help="folder for the fitted estimator")
     fit.add_argument("--recipe", help="start from a named recipe")
     for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
@@ -37,9 +37,13 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="assign images to the clusters of a fit")
     predict.add_argument("run", help="folder that fit wrote")
-    predict.add_argument("folder", help="folder of images, searched through")
+    predict.add_argument("folder", help="folder of images, searched through, or a tar archive")
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
+    for command in (fit, predict):
+        command.add_argument(
+            "--on-error", choices=["raise", "skip"], help="what becomes of images that are broken"
+        )
     return parser
 
 
@@ -48,7 +52,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
-        *("backbone", "device", "random_state"),
+        *("backbone", "device", "random_state", "on_error"),
     )
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
@@ -63,6 +67,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     estimator.save(arguments.out)
     summary = {
         "images": len(estimator.labels_),
+        "skipped": len(estimator.skipped_),
+        "ignored": len(getattr(estimator, "ignored_files_", ())),
         "clusters": estimator.resolved_params_["K"],
         "empty_fraction": float((estimator.relative_cluster_sizes_ == 0).mean()),
         "largest_relative_size": float(estimator.relative_cluster_sizes_.max()),
@@ -75,16 +81,17 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
-    from sklearn_excb.images import list_images
+    from sklearn_excb.images import open_source
 
     if arguments.csv:
         _check_writable(Path(arguments.csv).parent)
     estimator = ExCBEstimator.load(arguments.run)
-    if arguments.device:
-        estimator.set_params(device=arguments.device)
-    paths = list_images(arguments.folder)
-    labels = estimator.predict(paths)
-    table = [(str(path), int(label)) for path, label in zip(paths, labels, strict=True)]
+    given = {name: getattr(arguments, name) for name in ("device", "on_error")}
+    estimator.set_params(**{name: value for name, value in given.items() if value is not None})
+    paths = open_source(arguments.folder, on_error=estimator.on_error).names
+    assert paths is not None
+    labels = estimator.predict(arguments.folder)
+    table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
         Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.csv, "w", newline="", encoding="utf-8") as file:

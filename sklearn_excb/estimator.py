@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -21,15 +22,23 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from sklearn_excb import images
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
 from sklearn_excb.fitting import Fitted, fit_source, memory_of
+from sklearn_excb.images import are_rows, open_source
 from sklearn_excb.inference import Embedding, assign, embed
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.recipes import recipe
-from sklearn_excb.validation import check_parameters
+from sklearn_excb.skipping import (
+    labels_of_all,
+    leave_out_unusable,
+    skipped_of,
+    warn_of,
+    without_skipped,
+)
+from sklearn_excb.sources import ItemImages, Rows, Source
+from sklearn_excb.validation import check_out, check_parameters
 
 _INPUT_FACTS = (
     "n_features_in_",
@@ -37,6 +46,8 @@ _INPUT_FACTS = (
     "image_shape_",
     "n_channels_",
     "sample_names_",
+    "skipped_",
+    "ignored_files_",
 )
 
 
@@ -117,6 +128,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Passes over the projections of the training images, after training, in which the centroids
         move to where plain inference is balanced; the embeddings stay. 0 leaves them as training
         did. "auto" is 10, and 0 for the rivals among ``balancing``.
+    on_error : {"raise", "skip"}, default="raise"
+        What becomes of a file, or an item of a list or a data set, that is no usable image: an
+        error that names it; or label -1 and an embedding of NaN, a warning, and an entry in
+        ``skipped_``, while the others are fitted as if it had not been there.
     n_jobs : int, None or "auto", default="auto"
         Threads that open images; changes no result. "auto" is one for arrays and data sets, and one
         a core, at most 8, for files and lists; -1 is one a core, None is 1.
@@ -132,11 +147,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     ----------
     labels_ : ndarray of shape (n_samples,), int64
         Cluster of each training sample: :meth:`predict` of the training data. Some of 0..K-1 may
-        not occur.
+        not occur; -1 is an image that was skipped.
     cluster_centers_ : ndarray of shape (K, D), float32
         Unit centroids in projection space, D = 256.
     relative_cluster_sizes_ : ndarray of shape (K,), float64
-        N_c K / n_samples of each cluster; 1 is balanced, 0 empty.
+        N_c K / N of each cluster, N being all that have one; 1 is balanced, 0 empty.
     history_ : list of dict
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
         was measured. Losses;
@@ -150,6 +165,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Every parameter with "auto" replaced, the seed that was drawn, and what follows from them.
     sample_names_ : ndarray of shape (n_samples,), str
         The file of each label; only after fitting a folder or a list of files.
+    skipped_ : list of Skipped
+        Index, name and reason of each training image that could not be used (``on_error="skip"``).
+    ignored_files_ : ndarray of str
+        What else a folder holds: hidden files and folders, files that no image ends like; only
+        after fitting a folder.
     n_features_in_ : int
         Features of the rows; only after fitting rows.
     image_shape_ : tuple of int
@@ -206,6 +226,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         count_labels: str = "balanced",
         local_in_loss_h: bool = True,
         settle_passes: int | str = "auto",
+        on_error: str = "raise",
         n_jobs: int | str | None = "auto",
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -237,6 +258,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.count_labels = count_labels
         self.local_in_loss_h = local_in_loss_h
         self.settle_passes = settle_passes
+        self.on_error = on_error
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
@@ -268,10 +290,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         X : array, tensor, list, path or data set
             Images: an array or tensor (n, h, w) gray or (n, h, w, c), of uint8, uint16 or floats
             in [0, 1]; a list of arrays or PIL images of any size; a folder (searched through, in
-            natural order, no class folders needed: ``sample_names_`` names the files); a list of
-            files; or a data set with ``__len__`` and
-            ``__getitem__`` whose items are an image, a tuple that begins with one, or a dict with
-            an entry "image". Or feature vectors: 2-D rows (n, d), of features in one unit; put a
+            natural order, the files of a folder before the folders in it, no class folders needed:
+            ``sample_names_`` names the files); a tar archive, such as WebDataset's; a list of files
+            or of archives; or a data set with ``__len__`` and ``__getitem__`` whose items are an
+            image, a tuple that begins with one, or a dict with an entry "image" (torchvision,
+            Hugging Face). Or feature vectors: 2-D rows (n, d), of features in one unit; put a
             StandardScaler before where they have several, as for k-means.
         y : ignored
             For the conventions of scikit-learn.
@@ -294,6 +317,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ConvergenceWarning
             If the clusters collapse, with the parameter to change; or if the training diverges
             later, with the epoch at which it then stopped.
+        SkippedImageWarning
+            If images were skipped (``on_error="skip"``).
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
@@ -301,18 +326,25 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         seed = _seed(self.random_state)
         with _unchanged_on_error(self):
             source = self._open(X, fitting=True)
-            fitted = fit_source(source, parameters, seed=seed, device=device)
-            if not isinstance(source, images.Rows):
+            n_jobs = number_of_jobs(self.n_jobs, source)
+            usable = leave_out_unusable(source, n_jobs)
+            fitted = fit_source(usable, parameters, seed=seed, device=device)
+            if not isinstance(source, Rows):
                 self.image_shape_ = fitted.image_shape
                 self.n_channels_ = source.n_channels
             if source.names is not None:
                 self.sample_names_ = np.array(source.names)
+            if isinstance(source, ItemImages) and source.ignored is not None:
+                self.ignored_files_ = np.array(source.ignored, dtype=str)
+            self.skipped_ = skipped_of(source)
+            fitted = replace(fitted, labels=labels_of_all(fitted.labels, usable, source))
             run = {
-                "n_jobs": number_of_jobs(self.n_jobs, source),
+                "n_jobs": n_jobs,
                 "device": str(device),
                 "random_state": seed,
             }
             self._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
+        warn_of(self.skipped_, len(source), stacklevel=2)
         return self
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
@@ -347,42 +379,61 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         source = type(self)(**parameters)._open(X, fitting=True)
         return memory_of(source, parameters, resolve_device(self.device))
 
-    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+    def predict(self, X: Any, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
         """Cluster of each sample: the centroid most similar to its projection.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
             As in :meth:`fit`.
+        out : ndarray of shape (n_samples,), int64, optional
+            Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
 
         Returns
         -------
         ndarray of shape (n_samples,), int64
-            In 0..K-1. Balancing is a device of training and takes no part.
+            In 0..K-1; -1 for images that were skipped. Balancing is a device of training and takes
+            no part. ``out``, if it was given.
+
+        Warns
+        -----
+        SkippedImageWarning
+            If images were skipped (``on_error="skip"``).
         """
         check_is_fitted(self)
         source = self._open(X, fitting=False)
-        return assign(self._fitted.teacher, self._inputs(source), n_samples=len(source))
+        found = check_out(out, (len(source),), np.int64)
+        assign(self._fitted.teacher, self._inputs(source), out=found)
+        return without_skipped(found, source, fill=-1, stacklevel=2)
 
-    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+    def transform(self, X: Any, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
         """Embed samples.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
             As in :meth:`fit`.
+        out : ndarray of shape (n_samples, d), float32, optional
+            Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
 
         Returns
         -------
         ndarray of shape (n_samples, d), float32
-            What ``embedding`` names: d = 256, the number of the backbone's features, or K.
+            What ``embedding`` names: d = 256, the number of the backbone's features, or K. NaN for
+            images that were skipped. ``out``, if it was given.
+
+        Warns
+        -----
+        SkippedImageWarning
+            If images were skipped (``on_error="skip"``).
         """
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
         source = self._open(X, fitting=False)
-        inputs = self._inputs(source)
+        found = check_out(out, (len(source), self._n_features_out), np.float32)
         wanted = cast(Embedding, self.embedding)
-        return embed(self._fitted.teacher, inputs, wanted, n_samples=len(source))
+        embed(self._fitted.teacher, self._inputs(source), wanted, out=found)
+        return without_skipped(found, source, fill=np.nan, stacklevel=2)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a folder: safetensors and JSON, nothing executable.
@@ -428,12 +479,13 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.history_ = fitted.history
         self.labels_ = fitted.labels
         self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
-        counts = np.bincount(fitted.labels, minlength=fitted.settings.K)
-        self.relative_cluster_sizes_ = counts * (fitted.settings.K / len(fitted.labels))
+        labelled = fitted.labels[fitted.labels >= 0]
+        counts = np.bincount(labelled, minlength=fitted.settings.K)
+        self.relative_cluster_sizes_ = counts * (fitted.settings.K / len(labelled))
 
-    def _open(self, X: Any, *, fitting: bool) -> images.Source:
+    def _open(self, X: Any, *, fitting: bool) -> Source:
         """Open the samples; those of inference have to be of the kind that was fitted."""
-        holds_rows = images.are_rows(X)
+        holds_rows = are_rows(X)
         if fitting:
             for name in _INPUT_FACTS:
                 self.__dict__.pop(name, None)
@@ -445,18 +497,18 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
         if holds_rows:
             types, least = [np.float32, np.float64], 2 if fitting else 1
-            return images.Rows(
+            return Rows(
                 validate_data(self, X, reset=fitting, dtype=types, ensure_min_samples=least)
             )
         wanted = self.n_channels if fitting else self.n_channels_
-        source = images.open_source(X, None if isinstance(wanted, str) else wanted)
+        source = open_source(X, None if isinstance(wanted, str) else wanted, self.on_error)
         if wanted not in ("auto", source.n_channels):
             name = type(self).__name__
             said = "n_channels is" if fitting else f"this {name} was fitted on images with"
             raise ValueError(f"X has {source.n_channels} channels, but {said} {wanted}.")
         return source
 
-    def _inputs(self, source: images.Source) -> Iterator[Tensor]:
+    def _inputs(self, source: Source) -> Iterator[Tensor]:
         """Yield prepared batches, and have the teacher on their device."""
         device = self._inference_device()
         self._fitted.teacher.to(device)

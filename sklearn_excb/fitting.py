@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sklearn_excb import auto, images
+from sklearn_excb import auto
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
 from sklearn_excb.devices import available_memory, resolve_precision
@@ -32,6 +32,7 @@ from sklearn_excb.networks import (
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import RowRecipe, row_recipe
 from sklearn_excb.settling import settle_teacher, settling_sample
+from sklearn_excb.sources import ItemImages, Rows, Source, channel_statistics, typical_shape
 from sklearn_excb.training import Plan, start_centroids, train
 from sklearn_excb.validation import check_rows_parameters, check_sizes
 from sklearn_excb.views import ViewRecipe
@@ -75,15 +76,15 @@ class Fitted:
         return vars(self) | {"teacher": self.teacher.cpu()}
 
 
-def facts_of(source: images.Source) -> auto.Facts:
+def facts_of(source: Source) -> auto.Facts:
     """What the auto rules look at."""
-    height, width = (0, 0) if isinstance(source, images.Rows) else images.typical_shape(source)
+    height, width = (0, 0) if isinstance(source, Rows) else typical_shape(source)
     return auto.Facts(len(source), source.kind, (height, width), source.n_channels)
 
 
-def view_recipe(source: images.Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
+def view_recipe(source: Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
     """Views of a fit, with ImageNet's statistics for colour images and measured ones for others."""
-    if isinstance(source, images.Rows):
+    if isinstance(source, Rows):
         return row_recipe(
             source.load,
             len(source),
@@ -92,7 +93,7 @@ def view_recipe(source: images.Source, settings: auto.Settings) -> ViewRecipe | 
             n_local=settings.n_local,
         )
     colour = source.n_channels == 3
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else images.channel_statistics(source)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else channel_statistics(source)
     return ViewRecipe(
         global_size=settings.image_size,
         local_size=settings.local_size,
@@ -168,7 +169,7 @@ def build(
 
 
 def _prepare(
-    source: images.Source, parameters: Mapping[str, Any], seed: int, device: torch.device
+    source: Source, parameters: Mapping[str, Any], seed: int, device: torch.device
 ) -> tuple[StudentTeacher, auto.Settings, int, ViewBatches]:
     """What :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts_of(source))
@@ -186,7 +187,7 @@ def _prepare(
 
 
 def memory_of(
-    source: images.Source, parameters: Mapping[str, Any], device: torch.device
+    source: Source, parameters: Mapping[str, Any], device: torch.device
 ) -> MemoryEstimate:
     """What a fit of the source would take in memory; ``micro_batch="auto"`` is settled by it."""
     with own_randomness(0):
@@ -206,7 +207,7 @@ def _settle_memory(
 
 
 def _may_be_short(networks: StudentTeacher, settings: auto.Settings, batches: ViewBatches) -> bool:
-    if isinstance(batches.source, images.ItemImages):
+    if isinstance(batches.source, ItemImages):
         return True  # of any size; opening them takes longer than the estimate
     return generous_bound(networks, settings, batches) > available_memory(batches.device)
 
@@ -241,7 +242,7 @@ def _within_memory(
 
 
 def fit_source(
-    source: images.Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
+    source: Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
 ) -> Fitted:
     """Fit a source of images or rows.
 
@@ -276,7 +277,9 @@ def fit_source(
         )
 
         def labels() -> npt.NDArray[np.int64]:
-            return assign(networks.teacher, whole(), n_samples=len(source))
+            found = np.empty(len(source), dtype=np.int64)
+            assign(networks.teacher, whole(), out=found)
+            return found
 
         start_centroids(networks, batches.start(), settings, seed=seed)
         last = labels()

@@ -51,28 +51,21 @@ def embed(
     batches: Iterable[Tensor],
     embedding: Embedding,
     *,
-    n_samples: int,
-) -> npt.NDArray[np.float32]:
-    """Embeddings of a whole source, (n_samples, d), float32; see :func:`outputs`."""
-    result: npt.NDArray[np.float32] | None = None
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Write the embeddings of a whole source to ``out`` (n_samples, d); see :func:`outputs`."""
     done = 0
     for rows in outputs(teacher, batches, embedding):
-        if result is None:
-            result = np.empty((n_samples, rows.shape[1]), dtype=np.float32)
-        result[done : done + len(rows)] = rows.cpu().numpy()
+        out[done : done + len(rows)] = rows.cpu().numpy()
         done += len(rows)
-    assert result is not None
-    return result
 
 
 def assign(
-    teacher: ClusterNetwork, batches: Iterable[Tensor], *, n_samples: int
-) -> npt.NDArray[np.int64]:
-    """Labels of a whole source, (n_samples,): argmax of the plain similarity, not balanced."""
-    labels = np.empty(n_samples, dtype=np.int64)
+    teacher: ClusterNetwork, batches: Iterable[Tensor], *, out: npt.NDArray[np.int64]
+) -> None:
+    """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity."""
     done = 0
     for rows in outputs(teacher, batches, "projection"):
         found = nearest(rows, teacher.centroids.weight)
-        labels[done : done + len(rows)] = found.cpu().numpy()
+        out[done : done + len(rows)] = found.cpu().numpy()
         done += len(rows)
-    return labels

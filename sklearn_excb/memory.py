@@ -18,12 +18,12 @@ from torch import Tensor
 from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches, inference_inputs
-from sklearn_excb.images import ArrayImages, ItemImages
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.settling import PARTS, settling_sample
+from sklearn_excb.sources import ArrayImages, ItemImages
 from sklearn_excb.training import (
     START_LIMIT,
     Plan,

@@ -109,6 +109,17 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return torch.stack(crops).clamp_(0, 1)
 
 
+def trim_length(images: Tensor) -> Tensor:
+    """Leave out of images (B, c, h, w) longer than 3 : 1 what a crop of the centre never sees.
+
+    As many whole short sides are cut from both ends, so that the pixels of a resize do not move.
+    """
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    top, left = (short * max(0, (side - 3 * short) // (2 * short)) for side in (height, width))
+    return images[..., top : height - top, left : width - left]
+
+
 def resize_short_side(images: Tensor, size: int) -> Tensor:
     """Resize images (B, c, h, w) so that the short side has ``size`` pixels; float in [0, 1]."""
     height, width = images.shape[-2:]

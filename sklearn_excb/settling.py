@@ -92,7 +92,8 @@ def settle_teacher(
     ndarray of shape (n_samples,), int64, or None
         Labels by plain inference as they were before; None where nothing has settled.
     """
-    rows = embed(teacher, inputs, "projection", n_samples=n_samples)
+    rows = np.empty((n_samples, teacher.centroids.weight.shape[1]), dtype=np.float32)
+    embed(teacher, inputs, "projection", out=rows)
     if not told_apart(rows):
         return None
     settled = settle(rows, teacher.centroids.weight, settings, seed=seed)

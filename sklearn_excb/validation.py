@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -87,6 +89,7 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "count_labels": _options("balanced", "plain"),
     "settle_passes": _integer(0),
     "local_in_loss_h": (lambda value: isinstance(value, bool), "True or False"),
+    "on_error": _options("raise", "skip"),
     "n_jobs": (
         lambda value: value is None or (_is_integer(value) and value != 0),
         "None or an integer other than 0",
@@ -102,7 +105,11 @@ _NOT_AUTO = frozenset(
     name
     for name in _CONSTRAINTS
     if name.endswith("_temperature")
-    or name in {"embedding", "n_global", "balancing", "count_labels", "local_in_loss_h", "verbose"}
+    or name
+    in {
+        *("embedding", "n_global", "balancing", "count_labels", "local_in_loss_h"),
+        *("on_error", "verbose"),
+    }
 )
 
 
@@ -177,3 +184,26 @@ def check_sizes(settings: Settings, facts: Facts) -> None:
             f"four times: the images are smaller than the crop. Lower image_size to {largest} or "
             'less, or leave image_size="auto".'
         )
+
+
+def check_out(
+    out: npt.NDArray[Any] | None, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Array to write results to: ``out`` if it can hold them, a new one if it is None.
+
+    Raises
+    ------
+    ValueError
+        If it is of another shape or type, or cannot be written to.
+    """
+    if out is None:
+        return np.empty(shape, dtype=dtype)
+    fits = isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype
+    if not (fits and out.flags.writeable):
+        came = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(
+            f"out={came} cannot be used: it must be a writeable array of shape {shape} and type "
+            f"{np.dtype(dtype)}, such as np.lib.format.open_memmap(path, 'w+', "
+            f"'{np.dtype(dtype)}', {shape})."
+        )
+    return out

@@ -9,6 +9,7 @@ Axes: ``V`` views of one kind, ``B`` images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -103,6 +104,14 @@ class ViewRecipe:
     jitter: float = 0.8
     jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     gray: float = 0.2
+
+    @property
+    def side_for_crops(self) -> int:
+        """Pixels that a square image needs so that not even the smallest crop is enlarged."""
+        smallest = min(self.smallest_global)
+        whole = self.global_size / math.sqrt(smallest)
+        local = self.local_size / math.sqrt(min(self.smallest_local, smallest))
+        return math.ceil(max(whole, local if self.n_local else 0))
 
     def kinds(self, progress: float) -> list[ViewKind]:
         """Global and, if there are any, local views at a share ``progress`` of the run."""

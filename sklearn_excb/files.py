@@ -1,0 +1,90 @@
+"""An encoded picture: its header first, its pixels at the size that is needed."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from sklearn_excb.pixels import ImageError, is_gray
+
+_ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are exchanged
+_REDUCTIONS = (8, 4, 2)  # that a JPEG can be decoded at, for a fraction of the time
+
+
+class EncodedPicture:
+    """A picture whose header is read and whose pixels are not.
+
+    Parameters
+    ----------
+    content : bytes
+        A file of any format that Pillow reads; of several frames the first is taken.
+
+    Raises
+    ------
+    ImageError
+        If it is none.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        from PIL import Image, UnidentifiedImageError
+
+        if not content:
+            raise ImageError("the file is empty.")
+        try:
+            self._image: Any = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            raise ImageError(
+                "not an image of a format that is known, or its beginning is broken."
+            ) from None
+        self._orientation = _orientation(self._image)
+
+    @property
+    def is_gray(self) -> bool:
+        """Whether it has no colour."""
+        return is_gray(self._image)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels, the right way up."""
+        width, height = self._image.size
+        turned = self._orientation >= 5 and self._image.format != "TIFF"  # whose size is turned
+        return (width, height) if turned else (height, width)
+
+    def decode(self, at_least: int) -> Any:
+        """Decode the pixels: a PIL image, the right way up.
+
+        Parameters
+        ----------
+        at_least : int
+            Pixels that the short side has to have. A JPEG of twice as many or more is decoded at
+            a half, a quarter or an eighth of its size; 0 decodes at full size.
+        """
+        from PIL import ImageOps
+
+        width, height = self._image.size
+        for reduction in _REDUCTIONS:
+            if at_least and min(width, height) // reduction >= at_least:
+                self._image.draft(None, (width // reduction, height // reduction))
+                break
+        if self._orientation == 1:
+            return self._image
+        return ImageOps.exif_transpose(self._image)
+
+
+def _orientation(image: Any) -> int:
+    """Orientation by EXIF, 1 to 8; 1 where that says nothing, or cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of a broken block: the pixels may be sound
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def open_file(path: str | os.PathLike[str]) -> EncodedPicture:
+    """Open a picture file; it is read whole, so that no file stays open."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ImageError("not a regular file.")  # a pipe would be waited for
+    return EncodedPicture(Path(path).read_bytes())

@@ -1,0 +1,82 @@
+"""``on_error="skip"``: images that cannot be used are left out, and no label shifts."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from joblib import Parallel, delayed
+
+from sklearn_excb.sources import ItemImages, Skipped, Source
+
+
+class SkippedImageWarning(UserWarning):
+    """Images could not be used and were skipped."""
+
+
+def leave_out_unusable(source: Source, n_jobs: int) -> Source:
+    """Source without the images that cannot be used, each of which is tried once.
+
+    Draws depend on the place of an image among those that are left, so a fit is the one of a
+    collection in which the others never were.
+
+    Raises
+    ------
+    ImageError
+        If no image is left.
+    """
+    if not (isinstance(source, ItemImages) and source.skips):
+        return source
+
+    def attempt(index: int) -> None:
+        source.load_one(index, at_least=1)
+
+    with Parallel(n_jobs, backend="threading") as parallel:
+        parallel(delayed(attempt)(index) for index in range(len(source)))
+    left = source.usable()
+    if not len(left):
+        raise source.none_usable()
+    return left
+
+
+def skipped_of(source: Source) -> list[Skipped]:
+    """Images of a source that could not be used."""
+    return source.skipped() if isinstance(source, ItemImages) else []
+
+
+def labels_of_all(
+    labels: npt.NDArray[np.int64], usable: Source, source: Source
+) -> npt.NDArray[np.int64]:
+    """Labels of a whole source, (n_samples,), from those of its usable part; -1 for the others."""
+    if not isinstance(usable, ItemImages):
+        return labels
+    spread = np.full(len(source), -1, dtype=np.int64)
+    spread[usable.places] = labels
+    spread[[image.index for image in skipped_of(source)]] = -1  # some may have gone since
+    return spread
+
+
+def without_skipped(
+    result: npt.NDArray[Any], source: Source, *, fill: float, stacklevel: int
+) -> npt.NDArray[Any]:
+    """Write ``fill`` into the rows of skipped images, in place, and warn if there are any."""
+    skipped = skipped_of(source)
+    if skipped:
+        result[[image.index for image in skipped]] = fill
+        warn_of(skipped, len(source), stacklevel + 1)
+    return result
+
+
+def warn_of(skipped: list[Skipped], n_samples: int, stacklevel: int) -> None:
+    """Say how many images were skipped, and why the first."""
+    if not skipped:
+        return
+    first = skipped[0]
+    warnings.warn(
+        f"{len(skipped)} of {n_samples:,} images cannot be used and were skipped: their label is "
+        f"-1, their embedding NaN. The first, {first.name or first.index}: {first.reason}",
+        SkippedImageWarning,
+        stacklevel=stacklevel + 1,
+    )

@@ -1,0 +1,307 @@
+"""One indexed source of images or rows: what batches are read from.
+
+A source has a length and gives samples by index: images as tensors (c, h, w) of uint8, uint16 or
+float in [0, 1], rows as they came. Every error names the item; with ``on_error="skip"`` there is a
+blank image in its place, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sklearn_excb.files import EncodedPicture
+from sklearn_excb.pixels import (
+    ImageError,
+    channels_first,
+    check_layout,
+    check_pixels,
+    image_tensor,
+    is_gray,
+    is_picture,
+)
+from sklearn_excb.resampling import to_unit
+
+_PROBES = 64  # images looked at to learn what a collection is like
+_STATISTICS = 1024  # images that channel statistics are taken from
+
+
+class Shape(NamedTuple):
+    """Height and width of an image, in pixels."""
+
+    height: int
+    width: int
+
+
+class Rows:
+    """Feature vectors (n, d), already validated."""
+
+    kind: Literal["images", "rows"] = "rows"
+    names: list[str] | None = None
+    reads_in_parallel = False
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self._array = array
+        self.n_channels = array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def load(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Rows (B, d), in the dtype they came in."""
+        return self._array[indices]
+
+
+class ArrayImages:
+    """Images of one size in an array: (n, h, w) gray or (n, h, w, c)."""
+
+    kind: Literal["images", "rows"] = "images"
+    names: list[str] | None = None
+    reads_in_parallel = False
+
+    def __init__(self, array: npt.NDArray[Any], n_channels: int | None = None) -> None:
+        self._array = check_pixels(check_layout(array, n_channels))
+        self.n_channels = 1 if array.ndim == 3 else array.shape[3]
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def load(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """Images (B, c, h, w)."""
+        return channels_first(self._array[indices])
+
+    def shape(self, index: int) -> Shape:
+        """Shape of every image."""
+        return Shape(*self._array.shape[1:3])
+
+
+class Skipped(NamedTuple):
+    """An image that could not be used.
+
+    Attributes
+    ----------
+    index : int
+        Its place in the collection.
+    name : str
+        Its file; "" where it has none.
+    reason : str
+        What is wrong with it.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+
+class ItemImages:
+    """Images that are opened one by one: files, a list, or a map-style data set.
+
+    Parameters
+    ----------
+    items : Sequence
+        Whatever ``open_item`` opens.
+    open_item : callable
+        From an item to an encoded picture, a PIL image, an array (h, w[, c]) or a tensor.
+    names : list of str, optional
+        Paths, where the items are files.
+    n_channels : int, optional
+        1 or 3 to convert images to. By default 3 for pictures, unless all those looked at are
+        gray, and what the first item has for arrays.
+    reads_in_parallel : bool, default=True
+        Whether ``open_item`` is safe in several threads.
+    on_error : {"raise", "skip"}, default="raise"
+        What becomes of an image that cannot be used: an error, or a blank image and an entry in
+        :meth:`skipped`.
+
+    Attributes
+    ----------
+    places : ndarray of shape (n,), int64
+        Of the images in the collection: not 0..n-1 in :meth:`usable`.
+    ignored : list of str or None
+        What a folder holds besides.
+
+    Raises
+    ------
+    ImageError
+        If an image looked at cannot be used; with "skip", if none of them can.
+    """
+
+    kind: Literal["images", "rows"] = "images"
+
+    def __init__(
+        self,
+        items: Any,
+        open_item: Callable[[Any], Any],
+        *,
+        names: list[str] | None = None,
+        n_channels: int | None = None,
+        reads_in_parallel: bool = True,
+        on_error: str = "raise",
+    ) -> None:
+        self.names = names
+        self.reads_in_parallel = reads_in_parallel
+        self.skips = on_error == "skip"
+        self.ignored: list[str] | None = None
+        self._items = items
+        self._open_item = open_item
+        self.places = np.arange(len(items))
+        self._reasons: dict[int, str] = {}
+        self._wanted = self._pictures_channels() if n_channels is None else n_channels
+        self.n_channels = self._wanted or self._first_channels()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def load_one(self, index: int, at_least: int = 0) -> Tensor:
+        """Image (c, h, w).
+
+        Parameters
+        ----------
+        index : int
+            Of the image.
+        at_least : int, default=0
+            Pixels that its short side has to have, if it has as many: more may be decoded, but
+            need not. 0 is the whole image.
+        """
+        image = self._attempt(index, lambda: self._load(index, at_least))
+        if image is None:
+            return torch.zeros(self.n_channels, 8, 8, dtype=torch.uint8)
+        return image
+
+    def shape(self, index: int) -> Shape | None:
+        """Shape of an image, of a picture without decoding it; None if it is skipped."""
+        return self._attempt(index, lambda: self._shape(index))
+
+    def skipped(self) -> list[Skipped]:
+        """Images met so far that could not be used, by their places in the whole collection."""
+        names = self.names or [""] * len(self._items)
+        return [Skipped(place, names[place], why) for place, why in sorted(self._reasons.items())]
+
+    def usable(self) -> Self:
+        """Return the same source without the images in :meth:`skipped`."""
+        less = copy.copy(self)
+        less.places = np.setdiff1d(np.arange(len(self._items)), list(self._reasons))
+        return less
+
+    def _first_channels(self) -> int:
+        for index in range(len(self)):
+            image = self._attempt(index, lambda index=index: self._read(index, 1))
+            if image is not None:
+                return image.shape[0]
+        raise self.none_usable()
+
+    def _pictures_channels(self) -> int | None:
+        """3 for pictures, 1 if none of those looked at has colour; None for what is no picture."""
+        gray = []
+        for index in _probes(self):
+            image = self._attempt(index, lambda index=index: self._open(index))
+            if isinstance(image, EncodedPicture):
+                gray.append(image.is_gray)
+            elif is_picture(image):
+                gray.append(is_gray(image))
+            elif image is not None:
+                if not gray:
+                    return None
+                gray.append(False)
+        return 1 if gray and all(gray) else 3 if gray else None
+
+    def _open(self, index: int) -> Any:
+        return self._open_item(self._items[int(self.places[index])])
+
+    def _shape(self, index: int) -> Shape:
+        image = self._open(index)
+        if isinstance(image, EncodedPicture):
+            return Shape(*image.shape)
+        if is_picture(image):
+            return Shape(image.height, image.width)
+        return Shape(*self._load(index, 0).shape[1:])
+
+    def _read(self, index: int, at_least: int) -> Tensor:
+        image = self._open(index)
+        if isinstance(image, EncodedPicture):
+            image = image.decode(at_least)
+        return image_tensor(image, self._wanted)
+
+    def _load(self, index: int, at_least: int) -> Tensor:
+        image = self._read(index, at_least)
+        if image.shape[0] != self.n_channels:
+            raise ImageError(
+                f"it has {image.shape[0]} channels, others {self.n_channels}: mixed channel "
+                "counts. Convert the images to one mode, or pass n_channels=1 or n_channels=3."
+            )
+        return image
+
+    def _attempt(self, index: int, read: Callable[[], Any]) -> Any:
+        """Run ``read``; if that fails, raise what names the image, or keep why and give None."""
+        try:
+            return read()
+        except MemoryError:
+            raise
+        except ImageError as error:
+            reason, cause = str(error), error
+        except Exception as error:
+            reason, cause = f"cannot be read: {error or type(error).__name__}", error
+        place = int(self.places[index])
+        if not self.skips:
+            name = self.names[place] if self.names else f"{place} of {len(self._items)}"
+            raise ImageError(f"Image {name}: {reason}") from cause
+        self._reasons[place] = reason
+        return None
+
+    def none_usable(self) -> ImageError:
+        """Error to raise where no image can be used."""
+        first = self.skipped()[0]
+        return ImageError(
+            f"None of {len(self._items)} images can be used. The first, "
+            f"{first.name or first.index}: {first.reason}"
+        )
+
+
+Source = Rows | ArrayImages | ItemImages
+
+
+def _probes(source: Source, n_probes: int = _PROBES) -> list[int]:
+    """Indices of up to ``n_probes`` samples, evenly spaced."""
+    spaced = np.linspace(0, len(source) - 1, n_probes)
+    return np.unique(spaced.astype(np.int64)).tolist()
+
+
+def _each(source: ArrayImages | ItemImages, indices: Sequence[int]) -> Iterator[Tensor]:
+    """Yield images (c, h, w), one in memory at a time."""
+    for index in indices:
+        if isinstance(source, ArrayImages):
+            yield source.load(np.array([index]))[0]
+        else:
+            yield source.load_one(index)
+
+
+def typical_shape(source: ArrayImages | ItemImages) -> Shape:
+    """Median height and width over up to 64 images, evenly spaced in the source."""
+    if isinstance(source, ArrayImages):
+        return source.shape(0)
+    shapes = [shape for index in _probes(source) if (shape := source.shape(index))]
+    if not shapes:
+        raise source.none_usable()
+    height, width = np.median(shapes, axis=0)
+    return Shape(int(height), int(width))
+
+
+def channel_statistics(
+    source: ArrayImages | ItemImages,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over up to 1,024 images, in [0, 1]."""
+    moments = torch.zeros(2, source.n_channels, dtype=torch.float64)
+    n_pixels = 0
+    for image in _each(source, _probes(source, _STATISTICS)):
+        pixels = to_unit(image).flatten(1).double()
+        moments += torch.stack([pixels.sum(dim=1), (pixels**2).sum(dim=1)])
+        n_pixels += pixels.shape[1]
+    mean, square = moments / n_pixels
+    std = (square - mean**2).clamp(min=1e-6).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
