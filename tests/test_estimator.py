@@ -95,6 +95,20 @@ def test_batch_composition_changes_nothing(fitted):
         )
 
 
+def test_results_go_where_they_are_wanted(fitted, tmp_path):
+    labels = np.lib.format.open_memmap(tmp_path / "labels.npy", "w+", np.int64, (len(IMAGES),))
+    assert fitted.predict(IMAGES, out=labels) is labels
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), fitted.labels_)
+    rows = np.empty((len(IMAGES), 256), np.float32)
+    assert fitted.transform(IMAGES, out=rows) is rows
+    np.testing.assert_array_equal(rows, fitted.transform(IMAGES))
+    read_only = np.empty(len(IMAGES), np.int64)
+    read_only.flags.writeable = False
+    for bad in (labels[1:], labels.astype(np.int32), list(labels), read_only):
+        with pytest.raises(ValueError, match=r"out=.* writeable array of shape .* int64.*memmap"):
+            fitted.predict(IMAGES, out=bad)
+
+
 def test_two_fits_with_one_seed_are_identical_and_leave_global_state_alone():
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002 - the global state is what is tested

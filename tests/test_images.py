@@ -1,20 +1,22 @@
 """What users bring: arrays, lists, folders, data sets; and what is refused, with which words."""
 
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from sklearn_excb.batches import whole_images
 from sklearn_excb.folders import list_images
-from sklearn_excb.images import (
-    ArrayImages,
-    are_rows,
-    channel_statistics,
-    open_source,
-    typical_shape,
-)
+from sklearn_excb.images import are_rows, open_source
 from sklearn_excb.pixels import ImageError
+from sklearn_excb.sources import ArrayImages, channel_statistics, typical_shape
+from sklearn_excb.views import ViewRecipe
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
@@ -89,7 +91,10 @@ def test_a_folder_is_searched_through_in_natural_order(tmp_path):
     folder_of(tmp_path, [COLOUR[0]] * len(names), names)
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    listing = list_images(tmp_path)
+    found = [Path(path).relative_to(tmp_path).as_posix() for path in listing.images]
+    others = [Path(path).relative_to(tmp_path).as_posix() for path in listing.ignored]
+    assert others == ["notes.txt", ".git", "b/.hidden.png"]
     assert found == ["a.PNG", "b/img2.png", "b/img10.png", "c/Ünïcode 1.jpg"]
 
 
@@ -99,7 +104,7 @@ def test_files_become_colour_unless_gray_is_asked_for(tmp_path):
     assert source.n_channels == 3
     np.testing.assert_array_equal(all_of(source)[2][1].numpy(), GRAY[2])
     assert open_source(tmp_path, n_channels=1).n_channels == 1
-    assert len(open_source(list_images(tmp_path)[:2])) == 2
+    assert len(open_source(list_images(tmp_path).images[:2])) == 2
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -195,7 +200,7 @@ def test_what_is_rows_and_what_is_images():
 
 def test_paths_in_arrays_and_series_and_pairs_in_lists(tmp_path):
     folder_of(tmp_path, COLOUR)
-    names = [str(path) for path in list_images(tmp_path)]
+    names = list_images(tmp_path).images
     for paths in (np.array(names), np.array(names, dtype=object), pd.Series(names)):
         source = open_source(paths)
         assert source.names == names
@@ -204,7 +209,9 @@ def test_paths_in_arrays_and_series_and_pairs_in_lists(tmp_path):
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path):
     (tmp_path / "readme.md").write_text("")
-    with pytest.raises(ValueError, match=r"No image file in .* \(1 other files\).*\.jpg"):
+    with pytest.raises(
+        ValueError, match=r"No image file in .* \(1 other files and folders\).*\.jpg"
+    ):
         list_images(tmp_path)
 
 
@@ -244,7 +251,7 @@ def test_a_broken_file_is_named_with_the_reason(tmp_path, content):
         (np.zeros((2, 3, 4, 4, 3)), "not a set of images"),
         (np.zeros((0, 8, 8)), r"shape \(0, 8, 8\) is empty"),
         ([], "empty"),
-        ([COLOUR[0], GRAY[0]], r"Image 1 of 2 has 1 channels, others 3.*n_channels"),
+        ([COLOUR[0], GRAY[0]], r"Image 1 of 2: it has 1 channels, others 3.*n_channels"),
         ([COLOUR[0], np.full((8, 8, 3), np.inf)], r"Image 1 of 2: .*NaN or infinite"),
         ([COLOUR[0], np.zeros((4,))], r"Image 1 of 2: .*shape \(4,\) is not an image"),
     ],
@@ -271,3 +278,86 @@ def test_something_else_is_refused():
 class Labels(Pairs):
     def __getitem__(self, i):
         return {"label": 3}
+
+
+def photo(height, width):
+    y, x = np.mgrid[:height, :width] / height
+    waves = [np.sin(9 * y + 3 * x), np.cos(7 * x), np.sin(5 * x * y)]
+    return Image.fromarray((127 + 100 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_the_size_that_is_needed(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo(960, 1290).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    source = open_source(tmp_path)
+    whole = source.load_one(0)
+    assert tuple(whole.shape[1:]) == ((960, 1290) if orientation == 1 else (1290, 960))
+    for at_least, reduction in ((0, 1), (1, 8), (120, 8), (121, 4), (300, 2), (481, 1), (5000, 1)):
+        small = source.load_one(0, at_least)
+        assert min(small.shape[1:]) == 960 // reduction, at_least
+        assert source.shape(0) == tuple(whole.shape[1:])
+    recipe = ViewRecipe(64, 32, 2, 4, (0.5, 0.4), 0.2, (0.5,) * 3, (0.25,) * 3, flip=0.5)
+    seen, reduced = (whole_images(source.load_one(0, n)[None], recipe) for n in (0, 120))
+    assert (seen - reduced).abs().mean() < 0.05  # of a standard deviation
+
+
+def test_pictures_of_the_user_are_left_as_they_are(tmp_path):
+    photo(960, 960).save(tmp_path / "a.jpg")
+    picture = Image.open(tmp_path / "a.jpg")
+    assert open_source([picture]).load_one(0, at_least=8).shape == (3, 960, 960)
+
+
+def tar_of(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def as_png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_archives_are_read_in_any_order(tmp_path):
+    shards = []
+    for number in range(2):
+        files = {}
+        for i, image in enumerate(COLOUR):
+            files[f"{number}{i}.png"] = as_png(np.roll(image, number))
+            files[f"{number}{i}.cls"] = b"7"
+        files["._hidden.png"] = b"left by some systems"
+        shards.append(tar_of(tmp_path / f"shard-{number}.tar", files))
+    source = open_source(shards)
+    assert source.names is not None
+    assert source.names[6] == str(tmp_path / "shard-1.tar" / "11.png")
+    for index in (9, 0, 6):
+        expected = np.roll(COLOUR[index % 5], index // 5)
+        np.testing.assert_array_equal(source.load_one(index).permute(1, 2, 0).numpy(), expected)
+    assert len(open_source(shards[0])) == len(COLOUR)
+
+
+def test_archives_that_cannot_be_used(tmp_path):
+    packed = tmp_path / "a.tar.gz"
+    packed.write_bytes(gzip.compress(tar_of(tmp_path / "a.tar", {"a.png": b""}).read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.tar\.gz cannot be read.*without compression"):
+        open_source(packed)
+    with pytest.raises(ValueError, match=r"No image file in .*b\.tar"):
+        open_source(tar_of(tmp_path / "b.tar", {"a.txt": b""}))
+    with pytest.raises(FileNotFoundError):
+        open_source(tmp_path / "c.tar")
+    source = open_source(tmp_path / "a.tar", on_error="skip")
+    source.load_one(0)
+    assert source.skipped()[0].name == str(tmp_path / "a.tar" / "a.png")
+
+
+def test_natural_order_is_that_of_people(tmp_path):
+    expected = ["1.5", "2", "10", "a", "A9", "a09", "a9", "a10", "b", "Z", "z2", "z10y2", "é"]
+    for name in sorted(expected):
+        (tmp_path / f"{name}.jpg").touch()
+    assert [Path(path).stem for path in list_images(tmp_path).images] == expected

@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sklearn_excb import color
+from sklearn_excb.batches import whole_images
 from sklearn_excb.resampling import crop_resize, resize_weights
 from sklearn_excb.views import ViewKind, ViewRecipe, draw_boxes, draw_views, finish_views
 
@@ -179,3 +180,24 @@ def test_the_smallest_global_crop_follows_its_cosine():
     assert RECIPE.kinds(0.0)[0].scale == (0.5, 1.0)
     assert RECIPE.kinds(1.0)[0].scale == (pytest.approx(0.3), 1.0)
     assert RECIPE.kinds(0.5)[1].scale == (0.1, pytest.approx(0.4))
+
+
+def whole(images, size):
+    resized = F.resize(images, [size], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return F.center_crop(resized, [size, size])
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20), (20, 60), (20, 210), (400, 40), (1, 300)])
+def test_inference_sees_the_centre_whatever_the_length(shape):
+    images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    expected = whole(images, 32).clamp(0, 1)
+    found = whole_images(images, RECIPE) * 0.25 + 0.5
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_no_crop_is_enlarged_when_the_short_side_has_what_crops_need():
+    side = RECIPE.side_for_crops
+    for progress in (0.0, 0.5, 1.0):
+        for kind in RECIPE.kinds(progress):
+            assert side * np.sqrt(kind.scale[0]) >= kind.size
+    assert side < 2 * 32 / np.sqrt(0.3)

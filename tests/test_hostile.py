@@ -1,0 +1,209 @@
+"""A hostile folder: every file is accounted for, nothing shifts, nothing hangs."""
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sklearn_excb import ExCBEstimator, ImageError, SkippedImageWarning
+from sklearn_excb.images import open_source
+from tests.hostile import broken_files, sound_files, write_folder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF"),
+]
+PARAMETERS = {"K": 4, "epochs": 1, "image_size": 16, "batch_size": 8, "n_local": 0}
+
+
+def estimator(**parameters):
+    return ExCBEstimator(**(PARAMETERS | parameters), random_state=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hostile")
+    shapes, broken = write_folder(root)
+    assert len(shapes) + len(broken) >= 60
+    return root, shapes, broken
+
+
+def relative(root, paths):
+    return [str(Path(path).relative_to(root)) for path in paths]
+
+
+def test_every_sound_file_is_read_the_right_way_up(folder):
+    root, shapes, broken = folder
+    source = open_source(root, on_error="skip")
+    assert source.names is not None
+    names = relative(root, source.names)
+    assert set(names) == set(shapes) | broken
+    for index, name in enumerate(names):
+        seen = source.shape(index)
+        image = source.load_one(index)
+        if name in shapes:
+            assert seen == shapes[name], name
+            assert image.shape == (3, *shapes[name]), name
+    assert {names[skipped.index] for skipped in source.skipped()} == broken
+    assert all(skipped.name == source.names[skipped.index] for skipped in source.skipped())
+
+
+def test_a_fit_is_that_of_the_sound_files_and_every_row_has_its_place(folder):
+    root, shapes, broken = folder
+    with pytest.warns(SkippedImageWarning, match=rf"{len(broken)} of {len(shapes) + len(broken)} "):
+        excb = estimator(on_error="skip").fit(root)
+    names = relative(root, excb.sample_names_)
+    bad = np.isin(names, list(broken))
+    np.testing.assert_array_equal(excb.labels_ == -1, bad)
+    assert [names[skipped.index] for skipped in excb.skipped_] == list(np.array(names)[bad])
+    assert all(skipped.reason for skipped in excb.skipped_)
+    assert "notes.txt" in relative(root, excb.ignored_files_)
+    assert excb.relative_cluster_sizes_.sum() == pytest.approx(4)
+
+    sound = [root / name for name in names if name in shapes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SkippedImageWarning)
+        clean = estimator().fit(sound)
+    np.testing.assert_array_equal(excb.labels_[~bad], clean.labels_)
+    np.testing.assert_array_equal(excb.cluster_centers_, clean.cluster_centers_)
+
+    with pytest.warns(SkippedImageWarning):
+        labels, embedded = excb.predict(root), excb.transform(root)
+    np.testing.assert_array_equal(labels, excb.labels_)
+    np.testing.assert_array_equal(np.isnan(embedded).all(axis=1), bad)
+    assert np.isfinite(embedded[~bad]).all()
+
+
+def test_by_default_the_first_broken_file_is_named(folder):
+    root, _, broken = folder
+    with pytest.raises(ImageError) as raised:
+        estimator().fit(root)
+    assert any(str(root / name) in str(raised.value) for name in broken)
+
+
+def test_what_was_skipped_is_saved_and_loaded(folder, tmp_path):
+    with pytest.warns(SkippedImageWarning):
+        excb = estimator(on_error="skip", epochs=0).fit(folder[0])
+    excb.save(tmp_path)
+    loaded = ExCBEstimator.load(tmp_path)
+    assert loaded.skipped_ == excb.skipped_
+    np.testing.assert_array_equal(loaded.labels_, excb.labels_)
+    np.testing.assert_array_equal(loaded.ignored_files_, excb.ignored_files_)
+    np.testing.assert_array_equal(loaded.relative_cluster_sizes_, excb.relative_cluster_sizes_)
+
+
+def test_only_broken_files_are_an_error_that_says_why(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        ImageError, match=r"None of 2 images can be used.*a\.jpg: the file is empty"
+    ):
+        estimator(on_error="skip").fit(tmp_path)
+
+
+def test_files_that_do_not_exist_are_skipped_when_asked(tmp_path):
+    paths = []
+    for number in range(9):
+        paths.append(tmp_path / f"{number}.jpg")
+        paths[-1].write_bytes(sound_files()["photo.jpg"][0])
+    paths.insert(4, tmp_path / "gone.jpg")
+    with pytest.warns(SkippedImageWarning, match=r"1 of 10 images .*gone\.jpg"):
+        excb = estimator(on_error="skip").fit(paths)
+    assert excb.labels_[4] == -1
+    assert (np.delete(excb.labels_, 4) >= 0).all()
+
+
+class FailsAt:
+    """A data set that raises at some rows."""
+
+    def __init__(self, rows):
+        self.rows = set(rows)
+        self.images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index in self.rows:
+            raise RuntimeError("the network is gone")
+        return self.images[index], 0
+
+
+def test_a_data_set_that_raises_at_some_rows():
+    with pytest.warns(SkippedImageWarning, match="the network is gone"):
+        excb = estimator(on_error="skip").fit(FailsAt([0, 7, 39]))
+    assert [skipped.index for skipped in excb.skipped_] == [0, 7, 39]
+    clean = estimator().fit(np.delete(FailsAt([]).images, [0, 7, 39], axis=0))
+    np.testing.assert_array_equal(np.delete(excb.labels_, [0, 7, 39]), clean.labels_)
+    with pytest.raises(ImageError, match="Image 0 of 40: cannot be read: the network is gone"):
+        estimator().fit(FailsAt([0, 7]))
+
+
+def test_an_image_that_goes_while_training_does_not_end_the_run():
+    data = FailsAt([])
+
+    class Goes(FailsAt):
+        n_read = 0
+
+        def __getitem__(self, index):
+            Goes.n_read += index == 5
+            if index == 5 and Goes.n_read > 3:
+                raise OSError("gone")
+            return data[index]
+
+    with pytest.warns(SkippedImageWarning, match="1 of 40 images.* 5: cannot be read: gone"):
+        excb = estimator(on_error="skip", epochs=3).fit(Goes([]))
+    np.testing.assert_array_equal(np.flatnonzero(excb.labels_ < 0), [5])
+
+
+def test_the_documentation_lists_this_folder():
+    page = (Path(__file__).parent.parent / "docs" / "images.md").read_text()
+    listed = set(re.findall(r"^\| `(.*?)` \|", page, flags=re.M))
+    known = {*sound_files(), *broken_files(), "a link.jpg", "a link to nothing.jpg", "a pipe.jpg"}
+    shown = {re.sub(r"o{200}", "o…o", name).replace("\n", "⏎") for name in known}
+    assert listed == shown
+
+
+def mutated(rng, content):
+    """A file after an accident: bytes changed, lost, repeated, or its end cut off."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 8)):
+        at = int(rng.integers(len(data)))
+        length = int(rng.integers(1, max(2, len(data) // 8)))
+        kind = rng.integers(5)
+        if kind == 0:
+            data[at] = int(rng.integers(256))
+        elif kind == 1:
+            data[at : at + length] = rng.bytes(length)
+        elif kind == 2 and len(data) > 2 * length:
+            del data[at : at + length]
+        elif kind == 3:
+            data[at:at] = data[at : at + length]
+        elif at > 8:
+            del data[at:]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("n_files", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_files_are_all_accounted_for(tmp_path, n_files):
+    rng = np.random.default_rng(0)
+    kinds = ("photo.jpg", "alpha.png", "lossless.webp", "animated.gif", "lzw.tif", "palette.bmp")
+    originals = sound_files()
+    paths = []
+    for number in range(n_files):
+        name = kinds[number % len(kinds)]
+        path = tmp_path / f"{number}{Path(name).suffix}"
+        content = originals[name][0]
+        path.write_bytes(content if number % 10 == 0 else mutated(rng, content))
+        paths.append(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        excb = estimator(on_error="skip").fit(paths)
+        labels = excb.predict(tmp_path)
+    skipped = {entry.index for entry in excb.skipped_}
+    np.testing.assert_array_equal(np.flatnonzero(excb.labels_ < 0), sorted(skipped))
+    assert not skipped.intersection(range(0, n_files, 10))
+    assert 0.1 * n_files < len(skipped) < 0.9 * n_files
+    np.testing.assert_array_equal(labels, excb.labels_)
