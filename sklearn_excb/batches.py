@@ -1,32 +1,40 @@
 """From a source to batches: of views for training, of whole images for inference.
 
-Images that have to be opened one by one are opened, cropped and resized by joblib's threads, so
+Images that have to be opened one by one are opened, cropped and resized by threads, so
 that no more than one full-size image a thread is in memory. What is drawn for a view depends on no
 thread: their number changes nothing but the speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 from torch import Tensor
 
 from sklearn_excb.draws import permutation
-from sklearn_excb.resampling import centre_crop, crop_resize, resize_short_side, trim_length
+from sklearn_excb.resampling import (
+    centre_crop,
+    crop_resize,
+    resize_short_side,
+    to_unit,
+    trim_length,
+)
 from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
+from sklearn_excb.threads import Map, reading_threads
 from sklearn_excb.views import (
     ViewKind,
     ViewRecipe,
-    draw_boxes,
+    draw_attempts,
     draw_views,
     finish_views,
+    fit_boxes,
     normalize,
 )
 
@@ -77,11 +85,11 @@ class ViewBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the shuffled full batches of every epoch; the last partial one is dropped."""
         n_kept = len(self.source) // self.batch_size * self.batch_size
-        with Parallel(self.n_jobs, backend="threading") as parallel:
+        with reading_threads(self.n_jobs) as read:
             for epoch in range(1, self.n_epochs + 1):
                 order = permutation(self.seed, epoch, len(self.source))[:n_kept]
                 for rows in order.reshape(-1, self.batch_size):
-                    yield Batch(epoch, self._views(rows, epoch, parallel), self.batch_size)
+                    yield Batch(epoch, self._views(rows, epoch, read), self.batch_size)
 
     def start(self) -> Iterator[Batch]:
         """Every image once, as epoch 0, one global view: the first and the second by turns.
@@ -90,14 +98,12 @@ class ViewBatches:
         """
         order = permutation(self.seed, 0, len(self.source))
         order = np.concatenate([order, order[: -len(order) % self.batch_size]])
-        with Parallel(self.n_jobs, backend="threading") as parallel:
+        with reading_threads(self.n_jobs) as read:
             for number, rows in enumerate(order.reshape(-1, self.batch_size)):
-                groups = self._views(rows, 0, parallel, only=number % 2)
+                groups = self._views(rows, 0, read, only=number % 2)
                 yield Batch(0, groups, self.batch_size)
 
-    def _views(
-        self, rows: Indices, epoch: int, parallel: Parallel, only: int | None = None
-    ) -> list[Tensor]:
+    def _views(self, rows: Indices, epoch: int, read: Map, only: int | None = None) -> list[Tensor]:
         """Views of some rows, a tensor a resolution; or ``only`` one global view."""
         recipe, source = self.recipe, self.source
         if isinstance(recipe, RowRecipe):
@@ -109,9 +115,7 @@ class ViewBatches:
         kinds = recipe.kinds(max(0, epoch - 1) / max(1, self.n_epochs))
         kinds = kinds if only is None else [kinds[0].only(only)]
         groups = []
-        for kind, crops in zip(
-            kinds, self._crops(source, rows, epoch, kinds, parallel), strict=True
-        ):
+        for kind, crops in zip(kinds, self._crops(source, rows, epoch, kinds, read), strict=True):
             drawn = draw_views(self.seed, epoch, rows, kind, recipe)
             groups.append(finish_views(crops, drawn, kind.size, recipe))
         return groups
@@ -122,35 +126,36 @@ class ViewBatches:
         rows: Indices,
         epoch: int,
         kinds: Sequence[ViewKind],
-        parallel: Parallel,
+        read: Map,
     ) -> list[Tensor]:
         """Crops (V, B, c, size, size) of each kind, on the device."""
         assert isinstance(self.recipe, ViewRecipe)
         side = self.recipe.side_for_crops
+        drawn = [draw_attempts(self.seed, epoch, rows, kind) for kind in kinds]
 
-        def cut(images: Tensor, indices: Indices) -> list[Tensor]:
+        def cut(images: Tensor, part: slice) -> list[Tensor]:
             shapes = np.tile(images.shape[-2:], (len(images), 1))
-            boxes = [draw_boxes(self.seed, epoch, indices, kind, shapes) for kind in kinds]
-            return [
-                crop_resize(images, torch.from_numpy(box), kind.size)
-                for box, kind in zip(boxes, kinds, strict=True)
-            ]
+            crops = []
+            for kind, attempts in zip(kinds, drawn, strict=True):
+                boxes = fit_boxes(attempts[:, :, part], shapes, kind.scale)
+                crops.append(crop_resize(images, torch.from_numpy(boxes), kind.size))
+            return crops
 
         if isinstance(source, ArrayImages):
-            return cut(source.load(rows).to(self.device), rows)
+            return cut(source.load(rows).to(self.device), slice(None))
 
-        def cut_one(row: int) -> list[Tensor]:
-            return cut(source.load_one(row, side)[None], np.array([row]))
+        def cut_one(place: int) -> list[Tensor]:
+            image = source.load_one(int(rows[place]), side)
+            return cut(image[None], slice(place, place + 1))
 
-        cuts = _in_threads(parallel, cut_one, rows)
-        return [torch.cat(views, dim=1).to(self.device) for views in zip(*cuts, strict=True)]
+        cuts = read(cut_one, range(len(rows)))
+        return [_together(views, dim=1).to(self.device) for views in zip(*cuts, strict=True)]
 
 
-def _in_threads(
-    parallel: Parallel, function: Callable[[int], list[Tensor]], rows: Indices
-) -> list[list[Tensor]]:
-    """Results of a function of each row, in order."""
-    return parallel(delayed(function)(int(row)) for row in rows)  # pyright: ignore
+def _together(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Images of different types in one tensor; as they are where all are uint8."""
+    alike = all(part.dtype == torch.uint8 for part in parts)
+    return torch.cat([part if alike else to_unit(part) for part in parts], dim=dim)
 
 
 def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
@@ -180,7 +185,7 @@ def inference_inputs(
     """Whole images, or standardised rows, in batches, in order, on the device; or a sample."""
     chosen = np.arange(len(source)) if sample is None else sample
     batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    with Parallel(n_jobs, backend="threading") as parallel:
+    with reading_threads(n_jobs) as read:
         for rows in batches:
             if isinstance(source, Rows):
                 assert isinstance(recipe, RowRecipe)
@@ -191,9 +196,8 @@ def inference_inputs(
                 yield whole_images(source.load(rows).to(device), recipe)
                 continue
 
-            def one(row: int, source: ItemImages = source) -> list[Tensor]:
+            def one(row: int, source: ItemImages = source) -> Tensor:
                 image = source.load_one(row, 2 * _whole_side(recipe))
-                return [whole_images(image[None], recipe)]
+                return whole_images(image[None], recipe)
 
-            parts = _in_threads(parallel, one, rows)
-            yield torch.cat([part for (part,) in parts]).to(device)
+            yield torch.cat(list(read(one, rows.tolist()))).to(device)

@@ -83,7 +83,8 @@ def _picture_array(picture: Any) -> npt.NDArray[Any]:
         white = Image.new("RGBA", opaque.size, "white")
         blended = Image.alpha_composite(white, opaque)
         return np.array(blended.convert("L" if picture.mode == "LA" else "RGB"))
-    return np.array(picture.convert("L" if is_gray(picture) else "RGB"))
+    mode = "L" if is_gray(picture) else "RGB"
+    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
 
 
 def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:

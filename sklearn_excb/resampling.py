@@ -80,8 +80,10 @@ def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 def _crop_one(image: Tensor, box: Sequence[int], size: int) -> Tensor:
     top, left, height, width = box
-    part = to_unit(image[None, :, top : top + height, left : left + width])
-    return F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
+    part = image[None, :, top : top + height, left : left + width]
+    part = part if part.dtype == torch.uint8 else to_unit(part)
+    resized = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
+    return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 1)
 
 
 def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -98,15 +100,17 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (V, B, c, size, size), float32 in [0, 1]
+    Tensor of shape (V, B, c, size, size)
+        float32 in [0, 1]; of large uint8 images uint8, as Pillow and torchvision round them.
     """
     if max(images.shape[-2:]) <= _MATRIX_LIMIT:
         return _crop_stack(images, boxes, size).clamp_(0, 1)
     crops = [
-        torch.stack([_crop_one(image, box, size) for image, box in zip(images, view, strict=True)])
+        _crop_one(image, box, size)
         for view in boxes.tolist()
+        for image, box in zip(images, view, strict=True)
     ]
-    return torch.stack(crops).clamp_(0, 1)
+    return torch.stack(crops).view(*boxes.shape[:2], *crops[0].shape)
 
 
 def trim_length(images: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, delayed
 
 from sklearn_excb.sources import ItemImages, Skipped, Source
+from sklearn_excb.threads import reading_threads
+
+_AT_ONCE = 1024  # images that wait for a thread
 
 
 class SkippedImageWarning(UserWarning):
@@ -33,8 +35,10 @@ def leave_out_unusable(source: Source, n_jobs: int) -> Source:
     def attempt(index: int) -> None:
         source.load_one(index, at_least=1)
 
-    with Parallel(n_jobs, backend="threading") as parallel:
-        parallel(delayed(attempt)(index) for index in range(len(source)))
+    with reading_threads(n_jobs) as read:
+        for first in range(0, len(source), _AT_ONCE):
+            for _ in read(attempt, range(first, min(first + _AT_ONCE, len(source)))):
+                pass
     left = source.usable()
     if not len(left):
         raise source.none_usable()

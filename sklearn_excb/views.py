@@ -10,9 +10,10 @@ Axes: ``V`` views of one kind, ``B`` images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from sklearn_excb import color
 from sklearn_excb.draws import uniforms
+from sklearn_excb.resampling import to_unit
 from sklearn_excb.schedules import cosine
 
 FloatArray = npt.NDArray[np.float64]
 
 _ATTEMPTS = 10  # of a random crop, before it falls back to the centre
+_BLOCK_PIXELS = 224**2  # that a CPU works on at a time: they stay in its cache
 
 
 class Operation(IntEnum):
@@ -128,7 +131,7 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is done to each crop of a batch; arrays of shape (V, B) or (V, B, ...)."""
+    """What is done to each crop of a batch; arrays of shape (V, B) or (V, B, ...), or (V * B,)."""
 
     flip: npt.NDArray[np.bool_]
     jitter: npt.NDArray[np.bool_]
@@ -138,6 +141,17 @@ class ViewParameters:
     blur: npt.NDArray[np.bool_]
     blur_sigma: FloatArray
     solarize: npt.NDArray[np.bool_]
+
+    def flattened(self) -> ViewParameters:
+        """The crops in one axis, those of a view together."""
+        return self._each(lambda array: array.reshape(-1, *array.shape[2:]))
+
+    def part(self, rows: npt.NDArray[np.int64]) -> ViewParameters:
+        """Those of some crops."""
+        return self._each(lambda array: array[rows])
+
+    def _each(self, function: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> ViewParameters:
+        return ViewParameters(*(function(getattr(self, field.name)) for field in fields(self)))
 
 
 def _between(low: float, high: float, u: FloatArray) -> FloatArray:
@@ -182,31 +196,29 @@ def centre_box(height: FloatArray, width: FloatArray) -> npt.NDArray[np.int64]:
     return np.stack([top, left, tall, wide], axis=-1).astype(np.int64)
 
 
-def draw_boxes(
-    seed: int,
-    epoch: int,
-    rows: npt.NDArray[np.int64],
-    kind: ViewKind,
-    shapes: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
-    """Random crops of a batch, (V, B, 4); the centre where ten attempts do not fit.
+def draw_attempts(seed: int, epoch: int, rows: npt.NDArray[np.int64], kind: ViewKind) -> FloatArray:
+    """Draws of every attempt at the crops of a batch, (attempts, V, B, 4), for :func:`fit_boxes`.
 
-    ``rows`` (B,) are the images' places in the data set, ``shapes`` (B, 2) their heights and
-    widths.
+    ``rows`` (B,) are the images' places in the data set. Nothing about the images is needed: they
+    may not be open yet.
     """
-    views = kind.first + np.arange(len(kind.blur))
-    view, row = (a.ravel() for a in np.meshgrid(views, rows, indexing="ij"))
-    height, width = np.tile(shapes.astype(np.float64), (len(views), 1)).T
-    boxes = centre_box(height, width)
-    todo = np.arange(len(row))
-    for attempt in range(_ATTEMPTS):
-        u = uniforms(seed, epoch, row[todo], view[todo], Operation.CROP + attempt)
-        box, fits = crop_box(u, height[todo], width[todo], kind.scale)
-        boxes[todo[fits]] = box[fits]
-        todo = todo[~fits]
-        if not len(todo):
-            break
-    return boxes.reshape(len(views), len(rows), 4)
+    view = kind.first + np.arange(len(kind.blur))[:, None]
+    operation = Operation.CROP + np.arange(_ATTEMPTS)[:, None, None]
+    return uniforms(seed, epoch, rows, view, operation)
+
+
+def fit_boxes(
+    attempts: FloatArray, shapes: npt.NDArray[np.int64], scale: tuple[float, float]
+) -> npt.NDArray[np.int64]:
+    """Crops of a batch, (V, B, 4): the first attempt that fits, or else the centre.
+
+    ``attempts`` (attempts, V, B, 4) are drawn, ``shapes`` (B, 2) are heights and widths.
+    """
+    height, width = shapes.astype(np.float64).T
+    boxes, fits = crop_box(attempts, height, width, scale)
+    chosen = np.take_along_axis(boxes, fits.argmax(axis=0)[None, ..., None], axis=0)[0]
+    found = np.expand_dims(fits.any(axis=0), -1)
+    return np.where(found, chosen, centre_box(height, width))
 
 
 def draw_views(
@@ -244,14 +256,17 @@ def blur_scale(size: int) -> float:
 
 
 def finish_views(
-    crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRecipe
+    crops: Tensor,
+    parameters: ViewParameters,
+    size: int,
+    recipe: ViewRecipe,
 ) -> Tensor:
     """Do to each crop what was drawn.
 
     Parameters
     ----------
     crops : Tensor of shape (V, B, c, size, size)
-        Float in [0, 1].
+        uint8 or float in [0, 1].
     parameters : ViewParameters
         Of shape (V, B).
     size : int
@@ -264,36 +279,55 @@ def finish_views(
     Tensor of shape (V * B, c, size, size), float32
         Normalised; the images of a view are contiguous.
     """
-    crops = crops.flatten(0, 1)
-    device = crops.device
+    crops, parameters = crops.flatten(0, 1), parameters.flattened()
+    views = torch.empty(crops.shape, device=crops.device)
+    for rows in _blocks(parameters, size, crops.device):
+        chosen = torch.from_numpy(rows).to(crops.device)
+        some = crops.index_select(0, chosen)
+        views.index_copy_(0, chosen, _finish(some, parameters.part(rows), size, recipe))
+    return views
 
-    def rows(chosen: npt.NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(chosen.ravel().nonzero()[0]).to(device)
 
-    def values(array: FloatArray, chosen: npt.NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array[chosen].astype(np.float32)).to(device)
+def _blocks(
+    parameters: ViewParameters, size: int, device: torch.device
+) -> list[npt.NDArray[np.int64]]:
+    """Crops that are worked on together: on a CPU few, and jittered in one order; else all."""
+    n = len(parameters.flip)
+    if device.type != "cpu":
+        return [np.arange(n)]
+    order = parameters.jitter_order @ np.array([64, 16, 4, 1])
+    key = np.where(parameters.jitter, order, -1)
+    ordered = key.argsort(kind="stable")
+    most = max(1, _BLOCK_PIXELS // size**2)
+    groups = np.split(ordered, np.flatnonzero(np.diff(key[ordered])) + 1)
+    return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
 
-    flipped = rows(parameters.flip)
-    crops[flipped] = crops[flipped].flip(-1)
-    chosen = parameters.jitter
-    jittered = rows(chosen)
-    crops[jittered] = color.jitter(
-        crops[jittered],
-        values(parameters.jitter_factors, chosen),
-        torch.from_numpy(parameters.jitter_order[chosen]),
-    )
-    gray = rows(parameters.gray)
-    crops[gray] = color.grayscale(crops[gray])
+
+def _finish(crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRecipe) -> Tensor:
+    """Do to crops (n, c, size, size) what was drawn for n of them."""
+    views = to_unit(crops)
+    device, p = views.device, parameters
+
+    def tensor(array: FloatArray) -> Tensor:
+        return torch.from_numpy(array.astype(np.float32)).to(device)
+
+    def jitter(some: Tensor, factors: Tensor) -> Tensor:
+        return color.jitter(some, factors, p.jitter_order[p.jitter])
+
     # below a quarter of a pixel, a Gaussian of integer taps is the identity to 3e-4
     radius = max(1, round(4 * blur_scale(size)))
-    chosen = parameters.blur & (parameters.blur_sigma > 0.25)
-    blurred = rows(chosen)
-    crops[blurred] = color.gaussian_blur(
-        crops[blurred], values(parameters.blur_sigma, chosen), radius
+    blur = p.blur & (p.blur_sigma > 0.25)
+    views = color.on_some(views, p.flip, lambda some: some.flip(-1))
+    views = color.on_some(views, p.jitter, jitter, tensor(p.jitter_factors))
+    views = color.on_some(views, p.gray, color.grayscale)
+    views = color.on_some(
+        views,
+        blur,
+        lambda some, sigma: color.gaussian_blur(some, sigma, radius),
+        tensor(p.blur_sigma),
     )
-    solarized = rows(parameters.solarize)
-    crops[solarized] = color.solarize(crops[solarized])
-    return normalize(crops, recipe.mean, recipe.std)
+    views = color.on_some(views, p.solarize, color.solarize)
+    return normalize(views, recipe.mean, recipe.std)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -10,7 +10,14 @@ from torchvision.transforms.v2 import functional as F
 from sklearn_excb import color
 from sklearn_excb.batches import whole_images
 from sklearn_excb.resampling import crop_resize, resize_weights
-from sklearn_excb.views import ViewKind, ViewRecipe, draw_boxes, draw_views, finish_views
+from sklearn_excb.views import (
+    ViewKind,
+    ViewRecipe,
+    draw_attempts,
+    draw_views,
+    finish_views,
+    fit_boxes,
+)
 
 IMAGES = torch.rand(6, 3, 21, 17, generator=torch.Generator().manual_seed(0))
 RECIPE = ViewRecipe(32, 16, 2, 4, (0.5, 0.3), 0.1, (0.5,) * 3, (0.25,) * 3, flip=0.5)
@@ -48,7 +55,7 @@ def test_jitter_applies_the_operations_in_each_images_own_order():
     generator = torch.Generator().manual_seed(1)
     factors = 0.6 + 0.8 * torch.rand(len(IMAGES), 4, generator=generator)
     factors[:, 3] = torch.linspace(-0.1, 0.1, len(IMAGES))
-    order = torch.stack([torch.randperm(4, generator=generator) for _ in IMAGES])
+    order = np.stack([torch.randperm(4, generator=generator).numpy() for _ in IMAGES])
     theirs = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
     expected = []
     for image, factor, sequence in zip(IMAGES, factors, order, strict=True):
@@ -106,7 +113,8 @@ def test_weights_of_a_resize_sum_to_one_inside_the_segment():
 def test_crop_boxes_are_distributed_as_torchvisions(shape, scale):
     n = 10_000
     kind = ViewKind(16, scale, (0.0,), (0.0,))
-    ours = draw_boxes(0, 1, np.arange(n), kind, np.tile(shape, (n, 1)))[0]
+    attempts = draw_attempts(0, 1, np.arange(n), kind)
+    ours = fit_boxes(attempts, np.tile(shape, (n, 1)), kind.scale)[0]
     torch.manual_seed(0)
     transform = v2.RandomResizedCrop(16, scale=scale)
     image = torch.zeros(1, *shape)
@@ -152,7 +160,8 @@ def test_every_probability_and_strength_is_that_of_the_recipe():
 
 def views_of(images, rows, kind, *, seed=1, epoch=2):
     shapes = np.tile(images.shape[-2:], (len(images), 1))
-    boxes = torch.from_numpy(draw_boxes(seed, epoch, rows, kind, shapes))
+    attempts = draw_attempts(seed, epoch, rows, kind)
+    boxes = torch.from_numpy(fit_boxes(attempts, shapes, kind.scale))
     drawn = draw_views(seed, epoch, rows, kind, RECIPE)
     views = finish_views(crop_resize(images, boxes, kind.size), drawn, kind.size, RECIPE)
     return views.unflatten(0, (-1, len(images)))

@@ -1,0 +1,116 @@
+"""Decoding large JPEGs at the size that crops need, and indexing a folder.
+
+    python -m benchmarks.decode
+
+Photos of 12 megapixels, made as in benchmarks.views: ``ItemImages.load_one`` for the sides that the
+crops of 224 pixels need, and those of a fit of 2,000 photos, beside Pillow's
+``Image.open(path).convert("RGB")`` as an array. Then 100,000 small files in 100 folders:
+``list_images`` beside a bare ``os.walk``. Everything takes turns; printed is the median of the
+ratios of a turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.views import RECIPE, write_photos
+from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb.folders import list_images
+from sklearn_excb.images import open_source
+from sklearn_excb.sources import ItemImages
+
+
+def ratios(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Seconds of each, over those of the first, in turns; the first turn warms up."""
+    turns = []
+    for _ in range(repeats + 1):
+        seconds = []
+        for run in runs.values():
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        turns.append(seconds)
+    return {
+        name: statistics.median(turn[i] / turn[0] for turn in turns[1:])
+        for i, name in enumerate(runs)
+    }
+
+
+def small_side() -> int:
+    """Pixels that crops of 2,000 photos need, by the rules of "auto"."""
+    facts = auto.Facts(2_000, "images", (3000, 4000), 3)
+    settings = auto.resolve(ExCBEstimator().get_params(), facts, has_batch_norm=True)
+    scale = min(settings.smallest_global)
+    sides = (settings.image_size, scale), (settings.local_size, settings.smallest_local)
+    return max(int(np.ceil(size / share**0.5)) for size, share in sides)
+
+
+def decoding(folder: Path, repeats: int) -> None:
+    """Print how many times as fast as Pillow's plain decoding."""
+    paths = write_photos(folder, 4, 3000, 4000)
+    source = open_source(paths)
+    assert isinstance(source, ItemImages)
+
+    def plain() -> None:
+        for path in paths:
+            np.asarray(Image.open(path).convert("RGB"))
+
+    def at_least(side: int) -> Callable[[], None]:
+        def run() -> None:
+            for index in range(len(paths)):
+                source.load_one(index, side)
+
+        return run
+
+    runs = {
+        "Pillow": plain,
+        "whole": at_least(0),
+        f"at least {RECIPE.side_for_crops} px (crops of 224)": at_least(RECIPE.side_for_crops),
+        f"at least {small_side()} px (2,000 photos)": at_least(small_side()),
+    }
+    for name, ratio in ratios(runs, repeats).items():
+        print(f"12 megapixels: {name} {1 / ratio:.2f} times as fast", flush=True)
+
+
+def indexing(folder: Path, repeats: int) -> None:
+    """Print how many times as long as a walk."""
+    for place in range(100):
+        inside = folder / f"class {place}"
+        inside.mkdir()
+        for number in range(1000):
+            (inside / f"img_{number}.jpg").touch()
+
+    def walk() -> None:
+        assert sum(len(files) for *_, files in os.walk(folder)) == 100_000
+
+    def index() -> None:
+        assert len(list_images(folder).images) == 100_000
+
+    for name, ratio in ratios({"os.walk": walk, "list_images": index}, repeats).items():
+        print(f"100,000 files: {name} {ratio:.2f} times as long", flush=True)
+
+
+def main() -> None:
+    """Run both."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as folder:
+        decoding(Path(folder), repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        indexing(Path(folder), repeats)
+
+
+if __name__ == "__main__":
+    main()
