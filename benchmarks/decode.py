@@ -24,9 +24,11 @@ from PIL import Image
 
 from benchmarks.views import RECIPE, write_photos
 from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb.fitting import view_recipe
 from sklearn_excb.folders import list_images
 from sklearn_excb.images import open_source
 from sklearn_excb.sources import ItemImages
+from sklearn_excb.views import ViewRecipe
 
 
 def ratios(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
@@ -45,20 +47,15 @@ def ratios(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float
     }
 
 
-def small_side() -> int:
-    """Pixels that crops of 2,000 photos need, by the rules of "auto"."""
-    facts = auto.Facts(2_000, "images", (3000, 4000), 3)
-    settings = auto.resolve(ExCBEstimator().get_params(), facts, has_batch_norm=True)
-    scale = min(settings.smallest_global)
-    sides = (settings.image_size, scale), (settings.local_size, settings.smallest_local)
-    return max(int(np.ceil(size / share**0.5)) for size, share in sides)
-
-
 def decoding(folder: Path, repeats: int) -> None:
     """Print how many times as fast as Pillow's plain decoding."""
     paths = write_photos(folder, 4, 3000, 4000)
     source = open_source(paths)
     assert isinstance(source, ItemImages)
+    facts = auto.Facts(2_000, "images", (3000, 4000), 3)
+    settings = auto.resolve(ExCBEstimator().get_params(), facts, has_batch_norm=True)
+    small = view_recipe(source, settings)
+    assert isinstance(small, ViewRecipe)
 
     def plain() -> None:
         for path in paths:
@@ -75,7 +72,7 @@ def decoding(folder: Path, repeats: int) -> None:
         "Pillow": plain,
         "whole": at_least(0),
         f"at least {RECIPE.side_for_crops} px (crops of 224)": at_least(RECIPE.side_for_crops),
-        f"at least {small_side()} px (2,000 photos)": at_least(small_side()),
+        f"at least {small.side_for_crops} px (2,000 photos)": at_least(small.side_for_crops),
     }
     for name, ratio in ratios(runs, repeats).items():
         print(f"12 megapixels: {name} {1 / ratio:.2f} times as fast", flush=True)

@@ -7,10 +7,10 @@ Two views of 224 and six of 96 pixels with the published recipe (crop, flip, jit
 gray, blur, solarise, normalise). The pipelines take turns on the same files; printed is how
 many times as many images a second as the PIL pipeline each makes (median of the ratios of a turn).
 
-- PIL: torchvision's transforms on PIL images, as DINO's and SwAV's releases have them.
+- PIL: torchvision's transforms on PIL images, blurred by Pillow, as DINO's release has them.
 - v2: torchvision's transforms v2 on uint8 tensors.
 - ours: decoding, crops, and the batched operations.
-- ours, worker: what threads do where the model is on another device: decoding and crops.
+- ours, read and cropped: the part that threads do where the model is on another device.
 
 Without ``--images``, 64 JPEGs of 500 x 375 pixels with the spectrum of photos are made.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import random
 import statistics
 import tempfile
 import time
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -36,6 +37,7 @@ from torchvision.transforms import v2
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.fitting import IMAGENET_MEAN, IMAGENET_STD
 from sklearn_excb.images import open_source
+from sklearn_excb.threads import reading_threads
 from sklearn_excb.views import ViewRecipe
 
 GLOBAL, LOCAL, N_GLOBAL, N_LOCAL = 224, 96, 2, 6
@@ -77,14 +79,26 @@ def write_photos(folder: Path, n: int, height: int, width: int) -> list[str]:
     return paths
 
 
+class PillowBlur:
+    """Gaussian blur of a PIL image by a random sigma."""
+
+    def __init__(self, sigma: tuple[float, float]) -> None:
+        self.sigma = sigma
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Blur."""
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
+
+
 def augmentations(v: Any, blur: float, solarize: float) -> list[Any]:
     """What both torchvision pipelines do to a crop."""
     sigma = (0.1, 2.0)
+    gaussian = v.GaussianBlur(9, sigma) if v is v2 else PillowBlur(sigma)
     return [
         v.RandomHorizontalFlip(0.5),
         v.RandomApply([v.ColorJitter(*JITTER)], p=0.8),
         v.RandomGrayscale(0.2),
-        v.RandomApply([v.GaussianBlur(9, sigma)], p=blur),
+        v.RandomApply([gaussian], p=blur),
         v.RandomSolarize(128, p=solarize),
     ]
 
@@ -124,6 +138,7 @@ def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Calla
         batch_size=BATCH,
         num_workers=0 if workers == 1 else workers,
         persistent_workers=workers > 1,
+        drop_last=True,  # as ours does
     )
 
     def run() -> None:
@@ -133,21 +148,22 @@ def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Calla
     return run
 
 
-def our_batches(paths: list[str], workers: int) -> ViewBatches:
-    """Our batches of the same files."""
+def our_views(paths: list[str], workers: int, *, crops_only: bool) -> Callable[[], None]:
+    """Go through the files once, in the same order."""
     source = open_source(paths)
-    return ViewBatches(source, RECIPE, BATCH, 1, 0, workers, torch.device("cpu"))
-
-
-def our_views(paths: list[str], workers: int) -> Callable[[], None]:
-    """Go through the files once."""
-    batches = our_batches(paths, workers)
+    batches = ViewBatches(source, RECIPE, BATCH, 1, 0, workers, torch.device("cpu"))
+    kinds = RECIPE.kinds(0)
 
     def run() -> None:
         for _ in batches:
             pass
 
-    return run
+    def read_and_crop() -> None:
+        with reading_threads(workers) as read:
+            for rows in np.arange(len(paths)).reshape(-1, BATCH):
+                batches._crops(source, rows, 1, kinds, read)
+
+    return read_and_crop if crops_only else run
 
 
 def turns(
@@ -176,14 +192,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.images:
             paths = [str(path) for path in sorted(arguments.images.glob("*.jp*g"))[:64]]
+            paths = paths[: len(paths) // BATCH * BATCH]
         else:
-            paths = write_photos(Path(folder), 64, 375, 500)
+            paths = write_photos(Path(folder), 2 * BATCH, 375, 500)
+        if not paths:
+            raise SystemExit(f"{arguments.images} holds fewer than {BATCH} JPEGs: needed as many.")
         for workers in arguments.workers:
             torch.set_num_threads(workers)
             pipelines = {
                 "PIL": torchvision_views(paths, workers, tensors=False),
                 "v2": torchvision_views(paths, workers, tensors=True),
-                "ours": our_views(paths, workers),
+                "ours": our_views(paths, workers, crops_only=False),
+                "ours, read and cropped": our_views(paths, workers, crops_only=True),
             }
             found = list(turns(pipelines, len(paths), arguments.repeats))
             for name in pipelines:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from sklearn_excb.files import EncodedPicture
 from sklearn_excb.folders import IMAGE_SUFFIXES, is_image_file
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
 
 class Member(NamedTuple):
     """An image file in an archive.
@@ -35,32 +37,33 @@ class Member(NamedTuple):
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a path ends as a tar archive does."""
-    return os.fspath(path).lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"))
+    """Whether a path ends as a tar archive does, and is no folder."""
+    name = os.fspath(path)
+    return name.lower().endswith((".tar", *_COMPRESSED)) and not os.path.isdir(name)
 
 
 def list_members(archives: Sequence[str | os.PathLike[str]]) -> list[Member]:
     """Image files of archives, in the order in which they lie there.
+
+    Hard links are followed, symbolic ones and what is hidden are not there. Of several files with
+    one name the last counts, as when the archive is unpacked.
 
     Raises
     ------
     ValueError
         If one is no tar archive, or compressed, or if there is no image in any.
     """
-    found = []
+    found: list[Member] = []
     paths = [os.fspath(archive) for archive in archives]
     for archive in paths:
         try:
-            with tarfile.open(archive, "r:") as members:
-                found += [
-                    Member(archive, member.name, member.offset_data, member.size)
-                    for member in members
-                    if member.isreg() and is_image_file(member.name.rpartition("/")[2])
-                ]
-        except tarfile.TarError as error:
+            found += _members(archive)
+        except (tarfile.TarError, KeyError) as error:
+            hint = "It is cut short, or something else."
+            if archive.lower().endswith(_COMPRESSED):
+                hint = "Write it without compression: images are compressed already."
             raise ValueError(
-                f"{archive} cannot be read as a tar archive: {error}. A compressed one has to be "
-                "unpacked, or written without compression: images are compressed already."
+                f"{archive} cannot be read as a tar archive: {error}. {hint}"
             ) from error
     if not found:
         raise ValueError(
@@ -68,3 +71,21 @@ def list_members(archives: Sequence[str | os.PathLike[str]]) -> list[Member]:
             f"{' '.join(IMAGE_SUFFIXES)} are looked for."
         )
     return found
+
+
+def _members(archive: str) -> list[Member]:
+    contents: dict[str, tarfile.TarInfo] = {}
+    found: dict[str, Member] = {}
+    with tarfile.open(archive, "r:") as members:
+        for member in members:
+            if member.isreg():
+                contents[member.name] = member
+            elif member.islnk():
+                contents[member.name] = contents[member.linkname]
+            else:
+                continue
+            parts = member.name.removeprefix("./").split("/")
+            if is_image_file(parts[-1]) and not any(part.startswith(".") for part in parts):
+                content = contents[member.name]
+                found[member.name] = Member(archive, member.name, content.offset_data, content.size)
+    return list(found.values())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+_BYTES = "surrogateescape"
 
 
 def _number_or_auto(text: str) -> int | str:
@@ -94,9 +97,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
         Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)
-        with open(arguments.csv, "w", newline="", encoding="utf-8") as file:
+        # names of files may hold bytes that are no text: they go out as they came
+        with open(arguments.csv, "w", newline="", encoding="utf-8", errors=_BYTES) as file:
             _write(file, table)
     else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=_BYTES)
         _write(sys.stdout, table)
     return 0
 

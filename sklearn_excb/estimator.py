@@ -327,7 +327,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         with _unchanged_on_error(self):
             source = self._open(X, fitting=True)
             n_jobs = number_of_jobs(self.n_jobs, source)
-            usable = leave_out_unusable(source, n_jobs)
+            usable = leave_out_unusable(source, n_jobs, progress=bool(self.verbose))
+            n_skipped = warn_of(source, stacklevel=2)
             fitted = fit_source(usable, parameters, seed=seed, device=device)
             if not isinstance(source, Rows):
                 self.image_shape_ = fitted.image_shape
@@ -344,7 +345,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "random_state": seed,
             }
             self._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
-        warn_of(self.skipped_, len(source), stacklevel=2)
+        if len(self.skipped_) > n_skipped:  # while it was fitted
+            warn_of(source, stacklevel=2)
         return self
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
@@ -377,7 +379,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         source = type(self)(**parameters)._open(X, fitting=True)
-        return memory_of(source, parameters, resolve_device(self.device))
+        usable = leave_out_unusable(source, number_of_jobs(self.n_jobs, source))
+        return memory_of(usable, parameters, resolve_device(self.device))
 
     def predict(self, X: Any, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
         """Cluster of each sample: the centroid most similar to its projection.
@@ -401,6 +404,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             If images were skipped (``on_error="skip"``).
         """
         check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
         source = self._open(X, fitting=False)
         found = check_out(out, (len(source),), np.int64)
         assign(self._fitted.teacher, self._inputs(source), out=found)
@@ -420,7 +424,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         -------
         ndarray of shape (n_samples, d), float32
             What ``embedding`` names: d = 256, the number of the backbone's features, or K. NaN for
-            images that were skipped. ``out``, if it was given.
+            images that were skipped. ``out``, if it was given, or in what ``set_output`` asks for.
 
         Warns
         -----

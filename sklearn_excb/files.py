@@ -11,6 +11,8 @@ from typing import Any
 from sklearn_excb.pixels import ImageError, is_gray
 
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are exchanged
+# what brings each orientation the right way up: members of PIL.Image.Transpose
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _REDUCTIONS = (8, 4, 2)  # that a JPEG can be decoded at, for a fraction of the time
 
 
@@ -50,7 +52,7 @@ class EncodedPicture:
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels, the right way up."""
         width, height = self._image.size
-        turned = self._orientation >= 5 and self._image.format != "TIFF"  # whose size is turned
+        turned = self._orientation >= 5 and not self._turns_itself
         return (width, height) if turned else (height, width)
 
     def decode(self, at_least: int) -> Any:
@@ -62,22 +64,28 @@ class EncodedPicture:
             Pixels that the short side has to have. A JPEG of twice as many or more is decoded at
             a half, a quarter or an eighth of its size; 0 decodes at full size.
         """
-        from PIL import ImageOps
-
         width, height = self._image.size
         for reduction in _REDUCTIONS:
             if at_least and min(width, height) // reduction >= at_least:
                 self._image.draft(None, (width // reduction, height // reduction))
                 break
-        if self._orientation == 1:
-            return self._image
-        return ImageOps.exif_transpose(self._image)
+        self._image.load()
+        turn = None if self._turns_itself else _TURNS.get(self._orientation)
+        return self._image if turn is None else self._image.transpose(turn)
+
+    @property
+    def _turns_itself(self) -> bool:
+        """Whether Pillow applies the orientation: in TIFF, where it belongs to the format."""
+        return self._image.format == "TIFF"
 
 
 def _orientation(image: Any) -> int:
     """Orientation by EXIF, 1 to 8; 1 where that says nothing, or cannot be read."""
+    from PIL import Image
+
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        # what the header says: the method of a PNG would decode the pixels to look behind them
+        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # of a broken block: the pixels may be sound
         return 1
     return found if found in range(1, 9) else 1

@@ -169,10 +169,14 @@ def build(
 
 
 def _prepare(
-    source: Source, parameters: Mapping[str, Any], seed: int, device: torch.device
+    source: Source,
+    facts: auto.Facts,
+    parameters: Mapping[str, Any],
+    seed: int,
+    device: torch.device,
 ) -> tuple[StudentTeacher, auto.Settings, int, ViewBatches]:
     """What :func:`build` gives, and the batches of the fit."""
-    networks, settings, n_features = build(parameters, facts_of(source))
+    networks, settings, n_features = build(parameters, facts)
     settings = replace(settings, precision=resolve_precision(settings.precision, device))
     batches = ViewBatches(
         source,
@@ -191,7 +195,8 @@ def memory_of(
 ) -> MemoryEstimate:
     """What a fit of the source would take in memory; ``micro_batch="auto"`` is settled by it."""
     with own_randomness(0):
-        networks, settings, _, batches = _prepare(source, parameters, 0, device)
+        facts = facts_of(source)
+        networks, settings, _, batches = _prepare(source, facts, parameters, 0, device)
         return _settle_memory(networks, settings, batches, parameters)[1]
 
 
@@ -259,7 +264,8 @@ def fit_source(
     """
     with ExitStack() as stack:
         stack.enter_context(own_randomness(seed))
-        networks, settings, n_features, batches = _prepare(source, parameters, seed, device)
+        facts = facts_of(source)
+        networks, settings, n_features, batches = _prepare(source, facts, parameters, seed, device)
         settings = _within_memory(networks, settings, batches, parameters)
         networks.to(device)
 
@@ -301,8 +307,7 @@ def fit_source(
             history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")
             watch.look(history[-1], stacklevel=4)
     teacher = networks.teacher.cpu().eval()
-    shape = facts_of(source).shape
-    return Fitted(teacher, settings, batches.recipe, n_features, shape, last, history)
+    return Fitted(teacher, settings, batches.recipe, n_features, facts.shape, last, history)
 
 
 def run(

@@ -21,7 +21,8 @@ class Listing(NamedTuple):
     images : list of str
         Image files: those of a folder before those of the folders in it, each in natural order.
     ignored : list of str
-        Hidden files and folders, and files without the ending of an image.
+        Hidden files and folders, files without the ending of an image, folders that may not be
+        read.
     """
 
     images: list[str]
@@ -47,7 +48,11 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     if not os.path.isdir(root):
         raise NotADirectoryError(f"{root} is a file. Pass its folder, or a list of paths.")
     found, ignored, seen = [], [], set()
-    for place, folders, files in os.walk(root, followlinks=True):
+
+    def closed(error: OSError) -> None:
+        ignored.append(os.path.join(error.filename, ""))
+
+    for place, folders, files in os.walk(root, onerror=closed, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -62,16 +67,18 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
             ignored += [inside + name for name in sorted(set(files).difference(images))]
             ignored += [os.path.join(inside, name, "") for name in sorted(hidden)]
     if not found:
+        shards = any(name.endswith(".tar") for name in ignored)
+        hint = " Of tar archives, pass a list: sorted(folder.glob('*.tar'))." if shards else ""
         raise ValueError(
             f"No image file in {root} ({len(ignored)} other files and folders). Files ending in "
-            f"{' '.join(IMAGE_SUFFIXES)} are looked for, in all its folders."
+            f"{' '.join(IMAGE_SUFFIXES)} are looked for, in all its folders.{hint}"
         )
     return Listing(found, ignored)
 
 
 def is_image_file(name: str) -> bool:
     """Whether a file without its folder is named as images are, and is not hidden."""
-    return name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES)
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _natural(names: Collection[str]) -> list[str]:

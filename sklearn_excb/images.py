@@ -26,7 +26,7 @@ def are_rows(X: Any) -> bool:
     """
     items = _items(X)
     if items is not None:
-        first = items[0] if items else ""
+        first = next((item for item in items if not _is_nothing(item)), "")
         return not (_is_path(first) or _is_item(first)) and np.ndim(first) <= 1
     if hasattr(X, "__array__") and not hasattr(X, "ndim"):
         X = np.asarray(X)
@@ -44,6 +44,11 @@ def _items(X: Any) -> list[Any] | None:
     return None
 
 
+def _is_nothing(item: Any) -> bool:
+    """Whether it is None, or an item (None, label, ...): a broken one, which tells nothing."""
+    return item is None or (isinstance(item, tuple) and bool(item) and item[0] is None)
+
+
 def _is_path(item: Any) -> bool:
     return isinstance(item, (str, os.PathLike))
 
@@ -51,7 +56,7 @@ def _is_path(item: Any) -> bool:
 def _is_item(item: Any) -> bool:
     """Whether it is a picture, or an item of a data set: (image, label, ...) or a dict."""
     if isinstance(item, tuple) and item:
-        return _is_item(item[0]) or np.ndim(item[0]) >= 2
+        return _is_path(item[0]) or _is_item(item[0]) or np.ndim(item[0]) >= 2
     return is_picture(item) or isinstance(item, dict)
 
 
@@ -115,7 +120,7 @@ def _open_archives(
     paths: Sequence[str | os.PathLike[str]], n_channels: int | None, on_error: str
 ) -> ItemImages:
     members = list_members(paths)
-    names = [os.path.join(member.archive, member.name) for member in members]
+    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in members]
     return ItemImages(
         members, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
     )
@@ -125,24 +130,46 @@ def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemI
     if not items:
         raise ValueError("X is empty: there is no image in it.")
     if not all(_is_path(item) for item in items):
-        return ItemImages(items, _image_of_item, n_channels=n_channels, on_error=on_error)
-    if all(is_archive(item) for item in items):
-        return _open_archives(items, n_channels, on_error)
-    names = [os.fspath(path) for path in items]
-    missing = [name for name in names if not os.path.isfile(name)]
-    if missing and on_error == "raise":
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} image files do not exist, the first: {missing[0]}"
+        # Pillow reads what it has not read yet into the picture itself: not in several threads
+        alone = any(is_picture(item[0] if isinstance(item, tuple) else item) for item in items)
+        return ItemImages(
+            items,
+            _image_of_item,
+            n_channels=n_channels,
+            reads_in_parallel=not alone,
+            on_error=on_error,
         )
+    archives = [is_archive(item) for item in items]
+    if all(archives):
+        return _open_archives(items, n_channels, on_error)
+    if any(archives):
+        raise ValueError("X holds tar archives and other files: pass either the one or the other.")
+    names = [os.fspath(path) for path in items]
+    if on_error == "raise":
+        _check_files(names)
     return _open_files(names, n_channels, on_error)
 
 
+def _check_files(names: list[str]) -> None:
+    missing = [name for name in names if not os.path.isfile(name)]
+    if not missing:
+        return
+    if os.path.isdir(missing[0]):
+        raise IsADirectoryError(
+            f"{missing[0]} is a folder. Pass it by itself, not in a list, or list its files."
+        )
+    raise FileNotFoundError(
+        f"{len(missing)} of {len(names)} image files do not exist, the first: {missing[0]}"
+    )
+
+
 def _image_of_item(item: Any) -> Any:
-    """Image of an item: itself, the first of a tuple, the entry "image" of a dict, a file."""
+    """Image of an item: itself, that of a tuple's first or a dict's "image", a file."""
     if isinstance(item, dict):
         for key in ("image", "img", "pixel_values"):
             if key in item:
-                return _image_of_item((item[key],))
-        raise ImageError(f"a dict without an 'image' entry, but with {sorted(item)}.")
-    image = item[0] if isinstance(item, tuple) and item else item
-    return open_file(image) if isinstance(image, (str, os.PathLike)) else image
+                return _image_of_item(item[key])
+        raise ImageError(f"a dict without an 'image' entry, but with {list(item)}.")
+    if isinstance(item, tuple) and item:
+        return _image_of_item(item[0])
+    return open_file(item) if isinstance(item, (str, os.PathLike)) else item

@@ -81,7 +81,8 @@ def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 def _crop_one(image: Tensor, box: Sequence[int], size: int) -> Tensor:
     top, left, height, width = box
     part = image[None, :, top : top + height, left : left + width]
-    part = part if part.dtype == torch.uint8 else to_unit(part)
+    if part.dtype != torch.uint8 or part.device.type != "cpu":  # only CPUs resize uint8
+        part = to_unit(part)
     resized = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
     return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 1)
 
@@ -101,7 +102,7 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Returns
     -------
     Tensor of shape (V, B, c, size, size)
-        float32 in [0, 1]; of large uint8 images uint8, as Pillow and torchvision round them.
+        float32 in [0, 1]; on a CPU, of large uint8 images, uint8, as Pillow rounds them.
     """
     if max(images.shape[-2:]) <= _MATRIX_LIMIT:
         return _crop_stack(images, boxes, size).clamp_(0, 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from sklearn_excb.sources import ItemImages, Skipped, Source
 from sklearn_excb.threads import reading_threads
@@ -18,8 +20,8 @@ class SkippedImageWarning(UserWarning):
     """Images could not be used and were skipped."""
 
 
-def leave_out_unusable(source: Source, n_jobs: int) -> Source:
-    """Source without the images that cannot be used, each of which is tried once.
+def leave_out_unusable(source: Source, n_jobs: int, *, progress: bool = False) -> Source:
+    """Source without the images that cannot be used; every one is tried once.
 
     Draws depend on the place of an image among those that are left, so a fit is the one of a
     collection in which the others never were.
@@ -35,10 +37,14 @@ def leave_out_unusable(source: Source, n_jobs: int) -> Source:
     def attempt(index: int) -> None:
         source.load_one(index, at_least=1)
 
-    with reading_threads(n_jobs) as read:
+    with ExitStack() as stack:
+        read = stack.enter_context(reading_threads(n_jobs))
+        bar = stack.enter_context(
+            tqdm(total=len(source), desc="ExCB: trying the images", disable=not progress)
+        )
         for first in range(0, len(source), _AT_ONCE):
             for _ in read(attempt, range(first, min(first + _AT_ONCE, len(source)))):
-                pass
+                bar.update()
     left = source.usable()
     if not len(left):
         raise source.none_usable()
@@ -69,18 +75,20 @@ def without_skipped(
     skipped = skipped_of(source)
     if skipped:
         result[[image.index for image in skipped]] = fill
-        warn_of(skipped, len(source), stacklevel + 1)
+        warn_of(source, stacklevel + 1)
     return result
 
 
-def warn_of(skipped: list[Skipped], n_samples: int, stacklevel: int) -> None:
-    """Say how many images were skipped, and why the first."""
-    if not skipped:
-        return
-    first = skipped[0]
-    warnings.warn(
-        f"{len(skipped)} of {n_samples:,} images cannot be used and were skipped: their label is "
-        f"-1, their embedding NaN. The first, {first.name or first.index}: {first.reason}",
-        SkippedImageWarning,
-        stacklevel=stacklevel + 1,
-    )
+def warn_of(source: Source, stacklevel: int) -> int:
+    """Say how many images were skipped, if any, and why the first; give their number."""
+    skipped = skipped_of(source)
+    if skipped:
+        first = skipped[0]
+        warnings.warn(
+            f"{len(skipped)} of {len(source):,} images cannot be used and were skipped: their "
+            f"label is -1, their embedding NaN. The first, {first.name or first.index}: "
+            f"{first.reason}",
+            SkippedImageWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return len(skipped)

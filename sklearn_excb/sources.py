@@ -8,6 +8,7 @@ blank image in its place, and the reason is kept.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
@@ -112,7 +113,7 @@ class ItemImages:
         Paths, where the items are files.
     n_channels : int, optional
         1 or 3 to convert images to. By default 3 for pictures, unless all those looked at are
-        gray, and what the first item has for arrays.
+        gray, and for arrays what the first has; with "skip", what most of those looked at have.
     reads_in_parallel : bool, default=True
         Whether ``open_item`` is safe in several threads.
     on_error : {"raise", "skip"}, default="raise"
@@ -122,7 +123,7 @@ class ItemImages:
     Attributes
     ----------
     places : ndarray of shape (n,), int64
-        Of the images in the collection: not 0..n-1 in :meth:`usable`.
+        Of the images in the whole collection, as are ``names``: not 0..n-1 in :meth:`usable`.
     ignored : list of str or None
         What a folder holds besides.
 
@@ -152,8 +153,9 @@ class ItemImages:
         self._open_item = open_item
         self.places = np.arange(len(items))
         self._reasons: dict[int, str] = {}
+        self._n_may_fail = len(items)
         self._wanted = self._pictures_channels() if n_channels is None else n_channels
-        self.n_channels = self._wanted or self._first_channels()
+        self.n_channels = self._wanted or self._usual_channels()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -172,6 +174,7 @@ class ItemImages:
         image = self._attempt(index, lambda: self._load(index, at_least))
         if image is None:
             return torch.zeros(self.n_channels, 8, 8, dtype=torch.uint8)
+        self._reasons.pop(int(self.places[index]), None)  # it failed once and came back
         return image
 
     def shape(self, index: int) -> Shape | None:
@@ -184,16 +187,24 @@ class ItemImages:
         return [Skipped(place, names[place], why) for place, why in sorted(self._reasons.items())]
 
     def usable(self) -> Self:
-        """Return the same source without the images in :meth:`skipped`."""
+        """Return the same source without the images in :meth:`skipped`.
+
+        All in it could be read: it raises once more than one in a hundred (and two) cannot.
+        """
         less = copy.copy(self)
         less.places = np.setdiff1d(np.arange(len(self._items)), list(self._reasons))
+        less._n_may_fail = len(self._reasons) + max(2, len(less) // 100)
         return less
 
-    def _first_channels(self) -> int:
-        for index in range(len(self)):
-            image = self._attempt(index, lambda index=index: self._read(index, 1))
-            if image is not None:
-                return image.shape[0]
+    def _usual_channels(self) -> int:
+        """Channels of the first image; where others are skipped, of most of those looked at."""
+        if not self.skips:
+            return self._attempt(0, lambda: self._read(0, 1)).shape[0]
+        for indices in (_probes(self), range(len(self))):
+            images = (self._attempt(i, lambda i=i: self._read(i, 1)) for i in indices)
+            counts = Counter(image.shape[0] for image in images if image is not None)
+            if counts:
+                return counts.most_common(1)[0][0]
         raise self.none_usable()
 
     def _pictures_channels(self) -> int | None:
@@ -239,28 +250,40 @@ class ItemImages:
 
     def _attempt(self, index: int, read: Callable[[], Any]) -> Any:
         """Run ``read``; if that fails, raise what names the image, or keep why and give None."""
+        place = int(self.places[index])
+        name = self.names[place] if self.names else f"{place} of {len(self._items)}"
         try:
             return read()
-        except MemoryError:
+        except MemoryError as error:
+            error.add_note(f"It was image {name}.")
             raise
-        except ImageError as error:
-            reason, cause = str(error), error
         except Exception as error:
-            reason, cause = f"cannot be read: {error or type(error).__name__}", error
-        place = int(self.places[index])
+            reason, cause = _reason(error), error
         if not self.skips:
-            name = self.names[place] if self.names else f"{place} of {len(self._items)}"
             raise ImageError(f"Image {name}: {reason}") from cause
         self._reasons[place] = reason
+        if len(self._reasons) > self._n_may_fail:
+            raise ImageError(
+                f"Images that could be read cannot be any more, the last, {name}: {reason} Is what "
+                "they lie on still there?"
+            ) from cause
         return None
 
     def none_usable(self) -> ImageError:
         """Error to raise where no image can be used."""
         first = self.skipped()[0]
         return ImageError(
-            f"None of {len(self._items)} images can be used. The first, "
+            f"None of the {len(self._reasons)} images tried can be used. The first, "
             f"{first.name or first.index}: {first.reason}"
         )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with an image, in words that say something."""
+    if isinstance(error, ImageError):
+        return str(error)
+    kind = "" if isinstance(error, (OSError, ValueError)) and str(error) else type(error).__name__
+    return "cannot be read: " + ": ".join(filter(None, (kind, str(error))))
 
 
 Source = Rows | ArrayImages | ItemImages

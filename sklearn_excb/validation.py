@@ -105,11 +105,8 @@ _NOT_AUTO = frozenset(
     name
     for name in _CONSTRAINTS
     if name.endswith("_temperature")
-    or name
-    in {
-        *("embedding", "n_global", "balancing", "count_labels", "local_in_loss_h"),
-        *("on_error", "verbose"),
-    }
+    or name in {"embedding", "n_global", "local_in_loss_h", "verbose"}
+    or name in {"balancing", "count_labels", "on_error"}
 )
 
 

@@ -110,11 +110,11 @@ class ViewRecipe:
 
     @property
     def side_for_crops(self) -> int:
-        """Pixels that a square image needs so that not even the smallest crop is enlarged."""
+        """Pixels that a square image needs so that no crop is enlarged: 3 : 4 is the narrowest."""
         smallest = min(self.smallest_global)
         whole = self.global_size / math.sqrt(smallest)
         local = self.local_size / math.sqrt(min(self.smallest_local, smallest))
-        return math.ceil(max(whole, local if self.n_local else 0))
+        return math.ceil(math.sqrt(4 / 3) * max(whole, local if self.n_local else 0))
 
     def kinds(self, progress: float) -> list[ViewKind]:
         """Global and, if there are any, local views at a share ``progress`` of the run."""
@@ -291,14 +291,19 @@ def finish_views(
 def _blocks(
     parameters: ViewParameters, size: int, device: torch.device
 ) -> list[npt.NDArray[np.int64]]:
-    """Crops that are worked on together: on a CPU few, and jittered in one order; else all."""
-    n = len(parameters.flip)
+    """Crops that are worked on together: on a CPU few, else all.
+
+    Where there are enough to fill a block of every order of the jitter, a block has one order.
+    """
+    rows = np.arange(len(parameters.flip))
     if device.type != "cpu":
-        return [np.arange(n)]
+        return [rows]
+    most = max(1, _BLOCK_PIXELS // size**2)
+    if len(rows) < most * math.factorial(len(color.JITTER)):
+        return [rows[i : i + most] for i in range(0, len(rows), most)]
     order = parameters.jitter_order @ np.array([64, 16, 4, 1])
     key = np.where(parameters.jitter, order, -1)
     ordered = key.argsort(kind="stable")
-    most = max(1, _BLOCK_PIXELS // size**2)
     groups = np.split(ordered, np.flatnonzero(np.diff(key[ordered])) + 1)
     return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
 

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 H, W = 20, 30
-RNG = np.random.default_rng(0)
 SMOOTH = np.linspace(0, 255, H * W * 3).reshape(H, W, 3).astype(np.uint8)
 ORIENTATION = 0x0112
 
@@ -45,6 +44,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
 
 def sound_files() -> dict[str, tuple[bytes, tuple[int, int]]]:
     """Name, content, and height and width the right way up, of files that can be used."""
+    rng = np.random.default_rng(0)
     rgb = Image.fromarray(SMOOTH)
     gray, alpha = rgb.convert("L"), rgb.convert("RGBA")
     alpha.putalpha(gray)
@@ -67,7 +67,7 @@ def sound_files() -> dict[str, tuple[bytes, tuple[int, int]]]:
         "ycck.jpg": ycck,
         "colour profile.jpg": encoded(rgb, "JPEG", icc_profile=b"not a profile" * 20),
         "comment.jpg": encoded(rgb, "JPEG", comment=b"\xff\xd9" * 10),
-        "bytes after the end.jpg": encoded(rgb, "JPEG") + bytes(RNG.bytes(500)),
+        "bytes after the end.jpg": encoded(rgb, "JPEG") + rng.bytes(500),
         "broken exif.jpg": encoded(rgb, "JPEG", exif=exif_broken),
         "several pictures.jpg": encoded(rgb, "MPO", save_all=True, append_images=[gray]),
         "palette.png": encoded(rgb.convert("P"), "PNG"),
@@ -125,7 +125,8 @@ def sound_files() -> dict[str, tuple[bytes, tuple[int, int]]]:
 
 def broken_files() -> dict[str, bytes]:
     """Name and content of files that cannot be used."""
-    rgb = Image.fromarray(RNG.integers(0, 256, (H, W, 3), dtype=np.uint8))
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (H, W, 3), dtype=np.uint8))
     whole = {
         kind: encoded(rgb, {"jpg": "JPEG", "tif": "TIFF"}.get(kind, kind.upper()))
         for kind in ("jpg", "png", "webp", "tif", "bmp", "gif")
@@ -133,6 +134,8 @@ def broken_files() -> dict[str, bytes]:
     nan = np.full((H, W), np.nan, np.float32)
     flipped = bytearray(whole["png"])
     flipped[20] ^= 0xFF
+    pixels = whole["png"].index(b"IDAT") + 60
+    damaged = whole["png"][:pixels] + bytes(40) + whole["png"][pixels + 40 :]
     files = {f"cut short.{kind}": whole[kind][: len(whole[kind]) // 2] for kind in whole}
     files |= {f"only the beginning.{kind}": whole[kind][:24] for kind in whole}
     return files | {
@@ -142,9 +145,10 @@ def broken_files() -> dict[str, bytes]:
         "drawing.png": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         "document.jpg": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + bytes(100),
         "film.gif": b"\0\0\0\x18ftypmp42" + bytes(100),
-        "noise.webp": RNG.bytes(1000),
+        "noise.webp": rng.bytes(1000),
         "zeros.tif": bytes(1000),
         "a flipped byte in the header.png": bytes(flipped),
+        "damaged inside.png": damaged,
         "no pixels.png": png(0, 0, 8, 2, b""),
         "a bomb.png": png(60_000, 60_000, 8, 2, bytes(1000)),
         "a bomb.gif": b"GIF89a" + struct.pack("<HH", 65_000, 65_000) + whole["gif"][10:],

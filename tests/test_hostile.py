@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from sklearn_excb import ExCBEstimator, ImageError, SkippedImageWarning
 from sklearn_excb.images import open_source
@@ -98,7 +99,7 @@ def test_only_broken_files_are_an_error_that_says_why(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
-        ImageError, match=r"None of 2 images can be used.*a\.jpg: the file is empty"
+        ImageError, match=r"None of the 2 images tried can be used.*a\.jpg: the file is empty"
     ):
         estimator(on_error="skip").fit(tmp_path)
 
@@ -113,6 +114,17 @@ def test_files_that_do_not_exist_are_skipped_when_asked(tmp_path):
         excb = estimator(on_error="skip").fit(paths)
     assert excb.labels_[4] == -1
     assert (np.delete(excb.labels_, 4) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+def test_pictures_are_turned_as_pillow_turns_them(tmp_path, kind):
+    for name, (content, _) in sound_files().items():
+        if name.startswith("turned") and name.endswith(kind):
+            path = tmp_path / name
+            path.write_bytes(content)
+            expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+            found = open_source([path]).load_one(0).permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
 class FailsAt:
@@ -137,7 +149,9 @@ def test_a_data_set_that_raises_at_some_rows():
     assert [skipped.index for skipped in excb.skipped_] == [0, 7, 39]
     clean = estimator().fit(np.delete(FailsAt([]).images, [0, 7, 39], axis=0))
     np.testing.assert_array_equal(np.delete(excb.labels_, [0, 7, 39]), clean.labels_)
-    with pytest.raises(ImageError, match="Image 0 of 40: cannot be read: the network is gone"):
+    with pytest.raises(
+        ImageError, match="Image 0 of 40: cannot be read: RuntimeError: the network is gone"
+    ):
         estimator().fit(FailsAt([0, 7]))
 
 
@@ -156,6 +170,63 @@ def test_an_image_that_goes_while_training_does_not_end_the_run():
     with pytest.warns(SkippedImageWarning, match="1 of 40 images.* 5: cannot be read: gone"):
         excb = estimator(on_error="skip", epochs=3).fit(Goes([]))
     np.testing.assert_array_equal(np.flatnonzero(excb.labels_ < 0), [5])
+
+
+def test_a_disk_that_goes_while_training_ends_the_run_and_one_hiccup_does_not():
+    class Disk(FailsAt):
+        n_read, sound, hiccups = 0, 150, ()
+
+        def __getitem__(self, index):
+            self.n_read += 1
+            if self.n_read > self.sound or self.n_read in self.hiccups:
+                raise OSError("Transport endpoint is not connected")
+            return super().__getitem__(index)
+
+    gone = Disk([])
+    with pytest.raises(ImageError, match=r"could be read cannot be any more.*endpoint"):
+        estimator(on_error="skip", epochs=30).fit(gone)
+    once = Disk([])
+    once.sound, once.hiccups = 10**9, (150,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SkippedImageWarning)
+        excb = estimator(on_error="skip", epochs=3).fit(once)
+    assert once.n_read > 150
+    assert excb.skipped_ == []
+    assert (excb.labels_ >= 0).all()
+
+
+def test_an_odd_first_image_does_not_decide_for_the_others():
+    rgb = list(FailsAt([]).images)
+    for odd in (np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9), np.uint8), None):
+        with pytest.warns(SkippedImageWarning, match="1 of 41 images"):
+            excb = estimator(on_error="skip").fit([odd, *rgb])
+        assert [skipped.index for skipped in excb.skipped_] == [0]
+        assert excb.n_channels_ == 3
+
+
+def test_what_is_skipped_is_told_where_it_is_the_cause(folder):
+    root, _, broken = folder
+    too_many = pytest.raises(ValueError, match=r"K=90 exceeds n_samples=70")
+    with pytest.warns(SkippedImageWarning, match=f"{len(broken)} of"), too_many:
+        estimator(on_error="skip", K=90).fit(root)
+    with pytest.raises(ValueError, match=r"K=90 exceeds n_samples=70"):
+        estimator(on_error="skip", K=90).estimate_memory(root)
+
+
+def test_every_reason_says_something():
+    class Silent(FailsAt):
+        def __getitem__(self, index):
+            if index in self.rows:
+                raise (AssertionError(), KeyError("x"), MemoryError())[index % 3]
+            return super().__getitem__(index)
+
+    with pytest.warns(SkippedImageWarning):
+        excb = estimator(on_error="skip").fit(Silent([3, 4]))
+    reasons = [skipped.reason for skipped in excb.skipped_]
+    assert reasons == ["cannot be read: AssertionError", "cannot be read: KeyError: 'x'"]
+    with pytest.raises(MemoryError) as raised:
+        estimator(on_error="skip").fit(Silent([5]))
+    assert raised.value.__notes__ == ["It was image 5 of 40."]
 
 
 def test_the_documentation_lists_this_folder():
@@ -186,6 +257,15 @@ def mutated(rng, content):
     return bytes(data)
 
 
+def refused_by_pillow(path):
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("n_files", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_files_are_all_accounted_for(tmp_path, n_files):
     rng = np.random.default_rng(0)
@@ -206,4 +286,5 @@ def test_mutated_files_are_all_accounted_for(tmp_path, n_files):
     np.testing.assert_array_equal(np.flatnonzero(excb.labels_ < 0), sorted(skipped))
     assert not skipped.intersection(range(0, n_files, 10))
     assert 0.1 * n_files < len(skipped) < 0.9 * n_files
+    assert skipped >= {i for i, path in enumerate(paths) if refused_by_pillow(path)}
     np.testing.assert_array_equal(labels, excb.labels_)

@@ -361,3 +361,56 @@ def test_natural_order_is_that_of_people(tmp_path):
     for name in sorted(expected):
         (tmp_path / f"{name}.jpg").touch()
     assert [Path(path).stem for path in list_images(tmp_path).images] == expected
+
+
+def test_links_names_and_hidden_files_of_archives(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+
+        def add(name, content=b"", **attributes):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for attribute, value in attributes.items():
+                setattr(member, attribute, value)
+            archive.addfile(member, io.BytesIO(content))
+
+        add("./0.png", as_png(COLOUR[0]))
+        add("hard.png", type=tarfile.LNKTYPE, linkname="./0.png")
+        add("soft.png", type=tarfile.SYMTYPE, linkname="./0.png")
+        add(".cache/a.png", as_png(COLOUR[1]))
+        add("odd/")
+        add("/abs/x.png", as_png(COLOUR[2]))
+        add("./0.png", as_png(COLOUR[3]))
+    source = open_source(path)
+    assert source.names == [f"{path}/./0.png", f"{path}/hard.png", f"{path}/abs/x.png"]
+    loaded = [image.permute(1, 2, 0).numpy() for image in all_of(source)]
+    for image, expected in zip(loaded, (COLOUR[3], COLOUR[0], COLOUR[2]), strict=True):
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_archives_and_folders_in_the_wrong_place_are_told_apart(tmp_path):
+    shard = tar_of(tmp_path / "a.tar", {"a.png": as_png(COLOUR[0])})
+    with pytest.raises(ValueError, match=r"pass a list: sorted\(folder\.glob"):
+        open_source(tmp_path)
+    with pytest.raises(ValueError, match="tar archives and other files"):
+        open_source([shard, tmp_path / "b.png"])
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. Pass it by itself"):
+        open_source([tmp_path])
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cut\.tar cannot be read.*It is cut short"):
+        open_source(cut)
+    (tmp_path / "photos.tar").mkdir()
+    folder_of(tmp_path / "photos.tar", COLOUR)
+    assert len(open_source(tmp_path / "photos.tar")) == len(COLOUR)
+
+
+def test_items_within_items(tmp_path):
+    folder_of(tmp_path, COLOUR)
+    samples = [(path, 1) for path in list_images(tmp_path).images]
+    assert not are_rows(samples)
+    nested = [({"image": image}, 1) for image in COLOUR]
+    for items in (samples, nested, [((image, 0), 1) for image in COLOUR]):
+        for image, expected in zip(all_of(open_source(items)), COLOUR, strict=True):
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert not are_rows([None, *COLOUR])
