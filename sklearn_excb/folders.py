@@ -84,7 +84,7 @@ def is_image_file(name: str) -> bool:
 def _natural(names: Collection[str]) -> list[str]:
     """Names in natural order; ``a`` and ``A`` are decided by the name itself.
 
-    Numbers are filled up with zeros, all names in one string: ten times as fast as one by one.
+    Numbers are filled up with zeros, in all names at once: that is faster than one by one.
     """
     parts = _numbers("/".join(names).lower())  # no name has a slash
     width = max(map(len, parts[1::2]), default=0)
