@@ -227,7 +227,7 @@ def teacher_momentum(total_steps: int) -> float:
     A power of the number of steps between. An average over a twentieth of the run lags behind.
     2,000 images, 1,240 steps, one seed, .9 beside .984: CIFAR-10 has a k-NN of .479 beside .444 and
     an NMI of .251 beside .228, MNIST .958 beside .944 and .589 beside .553. Digits, 561 steps, two
-    seeds, .9 beside .964: k-NN .993 beside .988; with .7, clusters far from even before they settle.
+    seeds, .9 beside .964: k-NN .993 beside .988; with .7 clusters far from even until they settle.
     """
     window = 250 * (total_steps / 500_000) ** 0.58
     return 1 - 1 / min(max(window, 10), 250)
