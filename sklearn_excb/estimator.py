@@ -26,8 +26,8 @@ from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
 from sklearn_excb.fitting import Fitted, fit_source, memory_of
-from sklearn_excb.images import are_rows, open_source
-from sklearn_excb.inference import Embedding, assign, embed
+from sklearn_excb.images import are_rows, is_stream, open_source
+from sklearn_excb.inference import Embedding, assign, embed, of_stream
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.recipes import recipe
 from sklearn_excb.skipping import (
@@ -294,8 +294,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             ``sample_names_`` names the files); a tar archive, such as WebDataset's; a list of files
             or of archives; or a data set with ``__len__`` and ``__getitem__`` whose items are an
             image, a tuple that begins with one, or a dict with an entry "image" (torchvision,
-            Hugging Face). Or feature vectors: 2-D rows (n, d), of features in one unit; put a
-            StandardScaler before where they have several, as for k-means.
+            Hugging Face). Any of these may also be files that are open, or the bytes of a file.
+            What can only be iterated (an ``IterableDataset``, a generator) is read once, and its
+            images are kept in memory as they come. Or feature vectors: 2-D rows (n, d), of features
+            in one unit; put a StandardScaler before where they have several, as for k-means.
         y : ignored
             For the conventions of scikit-learn.
 
@@ -388,7 +390,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`.
+            As in :meth:`fit`; what can only be iterated is not kept.
         out : ndarray of shape (n_samples,), int64, optional
             Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
 
@@ -405,6 +407,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         """
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
+        if is_stream(X):
+            return of_stream(self.predict, X, out)
         source = self._open(X, fitting=False)
         found = check_out(out, (len(source),), np.int64)
         assign(self._fitted.teacher, self._inputs(source), out=found)
@@ -416,7 +420,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`.
+            As in :meth:`fit`; what can only be iterated is not kept.
         out : ndarray of shape (n_samples, d), float32, optional
             Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
 
@@ -433,6 +437,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         """
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
+        if is_stream(X):
+            return of_stream(self.transform, X, out)
         source = self._open(X, fitting=False)
         found = check_out(out, (len(source), self._n_features_out), np.float32)
         wanted = cast(Embedding, self.embedding)

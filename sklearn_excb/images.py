@@ -6,17 +6,29 @@ What can be checked without decoding is checked when the source is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from sklearn_excb.archives import Member, is_archive, list_members
-from sklearn_excb.files import open_file
-from sklearn_excb.folders import Listing, list_images
+from sklearn_excb.devices import available_memory
+from sklearn_excb.files import EncodedPicture, open_file
+from sklearn_excb.folders import Listing, is_image_file, list_images
 from sklearn_excb.pixels import ImageError, is_picture, tensor_array
 from sklearn_excb.sources import ArrayImages, ItemImages
+
+_IMAGE_KEYS = ("image", "img", "pixel_values", "bytes", "path")  # of an item that is a dict
+_LEAST_LEFT = 0.05  # of the memory, that images of a stream leave free
+_BETWEEN_LOOKS = 64  # images of a stream, at how much memory is left
+
+_one_reads = threading.Lock()  # a file object of the user's, which has a place of its own
 
 
 def are_rows(X: Any) -> bool:
@@ -57,7 +69,33 @@ def _is_item(item: Any) -> bool:
     """Whether it is a picture, or an item of a data set: (image, label, ...) or a dict."""
     if isinstance(item, tuple) and item:
         return _is_path(item[0]) or _is_item(item[0]) or np.ndim(item[0]) >= 2
-    return is_picture(item) or isinstance(item, dict)
+    return is_picture(item) or isinstance(item, (dict, bytes)) or _is_file(item)
+
+
+def _is_file(item: Any) -> bool:
+    return hasattr(item, "read") and hasattr(item, "seek")
+
+
+def is_stream(X: Any) -> bool:
+    """Whether X only gives one item after another: an iterable data set, a generator.
+
+    What can be indexed is not, nor a set, whose order means nothing.
+    """
+    other = _can_be_indexed(X) or _is_path(X) or hasattr(X, "__array__")
+    return hasattr(X, "__iter__") and not other and not isinstance(X, (set, frozenset, DataLoader))
+
+
+def _can_be_indexed(X: Any) -> bool:
+    # an IterableDataset inherits a method that only raises
+    has_both = hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    return has_both and not isinstance(X, IterableDataset)
+
+
+def stream_parts(X: Any, size: int) -> Iterator[list[Any]]:
+    """Images of a stream, so many at a time."""
+    images = map(_kept_of_item, X)
+    while part := list(islice(images, size)):
+        yield part
 
 
 def open_source(
@@ -92,18 +130,43 @@ def open_source(
         return ArrayImages(tensor_array(X), n_channels)
     if hasattr(X, "__array__"):
         return ArrayImages(np.asarray(X), n_channels)
-    if hasattr(X, "__len__") and hasattr(X, "__getitem__"):
+    if _can_be_indexed(X):
         if not len(X):
             raise ValueError("The data set is empty: there is no image in it.")
         # a data set of the user's may keep state: it is read from one thread unless asked
         return ItemImages(
             X, _image_of_item, n_channels=n_channels, reads_in_parallel=False, on_error=on_error
         )
+    if isinstance(X, DataLoader):
+        raise TypeError("X is a DataLoader, which gives batches. Pass its data set: X.dataset.")
+    if is_stream(X):
+        return _open_list(_all_of_stream(X), n_channels, on_error)
     raise TypeError(
         f"X of type {type(X).__name__} is not a collection of images. Pass an array (n, h, w) or "
         "(n, h, w, c), 2-D rows (n, d), a folder, a tar archive, a list of paths, images "
-        "or arrays, or a data set with __len__ and __getitem__."
+        "or arrays, or a data set that can be indexed or iterated."
     )
+
+
+def _all_of_stream(X: Any) -> list[Any]:
+    """Images of a stream, kept in memory: encoded ones as they are.
+
+    Raises
+    ------
+    ValueError
+        If the memory does not hold them, or there are none.
+    """
+    kept: list[Any] = []
+    least = _LEAST_LEFT * psutil.virtual_memory().total
+    for part in stream_parts(X, _BETWEEN_LOOKS):
+        kept += part
+        if available_memory(torch.device("cpu")) < least:
+            raise ValueError(
+                f"X cannot be indexed, so its images are kept in memory to be seen more than once, "
+                f"and that is full after {len(kept):,}. Pass what can be indexed: a folder, a list "
+                "of files, tar archives, or a data set with __len__ and __getitem__."
+            )
+    return kept
 
 
 def _open_folder(found: Listing, n_channels: int | None, on_error: str) -> ItemImages:
@@ -163,13 +226,37 @@ def _check_files(names: list[str]) -> None:
     )
 
 
-def _image_of_item(item: Any) -> Any:
-    """Image of an item: itself, that of a tuple's first or a dict's "image", a file."""
+def _kept_of_item(item: Any) -> Any:
+    """What of an item of a stream is its image, without its label."""
     if isinstance(item, dict):
-        for key in ("image", "img", "pixel_values"):
-            if key in item:
-                return _image_of_item(item[key])
-        raise ImageError(f"a dict without an 'image' entry, but with {list(item)}.")
+        return {key: item[key] for key in _image_keys(item)} or item
+    return item[:1] if isinstance(item, tuple) else item
+
+
+def _image_keys(item: dict[Any, Any]) -> list[Any]:
+    """Keys of a dict under which there is an image: by their names, or a suffix (WebDataset)."""
+    named = [key for key in _IMAGE_KEYS if item.get(key) is not None]
+    return named or [key for key in item if is_image_file(f"image.{key}")]
+
+
+def _image_of_item(item: Any) -> Any:
+    """Image of an item: itself, that of a tuple's first or of a dict's entry, a file's."""
+    if isinstance(item, dict):
+        keys = _image_keys(item)
+        if not keys:
+            raise ImageError(f"a dict without an 'image' entry, but with {list(item)}.")
+        return _image_of_item(item[keys[0]])
     if isinstance(item, tuple) and item:
         return _image_of_item(item[0])
-    return open_file(item) if isinstance(item, (str, os.PathLike)) else item
+    if isinstance(item, (str, os.PathLike)):
+        return open_file(item)
+    if isinstance(item, bytes):
+        return EncodedPicture(item)
+    return _read_file(item) if _is_file(item) else item
+
+
+def _read_file(file: Any) -> EncodedPicture:
+    """Picture of an open file, from its beginning."""
+    with _one_reads:
+        file.seek(0)
+        return EncodedPicture(file.read())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sklearn_excb.attention import nearest
+from sklearn_excb.images import stream_parts
 from sklearn_excb.networks import ClusterNetwork
+from sklearn_excb.pixels import ImageError
 
 Embedding = Literal["projection", "backbone", "similarity"]
 
+_STREAM_PART = 64  # images of a stream that are in memory together
 _MULTIPLE = 32  # batches are padded to a multiple of it
 
 
@@ -69,3 +72,35 @@ def assign(
         found = nearest(rows, teacher.centroids.weight)
         out[done : done + len(rows)] = found.cpu().numpy()
         done += len(rows)
+
+
+def of_stream(
+    method: Callable[..., npt.NDArray[Any]], X: Iterable[Any], out: npt.NDArray[Any] | None
+) -> npt.NDArray[Any]:
+    """Results of a stream, whose length nobody knows before its end, a part at a time.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing in it, or its images are not as many as ``out`` takes.
+    """
+    found: list[npt.NDArray[Any]] = []
+    done = 0
+    for part in stream_parts(X, _STREAM_PART):
+        end = done + len(part)
+        if out is not None and end > len(out):
+            raise ValueError(f"out has {len(out):,} rows, but X goes on after as many images.")
+        try:
+            some = method(part, out=None if out is None else out[done:end])
+        except ImageError as error:
+            raise ImageError(f"Of the images {done} to {end - 1} of X: {error}") from error
+        if out is None:
+            found.append(some)
+        done = end
+    if not done:
+        raise ValueError("X is empty: there is no image in it.")
+    if out is None:
+        return np.concatenate(found)
+    if done < len(out):
+        raise ValueError(f"out has {len(out):,} rows, but X ended after {done:,} images.")
+    return out
