@@ -37,6 +37,8 @@ from torchvision.transforms import v2
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.fitting import IMAGENET_MEAN, IMAGENET_STD
 from sklearn_excb.images import open_source
+from sklearn_excb.making_views import begin_crops
+from sklearn_excb.sources import ItemImages
 from sklearn_excb.threads import reading_threads
 from sklearn_excb.views import ViewRecipe
 
@@ -151,17 +153,18 @@ def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Calla
 def our_views(paths: list[str], workers: int, *, crops_only: bool) -> Callable[[], None]:
     """Go through the files once, in the same order."""
     source = open_source(paths)
+    assert isinstance(source, ItemImages)
     batches = ViewBatches(source, RECIPE, BATCH, 1, 0, workers, torch.device("cpu"))
-    kinds = RECIPE.kinds(0)
 
     def run() -> None:
         for _ in batches:
             pass
 
     def read_and_crop() -> None:
+        memory: list[torch.Tensor] = []
         with reading_threads(workers) as read:
             for rows in np.arange(len(paths)).reshape(-1, BATCH):
-                batches._crops(source, rows, 1, kinds, read)
+                begin_crops(source, rows, batches.draw(rows, 1), memory, read)()
 
     return read_and_crop if crops_only else run
 

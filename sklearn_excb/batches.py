@@ -7,7 +7,8 @@ thread: their number changes nothing but the speed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,29 +19,32 @@ from joblib import effective_n_jobs
 from torch import Tensor
 
 from sklearn_excb.draws import permutation
-from sklearn_excb.resampling import (
-    centre_crop,
-    crop_resize,
-    resize_short_side,
-    to_unit,
-    trim_length,
+from sklearn_excb.finishing import normalize
+from sklearn_excb.making_views import (
+    Drawn,
+    Finish,
+    array_views,
+    begin_crops,
+    begin_views,
+    finish_crops,
+    parts,
 )
+from sklearn_excb.resampling import centre_crop, resize_short_side, trim_length
 from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
+from sklearn_excb.scratch import Scratch
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
-from sklearn_excb.threads import Map, reading_threads
-from sklearn_excb.views import (
-    ViewKind,
-    ViewRecipe,
-    draw_attempts,
-    draw_views,
-    finish_views,
-    fit_boxes,
-    normalize,
-)
+from sklearn_excb.threads import Map, finished, reading_threads
+from sklearn_excb.views import ViewRecipe
 
 Indices = npt.NDArray[np.int64]
 
 _MOST_THREADS = 8
+_AHEAD = 2  # batches that are read while an accelerator is at work; a CPU has no core for that
+
+
+def n_ahead(device: torch.device) -> int:
+    """Batches that threads begin while one is used."""
+    return 0 if device.type == "cpu" else _AHEAD
 
 
 class Batch(NamedTuple):
@@ -72,6 +76,13 @@ class ViewBatches:
         Images a batch, length of the run, seed of every draw, reading threads.
     device : torch.device
         Where the views end.
+    n_ahead : int, default=0
+        Batches that are begun while one is used.
+
+    Notes
+    -----
+    On a CPU the views lie in memory that later batches overwrite: a batch holds until the next one
+    is asked for.
     """
 
     source: Source
@@ -81,15 +92,20 @@ class ViewBatches:
     seed: int
     n_jobs: int
     device: torch.device
+    n_ahead: int = 0
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the shuffled full batches of every epoch; the last partial one is dropped."""
         n_kept = len(self.source) // self.batch_size * self.batch_size
-        with reading_threads(self.n_jobs) as read:
-            for epoch in range(1, self.n_epochs + 1):
-                order = permutation(self.seed, epoch, len(self.source))[:n_kept]
-                for rows in order.reshape(-1, self.batch_size):
-                    yield Batch(epoch, self._views(rows, epoch, read), self.batch_size)
+        orders = (
+            (epoch, permutation(self.seed, epoch, len(self.source))[:n_kept])
+            for epoch in range(1, self.n_epochs + 1)
+        )
+        return self._batches(
+            (epoch, rows, None)
+            for epoch, order in orders
+            for rows in order.reshape(-1, self.batch_size)
+        )
 
     def start(self) -> Iterator[Batch]:
         """Every image once, as epoch 0, one global view: the first and the second by turns.
@@ -98,64 +114,47 @@ class ViewBatches:
         """
         order = permutation(self.seed, 0, len(self.source))
         order = np.concatenate([order, order[: -len(order) % self.batch_size]])
-        with reading_threads(self.n_jobs) as read:
-            for number, rows in enumerate(order.reshape(-1, self.batch_size)):
-                groups = self._views(rows, 0, read, only=number % 2)
-                yield Batch(0, groups, self.batch_size)
+        rows = order.reshape(-1, self.batch_size)
+        return self._batches((0, some, number % 2) for number, some in enumerate(rows))
 
-    def _views(self, rows: Indices, epoch: int, read: Map, only: int | None = None) -> list[Tensor]:
-        """Views of some rows, a tensor a resolution; or ``only`` one global view."""
+    def _batches(self, wanted: Iterable[tuple[int, Indices, int | None]]) -> Iterator[Batch]:
+        """Batches of an epoch, of rows, of all views or of one of the global ones."""
+        memory: deque[list[Tensor]] = deque([] for _ in range(self.n_ahead + 1))
+        with reading_threads(self.n_jobs, aside=self.n_ahead > 0) as read:
+
+            def begin(epoch: int, rows: Indices, only: int | None) -> Callable[[], Batch]:
+                memory.rotate()
+                finish = self._begin(rows, epoch, only, memory[0], read)
+                return lambda: Batch(epoch, finish(), self.batch_size)
+
+            yield from finished((begin(*of) for of in wanted), self.n_ahead)
+
+    def _begin(
+        self, rows: Indices, epoch: int, only: int | None, memory: list[Tensor], read: Map
+    ) -> Finish:
+        """Begin the views of some rows, a tensor a resolution."""
         recipe, source = self.recipe, self.source
         if isinstance(recipe, RowRecipe):
             assert isinstance(source, Rows)
             x = standardize(source.load(rows), recipe).to(self.device)
-            kinds = recipe.kinds() if only is None else [np.array([only])]
-            return [make_row_views(x, rows, self.seed, epoch, recipe, views) for views in kinds]
+            of_rows = recipe.kinds() if only is None else [np.array([only])]
+            made = [make_row_views(x, rows, self.seed, epoch, recipe, views) for views in of_rows]
+            return lambda: made
         assert not isinstance(source, Rows)
-        kinds = recipe.kinds(max(0, epoch - 1) / max(1, self.n_epochs))
-        kinds = kinds if only is None else [kinds[0].only(only)]
-        groups = []
-        for kind, crops in zip(kinds, self._crops(source, rows, epoch, kinds, read), strict=True):
-            drawn = draw_views(self.seed, epoch, rows, kind, recipe)
-            groups.append(finish_views(crops, drawn, kind.size, recipe))
-        return groups
-
-    def _crops(
-        self,
-        source: ArrayImages | ItemImages,
-        rows: Indices,
-        epoch: int,
-        kinds: Sequence[ViewKind],
-        read: Map,
-    ) -> list[Tensor]:
-        """Crops (V, B, c, size, size) of each kind, on the device."""
-        assert isinstance(self.recipe, ViewRecipe)
-        side = self.recipe.side_for_crops
-        drawn = [draw_attempts(self.seed, epoch, rows, kind) for kind in kinds]
-
-        def cut(images: Tensor, part: slice) -> list[Tensor]:
-            shapes = np.tile(images.shape[-2:], (len(images), 1))
-            crops = []
-            for kind, attempts in zip(kinds, drawn, strict=True):
-                boxes = fit_boxes(attempts[:, :, part], shapes, kind.scale)
-                crops.append(crop_resize(images, torch.from_numpy(boxes), kind.size))
-            return crops
-
+        drawn = self.draw(rows, epoch, only)
         if isinstance(source, ArrayImages):
-            return cut(source.load(rows).to(self.device), slice(None))
+            return lambda: array_views(source, rows, drawn, memory, self.device)
+        if self.device.type == "cpu":
+            return begin_views(source, rows, drawn, memory, read)
+        crops = begin_crops(source, rows, drawn, memory, read)
+        return lambda: finish_crops([of_kind.to(self.device) for of_kind in crops()], drawn)
 
-        def cut_one(place: int) -> list[Tensor]:
-            image = source.load_one(int(rows[place]), side)
-            return cut(image[None], slice(place, place + 1))
-
-        cuts = read(cut_one, range(len(rows)))
-        return [_together(views, dim=1).to(self.device) for views in zip(*cuts, strict=True)]
-
-
-def _together(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Images of different types in one tensor; as they are where all are uint8."""
-    alike = all(part.dtype == torch.uint8 for part in parts)
-    return torch.cat([part if alike else to_unit(part) for part in parts], dim=dim)
+    def draw(self, rows: Indices, epoch: int, only: int | None = None) -> Drawn:
+        """Draw what is done to some rows, for all views or for one of the global ones."""
+        assert isinstance(self.recipe, ViewRecipe)
+        kinds = self.recipe.kinds(max(0, epoch - 1) / max(1, self.n_epochs))
+        kinds = kinds if only is None else [kinds[0].only(only)]
+        return Drawn.of(self.seed, epoch, rows, kinds, self.recipe)
 
 
 def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
@@ -182,22 +181,51 @@ def inference_inputs(
     device: torch.device,
     sample: Indices | None = None,
 ) -> Iterator[Tensor]:
-    """Whole images, or standardised rows, in batches, in order, on the device; or a sample."""
+    """Whole images, or standardised rows, in batches, in order, on the device; or a sample.
+
+    On a CPU a batch of images that are opened one by one holds until the next one is asked for.
+    """
     chosen = np.arange(len(source)) if sample is None else sample
-    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    with reading_threads(n_jobs) as read:
-        for rows in batches:
-            if isinstance(source, Rows):
-                assert isinstance(recipe, RowRecipe)
-                yield standardize(source.load(rows), recipe).to(device)
-                continue
-            assert isinstance(recipe, ViewRecipe)
-            if isinstance(source, ArrayImages):
-                yield whole_images(source.load(rows).to(device), recipe)
-                continue
+    batches = (chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size))
+    if isinstance(source, Rows):
+        assert isinstance(recipe, RowRecipe)
+        return (standardize(source.load(rows), recipe).to(device) for rows in batches)
+    assert isinstance(recipe, ViewRecipe)
+    if isinstance(source, ArrayImages):
+        return (whole_images(source.load(rows).to(device), recipe) for rows in batches)
+    return _opened(source, recipe, batches, min(batch_size, len(chosen)), n_jobs, device)
 
-            def one(row: int, source: ItemImages = source) -> Tensor:
-                image = source.load_one(row, 2 * _whole_side(recipe))
-                return whole_images(image[None], recipe)
 
-            yield torch.cat(list(read(one, rows.tolist()))).to(device)
+def _opened(
+    source: ItemImages,
+    recipe: ViewRecipe,
+    batches: Iterable[Indices],
+    batch_size: int,
+    n_jobs: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Whole images that threads open; further batches while an accelerator is at work."""
+    ahead, size = n_ahead(device), recipe.global_size
+    rooms = deque(torch.empty(batch_size, source.n_channels, size, size) for _ in range(ahead + 1))
+    with reading_threads(n_jobs, aside=ahead > 0) as read:
+
+        def begin(rows: Indices) -> Callable[[], Tensor]:
+            rooms.rotate()
+            room = rooms[0][: len(rows)]
+
+            @torch.inference_mode()  # the room may have been made in it
+            def open_part(part: slice) -> None:
+                scratch = Scratch()
+                for into, row in zip(room[part], rows[part].tolist(), strict=True):
+                    image = source.load_one(row, 2 * _whole_side(recipe), scratch=scratch)
+                    into.copy_(whole_images(image[None], recipe)[0])
+
+            opened = read(open_part, parts(0, len(rows)))
+
+            def finish() -> Tensor:
+                deque(opened, maxlen=0)
+                return room.to(device)
+
+            return finish
+
+        yield from finished(map(begin, batches), ahead)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb import auto
 from sklearn_excb.backbones import build_backbone, output_dim
-from sklearn_excb.batches import ViewBatches, inference_inputs, number_of_jobs
+from sklearn_excb.batches import ViewBatches, inference_inputs, n_ahead, number_of_jobs
 from sklearn_excb.devices import available_memory, resolve_precision
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
@@ -186,6 +186,7 @@ def _prepare(
         seed,
         number_of_jobs(parameters["n_jobs"], source),
         device,
+        n_ahead=n_ahead(device),
     )
     return networks, settings, n_features, batches
 

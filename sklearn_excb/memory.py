@@ -150,7 +150,9 @@ def estimate_memory(
         "labels": held | {"images": n_inference * making.of_image, "activations": labels},
     }
     if settings.epochs:
-        phases["views"] |= trained | views  # those of the last step still lie there
+        phases["views"] |= trained
+        if batches.device.type != "cpu":  # there those of the last step still lie
+            phases["views"] |= views
         phases["step"] = held | views | step
     if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
         opened = {"opened images": batches.n_jobs * making.thread}

@@ -10,11 +10,11 @@ Boxes are integer (top, left, height, width) in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sklearn_excb.scratch import Scratch
 
 _A = -0.5  # Keys' cubic convolution, as in Pillow
 _MATRIX_LIMIT = 96  # sides up to which the matrix products beat one resize a crop on a CPU
@@ -78,16 +78,9 @@ def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return crops.view(batch, views, size, channels, size).permute(1, 0, 3, 2, 4)
 
 
-def _crop_one(image: Tensor, box: Sequence[int], size: int) -> Tensor:
-    top, left, height, width = box
-    part = image[None, :, top : top + height, left : left + width]
-    if part.dtype != torch.uint8 or part.device.type != "cpu":  # only CPUs resize uint8
-        part = to_unit(part)
-    resized = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
-    return resized if resized.dtype == torch.uint8 else resized.clamp_(0, 1)
-
-
-def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def crop_resize(
+    images: Tensor, boxes: Tensor, size: int, *, scratch: Scratch | None = None
+) -> Tensor:
     """Crop every image V times and resize the crops to (size, size).
 
     Parameters
@@ -98,6 +91,8 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         Top, left, height, width of each crop, inside its image.
     size : int
         Side of the result in pixels.
+    scratch : Scratch, optional
+        Where to write, if the result is of uint8.
 
     Returns
     -------
@@ -106,12 +101,22 @@ def crop_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """
     if max(images.shape[-2:]) <= _MATRIX_LIMIT:
         return _crop_stack(images, boxes, size).clamp_(0, 1)
-    crops = [
-        _crop_one(image, box, size)
-        for view in boxes.tolist()
-        for image, box in zip(images, view, strict=True)
-    ]
-    return torch.stack(crops).view(*boxes.shape[:2], *crops[0].shape)
+    # channels side by side: torch resizes these the fastest
+    shape = (*boxes.shape[:2], size, size, images.shape[1])
+    keeps = images.dtype == torch.uint8 and images.device.type == "cpu"  # only CPUs resize uint8
+    if keeps:
+        crops = (scratch or Scratch()).take(*shape)
+    else:
+        crops = torch.empty(shape, device=images.device)
+    into = iter(crops.movedim(-1, 2).flatten(0, 1).unsqueeze(1).unbind())
+    each = [image.movedim(0, -1)[None].movedim(-1, 1) for image in images]
+    for in_view in boxes.tolist():
+        for image, (top, left, height, width) in zip(each, in_view, strict=True):
+            part = image[:, :, top : top + height, left : left + width]
+            part = part if keeps else to_unit(part)
+            resized = F.interpolate(part, size=(size, size), mode="bicubic", antialias=True)
+            next(into).copy_(resized if keeps else resized.clamp_(0, 1))
+    return crops.movedim(-1, 2)
 
 
 def trim_length(images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from sklearn_excb.pixels import (
     is_picture,
 )
 from sklearn_excb.resampling import to_unit
+from sklearn_excb.scratch import Scratch
 
 _PROBES = 64  # images looked at to learn what a collection is like
 _STATISTICS = 1024  # images that channel statistics are taken from
@@ -160,7 +161,7 @@ class ItemImages:
     def __len__(self) -> int:
         return len(self.places)
 
-    def load_one(self, index: int, at_least: int = 0) -> Tensor:
+    def load_one(self, index: int, at_least: int = 0, *, scratch: Scratch | None = None) -> Tensor:
         """Image (c, h, w).
 
         Parameters
@@ -170,8 +171,10 @@ class ItemImages:
         at_least : int, default=0
             Pixels that its short side has to have, if it has as many: more may be decoded, but
             need not. 0 is the whole image.
+        scratch : Scratch, optional
+            Where pixels may be decoded to: the image then holds until that is used again.
         """
-        image = self._attempt(index, lambda: self._load(index, at_least))
+        image = self._attempt(index, lambda: self._load(index, at_least, scratch))
         if image is None:
             return torch.zeros(self.n_channels, 8, 8, dtype=torch.uint8)
         self._reasons.pop(int(self.places[index]), None)  # it failed once and came back
@@ -233,14 +236,14 @@ class ItemImages:
             return Shape(image.height, image.width)
         return Shape(*self._load(index, 0).shape[1:])
 
-    def _read(self, index: int, at_least: int) -> Tensor:
+    def _read(self, index: int, at_least: int, scratch: Scratch | None = None) -> Tensor:
         image = self._open(index)
         if isinstance(image, EncodedPicture):
-            image = image.decode(at_least)
+            image = image.decode(at_least, scratch)
         return image_tensor(image, self._wanted)
 
-    def _load(self, index: int, at_least: int) -> Tensor:
-        image = self._read(index, at_least)
+    def _load(self, index: int, at_least: int, scratch: Scratch | None = None) -> Tensor:
+        image = self._read(index, at_least, scratch)
         if image.shape[0] != self.n_channels:
             raise ImageError(
                 f"it has {image.shape[0]} channels, others {self.n_channels}: mixed channel "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,9 +26,9 @@ class Map(Protocol):
 
 
 @contextmanager
-def reading_threads(n_jobs: int) -> Iterator[Map]:
-    """Give a map that runs in ``n_jobs`` threads; with one, in the thread that calls it."""
-    if n_jobs == 1:
+def reading_threads(n_jobs: int, *, aside: bool = False) -> Iterator[Map]:
+    """Give a map that runs in ``n_jobs`` threads; one alone only runs ``aside`` if it is asked."""
+    if n_jobs == 1 and not aside:
         yield map
         return
     pool = ThreadPoolExecutor(n_jobs, "ExCB reads", initializer=_work_alone)
@@ -35,6 +36,20 @@ def reading_threads(n_jobs: int) -> Iterator[Map]:
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def finished(begun: Iterable[Callable[[], _Result]], n_ahead: int) -> Iterator[_Result]:
+    """Yield what each function gives, in order; ``n_ahead`` more have been taken by then.
+
+    Taking one from the iterable begins its work, and calling it waits for that.
+    """
+    waiting: deque[Callable[[], _Result]] = deque()
+    for finish in begun:
+        waiting.append(finish)
+        if len(waiting) > n_ahead:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()
 
 
 def _work_alone() -> None:

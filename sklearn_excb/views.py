@@ -17,18 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from sklearn_excb import color
 from sklearn_excb.draws import uniforms
-from sklearn_excb.resampling import to_unit
 from sklearn_excb.schedules import cosine
 
 FloatArray = npt.NDArray[np.float64]
 
 _ATTEMPTS = 10  # of a random crop, before it falls back to the centre
-_BLOCK_PIXELS = 224**2  # that a CPU works on at a time: they stay in its cache
 
 
 class Operation(IntEnum):
@@ -67,6 +62,11 @@ class ViewKind:
     blur: tuple[float, ...]
     solarize: tuple[float, ...]
     first: int = 0
+
+    @property
+    def views(self) -> npt.NDArray[np.int64]:
+        """Indices of the views, (V,)."""
+        return self.first + np.arange(len(self.blur))
 
     def only(self, view: int) -> ViewKind:
         """One of the views, with the draws it has among the others."""
@@ -146,6 +146,10 @@ class ViewParameters:
         """The crops in one axis, those of a view together."""
         return self._each(lambda array: array.reshape(-1, *array.shape[2:]))
 
+    def of_images(self, part: slice) -> ViewParameters:
+        """Those of some images, of shape (V, b)."""
+        return self._each(lambda array: array[:, part])
+
     def part(self, rows: npt.NDArray[np.int64]) -> ViewParameters:
         """Those of some crops."""
         return self._each(lambda array: array[rows])
@@ -154,38 +158,8 @@ class ViewParameters:
         return ViewParameters(*(function(getattr(self, field.name)) for field in fields(self)))
 
 
-def _between(low: float, high: float, u: FloatArray) -> FloatArray:
+def _between(low: float | FloatArray, high: float | FloatArray, u: FloatArray) -> FloatArray:
     return low + (high - low) * u
-
-
-def crop_box(
-    u: FloatArray, height: FloatArray, width: FloatArray, scale: tuple[float, float]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """One attempt at a random resized crop, as torchvision's RandomResizedCrop makes it.
-
-    Parameters
-    ----------
-    u : ndarray of shape (..., 4)
-        Uniforms in [0, 1) for the area, the aspect ratio (log-uniform, 3/4 to 4/3), top and left.
-    height, width : ndarrays of shape (...)
-        Of the images, in pixels.
-    scale : tuple of two float
-        Range of the share of the area.
-
-    Returns
-    -------
-    boxes : ndarray of shape (..., 4), int64
-        Top, left, height, width.
-    fits : ndarray of shape (...), bool
-        Whether the box lies inside the image.
-    """
-    area = height * width * _between(*scale, u[..., 0])
-    ratio = np.exp(_between(np.log(3 / 4), np.log(4 / 3), u[..., 1]))
-    wide, tall = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
-    top = np.floor(u[..., 2] * (height - tall + 1))
-    left = np.floor(u[..., 3] * (width - wide + 1))
-    return np.stack([top, left, tall, wide], axis=-1).astype(np.int64), fits
 
 
 def centre_box(height: FloatArray, width: FloatArray) -> npt.NDArray[np.int64]:
@@ -196,29 +170,64 @@ def centre_box(height: FloatArray, width: FloatArray) -> npt.NDArray[np.int64]:
     return np.stack([top, left, tall, wide], axis=-1).astype(np.int64)
 
 
-def draw_attempts(seed: int, epoch: int, rows: npt.NDArray[np.int64], kind: ViewKind) -> FloatArray:
-    """Draws of every attempt at the crops of a batch, (attempts, V, B, 4), for :func:`fit_boxes`.
+def draw_attempts(
+    seed: int, epoch: int, rows: npt.NDArray[np.int64], kinds: Sequence[ViewKind]
+) -> FloatArray:
+    """Draw attempts at random resized crops, as torchvision's RandomResizedCrop makes them.
 
-    ``rows`` (B,) are the images' places in the data set. Nothing about the images is needed: they
-    may not be open yet.
+    Nothing about the images is needed: they may not be open yet.
+
+    Parameters
+    ----------
+    seed, epoch : int
+    rows : ndarray of shape (B,), int64
+        The images' places in the data set.
+    kinds : sequence of ViewKind
+        Of V views together.
+
+    Returns
+    -------
+    ndarray of shape (attempts, V, B, 4)
+        Height and width as shares of the square root of the image's area (their product uniform in
+        the range of the kind, their ratio log-uniform in 3/4 to 4/3); and the places of the top
+        and the left edge in the room that is left, in [0, 1). See :func:`fit_boxes`.
     """
-    view = kind.first + np.arange(len(kind.blur))[:, None]
+    views = np.concatenate([kind.views for kind in kinds])[:, None]
     operation = Operation.CROP + np.arange(_ATTEMPTS)[:, None, None]
-    return uniforms(seed, epoch, rows, view, operation)
+    u = uniforms(seed, epoch, rows, views, operation)
+    low, high = np.repeat([kind.scale for kind in kinds], [len(kind.blur) for kind in kinds], 0).T
+    area = _between(low[:, None], high[:, None], u[..., 0])
+    ratio = np.exp(_between(np.log(3 / 4), np.log(4 / 3), u[..., 1]))
+    sides = np.sqrt(area / ratio), np.sqrt(area * ratio)
+    return np.stack([*sides, u[..., 2], u[..., 3]], axis=-1)
 
 
-def fit_boxes(
-    attempts: FloatArray, shapes: npt.NDArray[np.int64], scale: tuple[float, float]
-) -> npt.NDArray[np.int64]:
-    """Crops of a batch, (V, B, 4): the first attempt that fits, or else the centre.
+def fit_boxes(attempts: FloatArray, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Crops of images, (V, B, 4): the first attempt that fits, or else the centre.
 
-    ``attempts`` (attempts, V, B, 4) are drawn, ``shapes`` (B, 2) are heights and widths.
+    Parameters
+    ----------
+    attempts : ndarray of shape (attempts, V, B, 4)
+        Of :func:`draw_attempts`.
+    shapes : ndarray of shape (B, 2)
+        Heights and widths, in pixels.
+
+    Returns
+    -------
+    ndarray of shape (V, B, 4), int64
+        Top, left, height, width.
     """
-    height, width = shapes.astype(np.float64).T
-    boxes, fits = crop_box(attempts, height, width, scale)
-    chosen = np.take_along_axis(boxes, fits.argmax(axis=0)[None, ..., None], axis=0)[0]
-    found = np.expand_dims(fits.any(axis=0), -1)
-    return np.where(found, chosen, centre_box(height, width))
+    sides = np.rint(attempts[..., :2] * np.sqrt(shapes.prod(axis=1))[:, None])
+    fits = ((sides > 0) & (sides <= shapes)).all(axis=-1)  # (attempts, V, B)
+    first = fits.argmax(axis=0)
+    view, image = np.ogrid[: first.shape[0], : first.shape[1]]
+    chosen = sides[first, view, image]  # (V, B, 2)
+    corner = np.floor(attempts[first, view, image, 2:] * (shapes - chosen + 1))
+    boxes = np.concatenate([corner, chosen], axis=-1).astype(np.int64)
+    found = fits[first, view, image]
+    if found.all():
+        return boxes
+    return np.where(found[..., None], boxes, centre_box(*shapes.T.astype(np.float64)))
 
 
 def draw_views(
@@ -229,113 +238,24 @@ def draw_views(
     recipe: ViewRecipe,
 ) -> ViewParameters:
     """Draw what is done to the crops of one kind; a pure function of its arguments."""
-    view = kind.first + np.arange(len(kind.blur))[:, None]
-
-    def draw(operation: Operation) -> FloatArray:  # (V, B, 4)
-        return uniforms(seed, epoch, rows, view, operation)
-
+    operation = np.arange(Operation.SOLARIZE + 1)[:, None, None]
+    u = uniforms(seed, epoch, rows, kind.views[:, None], operation)  # (operations, V, B, 4)
     strength = np.array(recipe.jitter_strength)
-    factors = strength * (2 * draw(Operation.JITTER_FACTORS) - 1)
+    factors = strength * (2 * u[Operation.JITTER_FACTORS] - 1)
     factors[..., :3] += 1  # factors around 1; the hue is a shift around 0
-    blur, sigma = draw(Operation.BLUR)[..., 0], draw(Operation.BLUR)[..., 1]
+    blur, sigma = u[Operation.BLUR, ..., 0], u[Operation.BLUR, ..., 1]
     return ViewParameters(
-        flip=draw(Operation.FLIP)[..., 0] < recipe.flip,
-        jitter=draw(Operation.JITTER)[..., 0] < recipe.jitter,
+        flip=u[Operation.FLIP, ..., 0] < recipe.flip,
+        jitter=u[Operation.JITTER, ..., 0] < recipe.jitter,
         jitter_factors=factors,
-        jitter_order=draw(Operation.JITTER_ORDER).argsort(axis=-1, kind="stable"),
-        gray=draw(Operation.GRAY)[..., 0] < recipe.gray,
+        jitter_order=u[Operation.JITTER_ORDER].argsort(axis=-1, kind="stable"),
+        gray=u[Operation.GRAY, ..., 0] < recipe.gray,
         blur=blur < np.array(kind.blur)[:, None],
         blur_sigma=_between(0.1, 2.0, sigma) * blur_scale(kind.size),
-        solarize=draw(Operation.SOLARIZE)[..., 0] < np.array(kind.solarize)[:, None],
+        solarize=u[Operation.SOLARIZE, ..., 0] < np.array(kind.solarize)[:, None],
     )
 
 
 def blur_scale(size: int) -> float:
     """Blur in proportion to the view: 1 at 224 pixels, for which sigma .1 to 2 is published."""
     return size / 224
-
-
-def finish_views(
-    crops: Tensor,
-    parameters: ViewParameters,
-    size: int,
-    recipe: ViewRecipe,
-) -> Tensor:
-    """Do to each crop what was drawn.
-
-    Parameters
-    ----------
-    crops : Tensor of shape (V, B, c, size, size)
-        uint8 or float in [0, 1].
-    parameters : ViewParameters
-        Of shape (V, B).
-    size : int
-        Side of the views in pixels.
-    recipe : ViewRecipe
-        For the normalisation.
-
-    Returns
-    -------
-    Tensor of shape (V * B, c, size, size), float32
-        Normalised; the images of a view are contiguous.
-    """
-    crops, parameters = crops.flatten(0, 1), parameters.flattened()
-    views = torch.empty(crops.shape, device=crops.device)
-    for rows in _blocks(parameters, size, crops.device):
-        chosen = torch.from_numpy(rows).to(crops.device)
-        some = crops.index_select(0, chosen)
-        views.index_copy_(0, chosen, _finish(some, parameters.part(rows), size, recipe))
-    return views
-
-
-def _blocks(
-    parameters: ViewParameters, size: int, device: torch.device
-) -> list[npt.NDArray[np.int64]]:
-    """Crops that are worked on together: on a CPU few, else all.
-
-    Where there are enough to fill a block of every order of the jitter, a block has one order.
-    """
-    rows = np.arange(len(parameters.flip))
-    if device.type != "cpu":
-        return [rows]
-    most = max(1, _BLOCK_PIXELS // size**2)
-    if len(rows) < most * math.factorial(len(color.JITTER)):
-        return [rows[i : i + most] for i in range(0, len(rows), most)]
-    order = parameters.jitter_order @ np.array([64, 16, 4, 1])
-    key = np.where(parameters.jitter, order, -1)
-    ordered = key.argsort(kind="stable")
-    groups = np.split(ordered, np.flatnonzero(np.diff(key[ordered])) + 1)
-    return [group[i : i + most] for group in groups for i in range(0, len(group), most)]
-
-
-def _finish(crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRecipe) -> Tensor:
-    """Do to crops (n, c, size, size) what was drawn for n of them."""
-    views = to_unit(crops)
-    device, p = views.device, parameters
-
-    def tensor(array: FloatArray) -> Tensor:
-        return torch.from_numpy(array.astype(np.float32)).to(device)
-
-    def jitter(some: Tensor, factors: Tensor) -> Tensor:
-        return color.jitter(some, factors, p.jitter_order[p.jitter])
-
-    # below a quarter of a pixel, a Gaussian of integer taps is the identity to 3e-4
-    radius = max(1, round(4 * blur_scale(size)))
-    blur = p.blur & (p.blur_sigma > 0.25)
-    views = color.on_some(views, p.flip, lambda some: some.flip(-1))
-    views = color.on_some(views, p.jitter, jitter, tensor(p.jitter_factors))
-    views = color.on_some(views, p.gray, color.grayscale)
-    views = color.on_some(
-        views,
-        blur,
-        lambda some, sigma: color.gaussian_blur(some, sigma, radius),
-        tensor(p.blur_sigma),
-    )
-    views = color.on_some(views, p.solarize, color.solarize)
-    return normalize(views, recipe.mean, recipe.std)
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract the mean and divide by the standard deviation of each channel."""
-    shape = (1, -1, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)

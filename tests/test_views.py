@@ -9,13 +9,13 @@ from torchvision.transforms.v2 import functional as F
 
 from sklearn_excb import color
 from sklearn_excb.batches import whole_images
+from sklearn_excb.finishing import finish_views
 from sklearn_excb.resampling import crop_resize, resize_weights
 from sklearn_excb.views import (
     ViewKind,
     ViewRecipe,
     draw_attempts,
     draw_views,
-    finish_views,
     fit_boxes,
 )
 
@@ -113,8 +113,8 @@ def test_weights_of_a_resize_sum_to_one_inside_the_segment():
 def test_crop_boxes_are_distributed_as_torchvisions(shape, scale):
     n = 10_000
     kind = ViewKind(16, scale, (0.0,), (0.0,))
-    attempts = draw_attempts(0, 1, np.arange(n), kind)
-    ours = fit_boxes(attempts, np.tile(shape, (n, 1)), kind.scale)[0]
+    attempts = draw_attempts(0, 1, np.arange(n), [kind])
+    ours = fit_boxes(attempts, np.tile(shape, (n, 1)))[0]
     torch.manual_seed(0)
     transform = v2.RandomResizedCrop(16, scale=scale)
     image = torch.zeros(1, *shape)
@@ -160,11 +160,10 @@ def test_every_probability_and_strength_is_that_of_the_recipe():
 
 def views_of(images, rows, kind, *, seed=1, epoch=2):
     shapes = np.tile(images.shape[-2:], (len(images), 1))
-    attempts = draw_attempts(seed, epoch, rows, kind)
-    boxes = torch.from_numpy(fit_boxes(attempts, shapes, kind.scale))
+    attempts = draw_attempts(seed, epoch, rows, [kind])
+    boxes = torch.from_numpy(fit_boxes(attempts, shapes))
     drawn = draw_views(seed, epoch, rows, kind, RECIPE)
-    views = finish_views(crop_resize(images, boxes, kind.size), drawn, kind.size, RECIPE)
-    return views.unflatten(0, (-1, len(images)))
+    return finish_views(crop_resize(images, boxes, kind.size), drawn, RECIPE)
 
 
 def test_a_view_depends_on_its_row_only():

@@ -1,0 +1,201 @@
+"""From images to the views of a batch: in the threads that read them, or on the device that trains.
+
+Whatever is begun here gives a function that waits for it. Memory is used again: of views and crops
+that of the batch before, of images that of the image before.
+
+Axes: ``V`` views of one kind, ``B`` images of the batch, ``b`` of a part of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sklearn_excb.finishing import compiled_loops, finish_views
+from sklearn_excb.resampling import crop_resize, to_unit
+from sklearn_excb.scratch import Scratch
+from sklearn_excb.sources import ArrayImages, ItemImages
+from sklearn_excb.threads import Map
+from sklearn_excb.views import (
+    ViewKind,
+    ViewParameters,
+    ViewRecipe,
+    draw_attempts,
+    draw_views,
+    fit_boxes,
+)
+
+Finish = Callable[[], list[Tensor]]
+Indices = npt.NDArray[np.int64]
+
+_PART = 8  # images that a thread takes at a time
+
+
+class Drawn(NamedTuple):
+    """What is drawn for the views of a batch.
+
+    Attributes
+    ----------
+    recipe : ViewRecipe
+    kinds : sequence of ViewKind
+    attempts : ndarray of shape (attempts, V, B, 4)
+        For the crops of all kinds.
+    parameters : list of ViewParameters
+        Of each kind.
+    """
+
+    recipe: ViewRecipe
+    kinds: Sequence[ViewKind]
+    attempts: npt.NDArray[np.float64]
+    parameters: list[ViewParameters]
+
+    @classmethod
+    def of(
+        cls, seed: int, epoch: int, rows: Indices, kinds: Sequence[ViewKind], recipe: ViewRecipe
+    ) -> Drawn:
+        """Draw it."""
+        parameters = [draw_views(seed, epoch, rows, kind, recipe) for kind in kinds]
+        return cls(recipe, kinds, draw_attempts(seed, epoch, rows, kinds), parameters)
+
+    @property
+    def n_images(self) -> int:
+        """B."""
+        return self.attempts.shape[2]
+
+    def room(self, memory: list[Tensor], n_channels: int, dtype: torch.dtype) -> list[Tensor]:
+        """Memory for views or crops (V, B, c, size, size) of each kind; taken where it is empty."""
+        if not memory:
+            for kind, of_kind in zip(self.kinds, self.parameters, strict=True):
+                shape = (*of_kind.flip.shape, kind.size, kind.size, n_channels)
+                planar = (*shape[:2], n_channels, kind.size, kind.size)
+                floats = dtype == torch.float32  # crops have their channels side by side
+                taken = torch.empty(planar if floats else shape, dtype=dtype)
+                memory.append(taken if floats else taken.movedim(-1, 2))
+        return memory
+
+    def cut(
+        self, images: Tensor, part: slice, scratch: Sequence[Scratch | None] | None = None
+    ) -> list[Tensor]:
+        """Crops (V, b, c, size, size) of each kind, of images (b, c, h, w), a part of the batch."""
+        shapes = np.tile(images.shape[-2:], (len(images), 1))
+        boxes = torch.from_numpy(fit_boxes(self.attempts[:, :, part], shapes))
+        of_kinds = boxes.split([len(kind.blur) for kind in self.kinds])
+        return [
+            crop_resize(images, of_kind, kind.size, scratch=room)
+            for of_kind, kind, room in zip(
+                of_kinds, self.kinds, scratch or [None] * len(self.kinds), strict=True
+            )
+        ]
+
+
+def finish_crops(
+    crops: Sequence[Tensor], drawn: Drawn, out: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Views (V * B, c, size, size) of the crops of a batch, on their device."""
+    views = [
+        finish_views(of_kind, parameters, drawn.recipe, out=room)
+        for of_kind, parameters, room in zip(
+            crops, drawn.parameters, out or [None] * len(crops), strict=True
+        )
+    ]
+    return [of_kind.flatten(0, 1) for of_kind in views]
+
+
+def array_views(
+    source: ArrayImages, rows: Indices, drawn: Drawn, memory: list[Tensor], device: torch.device
+) -> list[Tensor]:
+    """Views of images that lie in an array, on a device."""
+    crops = drawn.cut(source.load(rows).to(device), slice(None))
+    here = device.type == "cpu"
+    out = drawn.room(memory, source.n_channels, torch.float32) if here else None
+    return finish_crops(crops, drawn, out)
+
+
+def begin_views(
+    source: ItemImages, rows: Indices, drawn: Drawn, memory: list[Tensor], read: Map
+) -> Finish:
+    """Begin views that threads make from end to end, on a CPU."""
+    room = drawn.room(memory, source.n_channels, torch.float32)
+    at_once = 1 if compiled_loops(drawn.recipe) else _PART
+
+    def make(part: slice) -> None:
+        for some, cut in _cut(source, rows, drawn, part, at_once):
+            for crops, parameters, views in zip(cut, drawn.parameters, room, strict=True):
+                finish_views(crops, parameters.of_images(some), drawn.recipe, out=views[:, some])
+
+    made = read(make, parts(0, len(rows)))
+
+    def finish() -> list[Tensor]:
+        deque(made, maxlen=0)
+        return [views.flatten(0, 1) for views in room]
+
+    return finish
+
+
+def begin_crops(
+    source: ItemImages, rows: Indices, drawn: Drawn, memory: list[Tensor], read: Map
+) -> Finish:
+    """Begin the crops (V, B, c, size, size) that threads make where an accelerator trains.
+
+    They are uint8 where all images are.
+    """
+    room = drawn.room(memory, source.n_channels, torch.uint8)
+
+    def make(part: slice) -> list[tuple[slice, list[Tensor]]]:
+        others = []
+        for some, cut in _cut(source, rows, drawn, part, at_once=1):
+            if all(crops.dtype == torch.uint8 for crops in cut):
+                for crops, into in zip(cut, room, strict=True):
+                    into[:, some] = crops
+            else:
+                others.append((some, cut))
+        return others
+
+    made = read(make, parts(0, len(rows)))
+
+    def finish() -> list[Tensor]:
+        others = list(chain.from_iterable(made))
+        if not others:
+            return room
+        floats = [to_unit(crops) for crops in room]
+        for some, cut in others:
+            for crops, into in zip(cut, floats, strict=True):
+                into[:, some] = to_unit(crops)
+        return floats
+
+    return finish
+
+
+def _cut(
+    source: ItemImages, rows: Indices, drawn: Drawn, part: slice, at_once: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Crops (V, b, c, size, size) of each kind, of ``at_once`` images of a part at a time."""
+    side = drawn.recipe.side_for_crops
+    of_image, *of_crops = (Scratch() for _ in range(1 + len(drawn.kinds)))
+    scratch = of_crops if at_once == 1 else None
+    for some in parts(part.start, part.stop, at_once):
+        crops = []
+        for place in range(some.start, some.stop):
+            image = source.load_one(int(rows[place]), side, scratch=of_image)[None]
+            crops.append(drawn.cut(image, slice(place, place + 1), scratch))
+        yield some, [_together(of_kind) for of_kind in zip(*crops, strict=True)]
+
+
+def parts(start: int, stop: int, size: int = _PART) -> list[slice]:
+    """Consecutive slices of up to ``size``: what threads take at a time."""
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+
+def _together(crops: Sequence[Tensor]) -> Tensor:
+    """Crops (V, 1, ...) of several images in one tensor; as they are where all are uint8."""
+    if len(crops) == 1:
+        return crops[0]
+    alike = all(of_image.dtype == torch.uint8 for of_image in crops)
+    return torch.cat([c if alike else to_unit(c) for c in crops], dim=1)
