@@ -60,7 +60,7 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
         seen.add(real)
         hidden = [name for name in folders if name.startswith(".")]
         folders[:] = _natural(set(folders).difference(hidden))
-        images = _natural([name for name in files if is_image_file(name)])
+        images = _natural(_image_files(files))
         inside = os.path.join(place, "")
         found += [inside + name for name in images]
         if hidden or len(images) < len(files):
@@ -78,7 +78,21 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
 
 def is_image_file(name: str) -> bool:
     """Whether a file without its folder is named as images are, and is not hidden."""
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+    return bool(_image_files([name]))
+
+
+def _image_files(names: list[str]) -> list[str]:
+    """Those that are named as images are, and are not hidden."""
+    lowered = "/".join(names).lower().split("/")  # no name has a slash; faster than one by one
+    return (
+        [
+            name
+            for name, low in zip(names, lowered, strict=True)
+            if low.endswith(IMAGE_SUFFIXES) and low[0] != "."
+        ]
+        if names
+        else []
+    )
 
 
 def _natural(names: Collection[str]) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from sklearn_excb.archives import Member, is_archive, list_members
 from sklearn_excb.devices import available_memory
 from sklearn_excb.files import EncodedPicture, open_file
-from sklearn_excb.folders import Listing, is_image_file, list_images
+from sklearn_excb.folders import IMAGE_SUFFIXES, Listing, list_images
 from sklearn_excb.pixels import ImageError, is_picture, tensor_array
 from sklearn_excb.sources import ArrayImages, ItemImages
 
@@ -236,7 +236,7 @@ def _kept_of_item(item: Any) -> Any:
 def _image_keys(item: dict[Any, Any]) -> list[Any]:
     """Keys of a dict under which there is an image: by their names, or a suffix (WebDataset)."""
     named = [key for key in _IMAGE_KEYS if item.get(key) is not None]
-    return named or [key for key in item if is_image_file(f"image.{key}")]
+    return named or [key for key in item if f".{key}".lower().endswith(IMAGE_SUFFIXES)]
 
 
 def _image_of_item(item: Any) -> Any:
