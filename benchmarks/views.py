@@ -2,6 +2,7 @@
 
     python -m benchmarks.views
     python -m benchmarks.views --images FOLDER
+    python -m benchmarks.views --without-fast   # as if Numba and simplejpeg were not installed
 
 Two views of 224 and six of 96 pixels with the published recipe (crop, flip, jitter,
 gray, blur, solarise, normalise). The pipelines take turns on the same files; printed is how
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from sklearn_excb import files, finishing
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.fitting import IMAGENET_MEAN, IMAGENET_STD
 from sklearn_excb.images import open_source
@@ -190,8 +192,12 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, help="a folder of JPEGs instead of those made here")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--without-fast", action="store_true")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
+    if arguments.without_fast:
+        finishing.compiled_loops = lambda recipe: None
+        files.simplejpeg = None
     with tempfile.TemporaryDirectory() as folder:
         if arguments.images:
             paths = [str(path) for path in sorted(arguments.images.glob("*.jp*g"))[:64]]

@@ -42,9 +42,13 @@ _MOST_THREADS = 8
 _AHEAD = 2  # batches that are read while an accelerator is at work; a CPU has no core for that
 
 
-def n_ahead(device: torch.device) -> int:
-    """Batches that threads begin while one is used."""
-    return 0 if device.type == "cpu" else _AHEAD
+def n_ahead(source: Source, n_jobs: int, device: torch.device) -> int:
+    """Batches that threads begin while one is used.
+
+    None where nothing is opened, nor of a data set that may want to be read by the thread it knows.
+    """
+    opened_aside = isinstance(source, ItemImages) and (source.reads_in_parallel or n_jobs > 1)
+    return _AHEAD if opened_aside and device.type != "cpu" else 0
 
 
 class Batch(NamedTuple):
@@ -205,7 +209,7 @@ def _opened(
     device: torch.device,
 ) -> Iterator[Tensor]:
     """Whole images that threads open; further batches while an accelerator is at work."""
-    ahead, size = n_ahead(device), recipe.global_size
+    ahead, size = n_ahead(source, n_jobs, device), recipe.global_size
     rooms = deque(torch.empty(batch_size, source.n_channels, size, size) for _ in range(ahead + 1))
     with reading_threads(n_jobs, aside=ahead > 0) as read:
 

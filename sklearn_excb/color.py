@@ -43,7 +43,9 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean gray of each image, factor >= 0."""
-    return _blend(images, to_gray(images).mean(dim=(1, 2, 3), keepdim=True), factor)
+    # in two steps: torch's threads would share the sum over one large image, each in its own order
+    mean = to_gray(images).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+    return _blend(images, mean, factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:

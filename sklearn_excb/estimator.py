@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self, cast
@@ -294,10 +294,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             ``sample_names_`` names the files); a tar archive, such as WebDataset's; a list of files
             or of archives; or a data set with ``__len__`` and ``__getitem__`` whose items are an
             image, a tuple that begins with one, or a dict with an entry "image" (torchvision,
-            Hugging Face). Any of these may also be files that are open, or the bytes of a file.
-            What can only be iterated (an ``IterableDataset``, a generator) is read once, and its
-            images are kept in memory as they come. Or feature vectors: 2-D rows (n, d), of features
-            in one unit; put a StandardScaler before where they have several, as for k-means.
+            Hugging Face). An item may also be the bytes of a file, or an open file. What can only
+            be iterated (an ``IterableDataset``, a generator) is read once, and its images are kept
+            in memory as they come. Or feature vectors: 2-D rows (n, d), of features in one unit;
+            put a StandardScaler before where they have several, as for k-means.
         y : ignored
             For the conventions of scikit-learn.
 
@@ -330,7 +330,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             source = self._open(X, fitting=True)
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = leave_out_unusable(source, n_jobs, progress=bool(self.verbose))
-            n_skipped = warn_of(source, stacklevel=2)
+            skipped_before = skipped_of(source)
+            warn_of(skipped_before, len(source), stacklevel=2)
             fitted = fit_source(usable, parameters, seed=seed, device=device)
             if not isinstance(source, Rows):
                 self.image_shape_ = fitted.image_shape
@@ -347,8 +348,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "random_state": seed,
             }
             self._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
-        if len(self.skipped_) > n_skipped:  # while it was fitted
-            warn_of(source, stacklevel=2)
+        if len(self.skipped_) > len(skipped_before):  # while it was fitted
+            warn_of(self.skipped_, len(source), stacklevel=2)
         return self
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
@@ -357,8 +358,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`. For images that are elsewhere, an array that takes no memory itself
-            will do: ``np.broadcast_to(np.uint8(0), (n, h, w, 3))``.
+            As in :meth:`fit`; a generator is used up by it. For images that are elsewhere, an array
+            that takes no memory itself will do: ``np.broadcast_to(np.uint8(0), (n, h, w, 3))``.
 
         Returns
         -------
@@ -405,14 +406,13 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         """
-        check_is_fitted(self)
-        check_parameters(self.get_params(deep=False))
-        if is_stream(X):
-            return of_stream(self.predict, X, out)
-        source = self._open(X, fitting=False)
-        found = check_out(out, (len(source),), np.int64)
-        assign(self._fitted.teacher, self._inputs(source), out=found)
-        return without_skipped(found, source, fill=-1, stacklevel=2)
+
+        def assigned(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.int64]:
+            found = check_out(out, (len(source),), np.int64)
+            assign(self._fitted.teacher, self._inputs(source), out=found)
+            return found
+
+        return self._apply(assigned, X, out, fill=-1)
 
     def transform(self, X: Any, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
         """Embed samples.
@@ -435,15 +435,14 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         """
-        check_is_fitted(self)
-        check_parameters(self.get_params(deep=False))
-        if is_stream(X):
-            return of_stream(self.transform, X, out)
-        source = self._open(X, fitting=False)
-        found = check_out(out, (len(source), self._n_features_out), np.float32)
-        wanted = cast(Embedding, self.embedding)
-        embed(self._fitted.teacher, self._inputs(source), wanted, out=found)
-        return without_skipped(found, source, fill=np.nan, stacklevel=2)
+
+        def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
+            found = check_out(out, (len(source), self._n_features_out), np.float32)
+            wanted = cast(Embedding, self.embedding)
+            embed(self._fitted.teacher, self._inputs(source), wanted, out=found)
+            return found
+
+        return self._apply(embedded, X, out, fill=np.nan)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a folder: safetensors and JSON, nothing executable.
@@ -517,6 +516,26 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             said = "n_channels is" if fitting else f"this {name} was fitted on images with"
             raise ValueError(f"X has {source.n_channels} channels, but {said} {wanted}.")
         return source
+
+    def _apply(
+        self,
+        function: Callable[[Source, npt.NDArray[Any] | None], npt.NDArray[Any]],
+        X: Any,
+        out: npt.NDArray[Any] | None,
+        *,
+        fill: float,
+    ) -> npt.NDArray[Any]:
+        """Results of a function of the opened samples, with ``fill`` where one was skipped."""
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        if is_stream(X):
+            found, skipped = of_stream(
+                lambda part: self._open(part, fitting=False), function, X, out
+            )
+        else:
+            source = self._open(X, fitting=False)
+            found, skipped = function(source, out), skipped_of(source)
+        return without_skipped(found, skipped, fill=fill, stacklevel=3)
 
     def _inputs(self, source: Source) -> Iterator[Tensor]:
         """Yield prepared batches, and have the teacher on their device."""

@@ -1,4 +1,6 @@
-"""Doing to crops what was drawn for them, batched, on the device of the model. [METHOD.md 6]
+"""Doing to crops what was drawn for them, on the device they are on. [METHOD.md 6]
+
+Batched, or one by one in compiled loops.
 
 Axes: ``V`` views of one kind, ``B`` images.
 """
@@ -19,7 +21,7 @@ from sklearn_excb import color
 from sklearn_excb.resampling import to_unit
 from sklearn_excb.views import FloatArray, ViewParameters, ViewRecipe, blur_scale
 
-_COMPILED_FROM = 64  # px; compiling takes some ten seconds, which smaller views do not give back
+_COMPILED_FROM = 64  # px; compiling takes some 15 s, which smaller views do not give back
 _SHARP = 0.25  # sigma in pixels; below, a Gaussian of integer taps is the identity to 3e-4
 _BLOCK_PIXELS = 224**2  # that a CPU works on at a time: they stay in its cache
 

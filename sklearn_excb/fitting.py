@@ -178,15 +178,16 @@ def _prepare(
     """What :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts)
     settings = replace(settings, precision=resolve_precision(settings.precision, device))
+    n_jobs = number_of_jobs(parameters["n_jobs"], source)
     batches = ViewBatches(
         source,
         view_recipe(source, settings),
         settings.batch_size,
         settings.epochs,
         seed,
-        number_of_jobs(parameters["n_jobs"], source),
+        n_jobs,
         device,
-        n_ahead=n_ahead(device),
+        n_ahead(source, n_jobs, device),
     )
     return networks, settings, n_features, batches
 

@@ -83,16 +83,14 @@ def is_image_file(name: str) -> bool:
 
 def _image_files(names: list[str]) -> list[str]:
     """Those that are named as images are, and are not hidden."""
+    if not names:
+        return []
     lowered = "/".join(names).lower().split("/")  # no name has a slash; faster than one by one
-    return (
-        [
-            name
-            for name, low in zip(names, lowered, strict=True)
-            if low.endswith(IMAGE_SUFFIXES) and low[0] != "."
-        ]
-        if names
-        else []
-    )
+    return [
+        name
+        for name, low in zip(names, lowered, strict=True)
+        if low.endswith(IMAGE_SUFFIXES) and low[0] != "."
+    ]
 
 
 def _natural(names: Collection[str]) -> list[str]:

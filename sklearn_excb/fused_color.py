@@ -1,9 +1,9 @@
 """What is done to a crop in one compiled loop after another: views on a CPU that has Numba.
 
-It computes what :func:`sklearn_excb.views.finish_views` and :mod:`sklearn_excb.color` do with
+It computes what :func:`sklearn_excb.finishing.finish_views` and :mod:`sklearn_excb.color` do with
 tensors, crop by crop: a crop stays in the processor's cache, and no other thread waits for the
 interpreter meanwhile. Numba is optional (the extra ``fast``). It compiles at the first call, which
-takes some ten seconds, and keeps what it has compiled.
+takes some fifteen seconds, and keeps what it has compiled.
 
 Axes: ``c`` channels, ``p`` the pixels of a crop, row by row.
 """

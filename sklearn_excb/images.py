@@ -24,7 +24,8 @@ from sklearn_excb.folders import IMAGE_SUFFIXES, Listing, list_images
 from sklearn_excb.pixels import ImageError, is_picture, tensor_array
 from sklearn_excb.sources import ArrayImages, ItemImages
 
-_IMAGE_KEYS = ("image", "img", "pixel_values", "bytes", "path")  # of an item that is a dict
+_IMAGE_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict
+_FILE_KEYS = ("bytes", "path")  # of a picture that Hugging Face has not decoded
 _LEAST_LEFT = 0.05  # of the memory, that images of a stream leave free
 _BETWEEN_LOOKS = 64  # images of a stream, at how much memory is left
 
@@ -48,7 +49,7 @@ def are_rows(X: Any) -> bool:
 def _items(X: Any) -> list[Any] | None:
     """List of what a list, a tuple or a 1-D array of objects holds; None for anything else."""
     if isinstance(X, (list, tuple)):
-        return list(X)
+        return X if isinstance(X, StreamPart) else list(X)
     if hasattr(X, "__array__") and not isinstance(X, Tensor) and getattr(X, "ndim", 1) == 1:
         array = np.asarray(X)
         if array.ndim == 1 and array.dtype.kind in "OU":
@@ -69,7 +70,11 @@ def _is_item(item: Any) -> bool:
     """Whether it is a picture, or an item of a data set: (image, label, ...) or a dict."""
     if isinstance(item, tuple) and item:
         return _is_path(item[0]) or _is_item(item[0]) or np.ndim(item[0]) >= 2
-    return is_picture(item) or isinstance(item, (dict, bytes)) or _is_file(item)
+    return is_picture(item) or isinstance(item, dict) or _is_bytes(item) or _is_file(item)
+
+
+def _is_bytes(item: Any) -> bool:
+    return isinstance(item, (bytes, bytearray, memoryview))
 
 
 def _is_file(item: Any) -> bool:
@@ -81,7 +86,7 @@ def is_stream(X: Any) -> bool:
 
     What can be indexed is not, nor a set, whose order means nothing.
     """
-    other = _can_be_indexed(X) or _is_path(X) or hasattr(X, "__array__")
+    other = _can_be_indexed(X) or _is_path(X) or _is_file(X) or hasattr(X, "__array__")
     return hasattr(X, "__iter__") and not other and not isinstance(X, (set, frozenset, DataLoader))
 
 
@@ -91,11 +96,21 @@ def _can_be_indexed(X: Any) -> bool:
     return has_both and not isinstance(X, IterableDataset)
 
 
-def stream_parts(X: Any, size: int) -> Iterator[list[Any]]:
-    """Images of a stream, so many at a time."""
+class StreamPart(list[Any]):
+    """Images of a stream, and the place of the first of them."""
+
+    first: int
+
+
+def stream_parts(X: Any, size: int) -> Iterator[StreamPart]:
+    """Images of a stream, so many at a time; none is kept here when the next are asked for."""
     images = map(_kept_of_item, X)
-    while part := list(islice(images, size)):
+    first = 0
+    while part := StreamPart(islice(images, size)):
+        part.first = first
+        first += len(part)
         yield part
+        del part
 
 
 def open_source(
@@ -130,6 +145,8 @@ def open_source(
         return ArrayImages(tensor_array(X), n_channels)
     if hasattr(X, "__array__"):
         return ArrayImages(np.asarray(X), n_channels)
+    if _is_bytes(X) or _is_file(X):
+        raise TypeError(f"X is one file ({type(X).__name__}), not a collection. Pass a list: [X].")
     if _can_be_indexed(X):
         if not len(X):
             raise ValueError("The data set is empty: there is no image in it.")
@@ -154,7 +171,9 @@ def _all_of_stream(X: Any) -> list[Any]:
     Raises
     ------
     ValueError
-        If the memory does not hold them, or there are none.
+        If the memory does not hold them.
+    TypeError
+        If they are rows.
     """
     kept: list[Any] = []
     least = _LEAST_LEFT * psutil.virtual_memory().total
@@ -166,6 +185,8 @@ def _all_of_stream(X: Any) -> list[Any]:
                 f"and that is full after {len(kept):,}. Pass what can be indexed: a folder, a list "
                 "of files, tar archives, or a data set with __len__ and __getitem__."
             )
+    if are_rows(kept):
+        raise TypeError("X gives rows, one by one. Pass them as one array: np.stack(list(X)).")
     return kept
 
 
@@ -175,8 +196,12 @@ def _open_folder(found: Listing, n_channels: int | None, on_error: str) -> ItemI
     return source
 
 
-def _open_files(names: list[str], n_channels: int | None, on_error: str) -> ItemImages:
-    return ItemImages(names, open_file, names=names, n_channels=n_channels or 3, on_error=on_error)
+def _open_files(
+    names: list[str], n_channels: int | None, on_error: str, first: int | None = None
+) -> ItemImages:
+    return ItemImages(
+        names, open_file, names=names, n_channels=n_channels or 3, on_error=on_error, first=first
+    )
 
 
 def _open_archives(
@@ -192,15 +217,17 @@ def _open_archives(
 def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemImages:
     if not items:
         raise ValueError("X is empty: there is no image in it.")
+    first = getattr(items, "first", None)  # of a part of a stream
     if not all(_is_path(item) for item in items):
         # Pillow reads what it has not read yet into the picture itself: not in several threads
-        alone = any(is_picture(item[0] if isinstance(item, tuple) else item) for item in items)
+        alone = any(is_picture(_unwrapped(item)) for item in items)
         return ItemImages(
             items,
             _image_of_item,
             n_channels=n_channels,
             reads_in_parallel=not alone,
             on_error=on_error,
+            first=first,
         )
     archives = [is_archive(item) for item in items]
     if all(archives):
@@ -208,9 +235,9 @@ def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemI
     if any(archives):
         raise ValueError("X holds tar archives and other files: pass either the one or the other.")
     names = [os.fspath(path) for path in items]
-    if on_error == "raise":
+    if on_error == "raise" and first is None:
         _check_files(names)
-    return _open_files(names, n_channels, on_error)
+    return _open_files(names, n_channels, on_error, first)
 
 
 def _check_files(names: list[str]) -> None:
@@ -234,25 +261,42 @@ def _kept_of_item(item: Any) -> Any:
 
 
 def _image_keys(item: dict[Any, Any]) -> list[Any]:
-    """Keys of a dict under which there is an image: by their names, or a suffix (WebDataset)."""
-    named = [key for key in _IMAGE_KEYS if item.get(key) is not None]
-    return named or [key for key in item if f".{key}".lower().endswith(IMAGE_SUFFIXES)]
+    """Keys of a dict under which there is an image; more than one where nobody can say which.
+
+    By their names, by a suffix of image files ("jpg"), or ending in one ("left.jpg"), as WebDataset
+    names them.
+    """
+    there = [key for key in item if item[key] is not None]
+    if named := [key for key in _IMAGE_KEYS if key in there]:
+        return named[:1]
+    suffixed = [key for key in there if f".{key}".lower().endswith(IMAGE_SUFFIXES)]
+    plain = [key for key in suffixed if "." not in str(key)]
+    return plain or suffixed or [key for key in _FILE_KEYS if key in there][:1]
+
+
+def _unwrapped(item: Any) -> Any:
+    """Image of an item: that of a tuple's first or of a dict's entry, or the item itself."""
+    while True:
+        if isinstance(item, tuple) and item:
+            item = item[0]
+        elif isinstance(item, dict) and len(keys := _image_keys(item)) == 1:
+            item = item[keys[0]]
+        else:
+            return item
 
 
 def _image_of_item(item: Any) -> Any:
-    """Image of an item: itself, that of a tuple's first or of a dict's entry, a file's."""
-    if isinstance(item, dict):
-        keys = _image_keys(item)
-        if not keys:
-            raise ImageError(f"a dict without an 'image' entry, but with {list(item)}.")
-        return _image_of_item(item[keys[0]])
-    if isinstance(item, tuple) and item:
-        return _image_of_item(item[0])
-    if isinstance(item, (str, os.PathLike)):
-        return open_file(item)
-    if isinstance(item, bytes):
-        return EncodedPicture(item)
-    return _read_file(item) if _is_file(item) else item
+    """Image of an item, opened."""
+    image = _unwrapped(item)
+    if isinstance(image, dict):
+        if keys := _image_keys(image):
+            raise ImageError(f"a dict with several images: {keys}. Keep one of them.")
+        raise ImageError(f"a dict without an image under 'image' or 'jpg', but with {list(image)}.")
+    if _is_path(image):
+        return open_file(image)
+    if _is_bytes(image):
+        return EncodedPicture(bytes(image))
+    return _read_file(image) if _is_file(image) else image
 
 
 def _read_file(file: Any) -> EncodedPicture:

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sklearn_excb.attention import nearest
-from sklearn_excb.images import stream_parts
+from sklearn_excb.images import StreamPart, stream_parts
 from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.pixels import ImageError
+from sklearn_excb.skipping import skipped_of
+from sklearn_excb.sources import Skipped, Source
 
 Embedding = Literal["projection", "backbone", "similarity"]
 
@@ -75,9 +76,29 @@ def assign(
 
 
 def of_stream(
-    method: Callable[..., npt.NDArray[Any]], X: Iterable[Any], out: npt.NDArray[Any] | None
-) -> npt.NDArray[Any]:
+    open_part: Callable[[StreamPart], Source],
+    function: Callable[[Source, npt.NDArray[Any] | None], npt.NDArray[Any]],
+    X: Iterable[Any],
+    out: npt.NDArray[Any] | None,
+) -> tuple[npt.NDArray[Any], list[Skipped]]:
     """Results of a stream, whose length nobody knows before its end, a part at a time.
+
+    Parameters
+    ----------
+    open_part : callable
+        From a part of the stream to a source.
+    function : callable
+        Of a source and of the array to write to, if there is one; gives the results.
+    X : iterable
+        Of images.
+    out : ndarray or None
+        For the results of all.
+
+    Returns
+    -------
+    results : ndarray
+    skipped : list of Skipped
+        By their places in the stream.
 
     Raises
     ------
@@ -85,22 +106,21 @@ def of_stream(
         If there is nothing in it, or its images are not as many as ``out`` takes.
     """
     found: list[npt.NDArray[Any]] = []
+    skipped: list[Skipped] = []
     done = 0
     for part in stream_parts(X, _STREAM_PART):
         end = done + len(part)
         if out is not None and end > len(out):
             raise ValueError(f"out has {len(out):,} rows, but X goes on after as many images.")
-        try:
-            some = method(part, out=None if out is None else out[done:end])
-        except ImageError as error:
-            raise ImageError(f"Of the images {done} to {end - 1} of X: {error}") from error
-        if out is None:
-            found.append(some)
+        source = open_part(part)
+        found.append(function(source, None if out is None else out[done:end]))
+        skipped += skipped_of(source)
         done = end
+        del part, source  # before the next part is read
     if not done:
         raise ValueError("X is empty: there is no image in it.")
     if out is None:
-        return np.concatenate(found)
+        return np.concatenate(found), skipped
     if done < len(out):
         raise ValueError(f"out has {len(out):,} rows, but X ended after {done:,} images.")
-    return out
+    return out, skipped

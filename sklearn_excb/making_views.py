@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.finishing import compiled_loops, finish_views
+from sklearn_excb import finishing
+from sklearn_excb.finishing import finish_views
 from sklearn_excb.resampling import crop_resize, to_unit
 from sklearn_excb.scratch import Scratch
 from sklearn_excb.sources import ArrayImages, ItemImages
@@ -63,11 +64,6 @@ class Drawn(NamedTuple):
         """Draw it."""
         parameters = [draw_views(seed, epoch, rows, kind, recipe) for kind in kinds]
         return cls(recipe, kinds, draw_attempts(seed, epoch, rows, kinds), parameters)
-
-    @property
-    def n_images(self) -> int:
-        """B."""
-        return self.attempts.shape[2]
 
     def room(self, memory: list[Tensor], n_channels: int, dtype: torch.dtype) -> list[Tensor]:
         """Memory for views or crops (V, B, c, size, size) of each kind; taken where it is empty."""
@@ -123,7 +119,7 @@ def begin_views(
 ) -> Finish:
     """Begin views that threads make from end to end, on a CPU."""
     room = drawn.room(memory, source.n_channels, torch.float32)
-    at_once = 1 if compiled_loops(drawn.recipe) else _PART
+    at_once = 1 if finishing.compiled_loops(drawn.recipe) else _PART
 
     def make(part: slice) -> None:
         for some, cut in _cut(source, rows, drawn, part, at_once):

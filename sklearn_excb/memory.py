@@ -23,7 +23,7 @@ from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.settling import PARTS, settling_sample
-from sklearn_excb.sources import ArrayImages, ItemImages
+from sklearn_excb.sources import ArrayImages, ItemImages, Rows
 from sklearn_excb.training import (
     START_LIMIT,
     Plan,
@@ -150,9 +150,10 @@ def estimate_memory(
         "labels": held | {"images": n_inference * making.of_image, "activations": labels},
     }
     if settings.epochs:
-        phases["views"] |= trained
-        if batches.device.type != "cpu":  # there those of the last step still lie
-            phases["views"] |= views
+        phases["views"] |= trained | views  # those of the last step still lie there
+        if batches.device.type == "cpu" and not isinstance(batches.source, Rows):  # used again
+            making_them = max(0, B * making.of_views - sum(views.values()))
+            phases["views"]["making views"] = making_them
         phases["step"] = held | views | step
     if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
         opened = {"opened images": batches.n_jobs * making.thread}
@@ -202,6 +203,7 @@ def _making(batches: ViewBatches) -> _Making:
         n_epochs=1,
         n_jobs=1,
         device=torch.device("cpu"),
+        n_ahead=0,
     )
     thread = 0
     if isinstance(few.source, ItemImages):

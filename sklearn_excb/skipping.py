@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -69,26 +70,27 @@ def labels_of_all(
 
 
 def without_skipped(
-    result: npt.NDArray[Any], source: Source, *, fill: float, stacklevel: int
+    result: npt.NDArray[Any],
+    skipped: Sequence[Skipped],
+    *,
+    fill: float,
+    stacklevel: int,
 ) -> npt.NDArray[Any]:
     """Write ``fill`` into the rows of skipped images, in place, and warn if there are any."""
-    skipped = skipped_of(source)
     if skipped:
         result[[image.index for image in skipped]] = fill
-        warn_of(source, stacklevel + 1)
+        warn_of(skipped, len(result), stacklevel + 1)
     return result
 
 
-def warn_of(source: Source, stacklevel: int) -> int:
-    """Say how many images were skipped, if any, and why the first; give their number."""
-    skipped = skipped_of(source)
+def warn_of(skipped: Sequence[Skipped], n_samples: int, stacklevel: int) -> None:
+    """Say how many images were skipped, if any, and why the first."""
     if skipped:
         first = skipped[0]
         warnings.warn(
-            f"{len(skipped)} of {len(source):,} images cannot be used and were skipped: their "
+            f"{len(skipped)} of {n_samples:,} images cannot be used and were skipped: their "
             f"label is -1, their embedding NaN. The first, {first.name or first.index}: "
             f"{first.reason}",
             SkippedImageWarning,
             stacklevel=stacklevel + 1,
         )
-    return len(skipped)

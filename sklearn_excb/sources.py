@@ -120,6 +120,8 @@ class ItemImages:
     on_error : {"raise", "skip"}, default="raise"
         What becomes of an image that cannot be used: an error, or a blank image and an entry in
         :meth:`skipped`.
+    first : int, optional
+        Place of the first item, where the items are a part of a stream.
 
     Attributes
     ----------
@@ -145,8 +147,10 @@ class ItemImages:
         n_channels: int | None = None,
         reads_in_parallel: bool = True,
         on_error: str = "raise",
+        first: int | None = None,
     ) -> None:
         self.names = names
+        self._first = first
         self.reads_in_parallel = reads_in_parallel
         self.skips = on_error == "skip"
         self.ignored: list[str] | None = None
@@ -187,7 +191,11 @@ class ItemImages:
     def skipped(self) -> list[Skipped]:
         """Images met so far that could not be used, by their places in the whole collection."""
         names = self.names or [""] * len(self._items)
-        return [Skipped(place, names[place], why) for place, why in sorted(self._reasons.items())]
+        first = self._first or 0
+        return [
+            Skipped(first + place, names[place], why)
+            for place, why in sorted(self._reasons.items())
+        ]
 
     def usable(self) -> Self:
         """Return the same source without the images in :meth:`skipped`.
@@ -254,7 +262,8 @@ class ItemImages:
     def _attempt(self, index: int, read: Callable[[], Any]) -> Any:
         """Run ``read``; if that fails, raise what names the image, or keep why and give None."""
         place = int(self.places[index])
-        name = self.names[place] if self.names else f"{place} of {len(self._items)}"
+        number = f"{place} of {len(self._items)}" if self._first is None else self._first + place
+        name = self.names[place] if self.names else str(number)
         try:
             return read()
         except MemoryError as error:

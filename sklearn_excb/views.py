@@ -1,8 +1,8 @@
 """Multi-crop: global and local views of a batch of images. [METHOD.md 6]
 
-What is done to a view is drawn first, for the whole batch, as a pure function of (seed, epoch,
-row, view, operation); then it is done, batched, on the device of the model. The order is that of
-the recipe: crop, flip, jitter, gray, blur, solarise, normalise.
+What is done to a view is drawn here, for the whole batch, as a pure function of (seed, epoch, row,
+view, operation), and then done, in the order of the recipe: crop (resampling.py), flip, jitter,
+gray, blur, solarise, normalise (finishing.py).
 
 Axes: ``V`` views of one kind, ``B`` images.
 """
