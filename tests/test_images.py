@@ -271,7 +271,7 @@ def test_lists_of_mixed_channels_are_converted_when_asked():
 def test_something_else_is_refused():
     with pytest.raises(TypeError, match="type int is not a collection of images"):
         open_source(7)
-    with pytest.raises(ImageError, match=r"Image 0 of 5: a dict without an image under 'image'.*label"):
+    with pytest.raises(ImageError, match=r"Image 0 of 5: a dict without an image.*label"):
         open_source(Labels(COLOUR))
 
 

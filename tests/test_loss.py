@@ -288,6 +288,7 @@ def digits_curve(monkeypatch, loss_of=None):
     return np.array(losses)
 
 
+@pytest.mark.slow
 def test_training_on_digits_follows_the_curve_of_the_plain_loss(monkeypatch):
     ours = digits_curve(monkeypatch)
     plain = digits_curve(monkeypatch, plain_loss.per_view)

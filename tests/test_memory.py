@@ -112,6 +112,7 @@ print(json.dumps([taken, estimate.peak, estimate.needed]))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_a_fit_takes_what_was_estimated():
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True
@@ -136,6 +137,7 @@ def test_more_clusters_take_their_centroids_and_nothing_else():
     assert many.components["activations"] - few.components["activations"] < grown
 
 
+@pytest.mark.slow
 def test_the_published_recipe_can_be_asked_for_without_its_images():
     excb = ExCBEstimator.from_recipe("paper-resnet50", K=10_000)
     whole = excb.estimate_memory(photos(20_000))
@@ -240,6 +242,7 @@ def test_a_fit_that_is_small_beside_the_memory_is_not_looked_at(monkeypatch):
     small(epochs=1).fit(IMAGES)
 
 
+@pytest.mark.slow
 def test_auto_splits_only_as_far_as_it_has_to(monkeypatch):
     whole = small(micro_batch="auto").fit(IMAGES)
     assert whole.resolved_params_["micro_batch"] == 32

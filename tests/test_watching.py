@@ -146,6 +146,7 @@ def test_a_fit_that_learns_nothing_is_told_so():
         excb.fit(DIGITS)
 
 
+@pytest.mark.slow
 def test_the_defaults_are_not_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
