@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 SKIPPED = -1
 """The label of an image that could not be read: left out of every measure, and counted."""
 
+_BLOCK = 2**22  # elements looked at together
+
 
 def check_rows(x: ArrayLike, name: str) -> NDArray:
     """Return ``x`` as a real array of shape (rows, features); values are not looked at."""
@@ -35,6 +37,16 @@ def check_finite(x: NDArray, name: str, *, first_row: int = 0) -> None:
             f"{name} holds NaN or infinity (first in row {row}), needed finite numbers. Drop such "
             f"rows with {name}[np.isfinite({name}).all(axis=1)], or look at what produced them."
         )
+
+
+def missing_rows(x: NDArray) -> NDArray[np.bool_]:
+    """Tell which rows are NaN throughout, the rows of skipped images, (n,)."""
+    missing = np.zeros(len(x), bool)
+    if x.dtype.kind == "f":
+        step = max(1, _BLOCK // x.shape[1])
+        for start in range(0, len(x), step):
+            missing[start : start + step] = np.isnan(x[start : start + step]).all(axis=1)
+    return missing
 
 
 def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:

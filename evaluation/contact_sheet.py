@@ -17,12 +17,11 @@ from evaluation._checks import (
     check_finite,
     check_same_length,
 )
-from evaluation._optional import require
+from evaluation.pictures import Picture, as_rgb, fit_into
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Image = NDArray[np.uint8]
 RandomState = int | np.random.RandomState | None
 
 _MOST_ROWS = 24
@@ -60,7 +59,7 @@ class ContactSheetDisplay:
 
     def __init__(
         self,
-        canvas: Image,
+        canvas: Picture,
         rows: Sequence[int],
         counts: Sequence[int],
         chosen: Sequence[Sequence[int]],
@@ -146,7 +145,7 @@ class ContactSheetDisplay:
             ids, sizes = ids[by_size], sizes[by_size]
         shown = np.linspace(0, len(ids) - 1, min(n_rows, len(ids))).round().astype(int)
         chosen = [_most_typical(labels, ranks, cluster, n_images) for cluster in ids[shown]]
-        canvas = _compose([[_as_rgb(images[i], i) for i in row] for row in chosen], n_images)
+        canvas = _compose([[as_rgb(images[i], i) for i in row] for row in chosen], n_images)
         return cls(canvas, ids[shown].tolist(), sizes[shown].tolist(), chosen, len(ids)).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
@@ -218,7 +217,7 @@ def _most_typical(
     return members[np.argsort(-ranks[members], kind="stable")][:n_images].tolist()
 
 
-def _compose(rows: list[list[Image]], n_images: int) -> Image:
+def _compose(rows: list[list[Picture]], n_images: int) -> Picture:
     """Set images in a grid of equal square cells, letter-boxed on a light gray, with thin gaps."""
     cell = min(_LARGEST_CELL, max(max(image.shape[:2]) for row in rows for image in row))
     gap = max(1, round(cell / 16))
@@ -226,54 +225,10 @@ def _compose(rows: list[list[Image]], n_images: int) -> Image:
     canvas = np.full((len(rows) * pitch, n_images * pitch, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            fitted = _fit(image, cell)
+            fitted = fit_into(image, cell)
             y, x = r * pitch + gap // 2, c * pitch + gap // 2
             canvas[y : y + cell, x : x + cell] = _LETTER_BOX
             height, width = fitted.shape[:2]
             top, left = y + (cell - height) // 2, x + (cell - width) // 2
             canvas[top : top + height, left : left + width] = fitted
     return canvas
-
-
-def _fit(image: Image, cell: int) -> Image:
-    """Scale an image so that its longer side fills the cell."""
-    height, width = image.shape[:2]
-    if max(height, width) == cell:
-        return image
-    pil = require("PIL.Image", extra="eval", purpose="Resizing images")
-    scale = cell / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(pil.fromarray(image).resize(size, pil.Resampling.BICUBIC))
-
-
-def _as_rgb(image: Any, position: int) -> Image:
-    """Return an image as uint8 of shape (h, w, 3), transparent parts on white."""
-    if hasattr(image, "convert"):  # PIL: palettes and other modes are its own to translate
-        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-    array = np.asarray(image)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        raise ValueError(
-            f"Image {position} has shape {np.asarray(image).shape}, needed (h, w) or (h, w, c) "
-            "with 1, 3 or 4 channels last. For channels first, use image.transpose(1, 2, 0)."
-        )
-    if array.dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
-        if not 0 <= low <= high <= 1:  # also false for NaN
-            raise ValueError(
-                f"Image {position} has values in [{low:g}, {high:g}], needed floats in [0, 1]. "
-                "Use images / images.max(), or convert to uint8."
-            )
-        array = np.round(array * 255).astype(np.uint8)
-    elif array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype != np.uint8:
-        raise ValueError(
-            f"Image {position} has dtype {array.dtype}, needed uint8, or float in [0, 1]. "
-            "Use images / images.max()."
-        )
-    if array.shape[2] == 4:
-        alpha = array[..., 3:].astype(np.float64) / 255
-        array = np.round(array[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
