@@ -1,0 +1,136 @@
+"""Groups of images that are nearly the same picture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from evaluation._checks import (
+    check_count,
+    check_positive,
+    check_rows,
+    check_same_length,
+    missing_rows,
+)
+from evaluation._optional import require
+from evaluation.neighbors import nearest_neighbors
+from evaluation.pictures import as_rgb
+
+_SIDE = 16  # of the small pictures that are compared
+_LEAST_WITH_PIXELS, _LEAST_ALONE = 0.8, 0.995
+
+
+def near_duplicates(
+    embeddings: ArrayLike,
+    images: Sequence[Any] | NDArray | None = None,
+    *,
+    threshold: float | None = None,
+    tolerance: float = 0.04,
+    n_neighbors: int = 10,
+) -> list[NDArray[np.int64]]:
+    """Find groups of images that are nearly the same picture.
+
+    Candidates are nearest neighbours of high cosine similarity. Where the images are given, each
+    pair is confirmed by its pixels: embeddings that learned to look past crops and colours cannot
+    tell two photos of one thing from one photo saved twice.
+
+    Parameters
+    ----------
+    embeddings : array-like of shape (n, d)
+        Real rows; one of NaN throughout is an image that was skipped.
+    images : ndarray or sequence of n images, optional
+        As for `ContactSheetDisplay`. Only candidates are read.
+    threshold : float, optional
+        Least cosine similarity of a pair, in (0, 1]: 0.8 where pixels confirm it, else 0.995.
+    tolerance : float, default=0.04
+        Largest root mean square difference of two pictures of 16 x 16 pixels, in (0, 1], where
+        values are in [0, 1].
+    n_neighbors : int, default=10
+        Neighbours of each image that are candidates.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Positions of the images of each group, ascending; the largest group first. Pairs chain: A
+        and C are in one group if both are near B.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a value is out of range, or a row is NaN in part.
+
+    Examples
+    --------
+    >>> from evaluation import near_duplicates
+    >>> near_duplicates([[1, 0], [0, 1], [1, 0.001]])
+    [array([0, 2])]
+    """
+    x = check_rows(embeddings, "embeddings")
+    tolerance = check_positive(tolerance, "tolerance")
+    n_neighbors = check_count(n_neighbors, "n_neighbors")
+    least = _LEAST_ALONE if images is None else _LEAST_WITH_PIXELS
+    least = least if threshold is None else check_positive(threshold, "threshold")
+    if images is not None:
+        check_same_length(x, images, "embeddings", "images")  # pyright: ignore[reportArgumentType]
+    kept = np.flatnonzero(~missing_rows(x))
+    k = min(n_neighbors, len(kept) - 1)
+    if k < 1:
+        return []
+    similarities, neighbors = nearest_neighbors(x[kept], x[kept], k, exclude_self=True)
+    return group_pairs(
+        kept, kept[neighbors], similarities, len(x), images, threshold=least, tolerance=tolerance
+    )
+
+
+def group_pairs(
+    searched: NDArray[np.int64],
+    neighbors: NDArray[np.int64],
+    similarities: NDArray[np.float32],
+    n_images: int,
+    images: Sequence[Any] | NDArray | None,
+    *,
+    threshold: float | None = None,
+    tolerance: float = 0.04,
+) -> list[NDArray[np.int64]]:
+    """As `near_duplicates`, from neighbours that were searched before, as by `review_clusters`."""
+    if threshold is None:
+        threshold = _LEAST_ALONE if images is None else _LEAST_WITH_PIXELS
+    rows, columns = np.nonzero(similarities >= threshold)
+    pairs = np.stack([searched[rows], neighbors[rows, columns]], axis=1)
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    if images is not None and len(pairs):
+        pairs = pairs[_same_pixels(pairs, images, tolerance)]
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n_images, n_images))
+    of = connected_components(graph, directed=False)[1]
+    members = np.unique(pairs)
+    order = members[np.argsort(of[members], kind="stable")]
+    groups = np.split(order, np.flatnonzero(np.diff(of[order])) + 1) if len(order) else []
+    return sorted(groups, key=lambda group: (-len(group), group[0]))
+
+
+def _same_pixels(
+    pairs: NDArray[np.int64], images: Sequence[Any] | NDArray, tolerance: float
+) -> NDArray[np.bool_]:
+    """Tell which pairs are nearly the same at 16 x 16 pixels, and of nearly the same shape."""
+    small, ratios = {}, {}
+    for i in np.unique(pairs):
+        small[i], ratios[i] = _small(images[int(i)], int(i))
+    return np.array(
+        [
+            abs(np.log(ratios[a] / ratios[b])) < 0.2
+            and np.sqrt(np.mean((small[a] - small[b]) ** 2)) <= tolerance
+            for a, b in pairs
+        ]
+    )
+
+
+def _small(image: Any, position: int) -> tuple[NDArray[np.float32], float]:
+    """Return the image at 16 x 16 pixels in [0, 1], and its width over its height."""
+    pil = require("PIL.Image", extra="eval", purpose="Comparing images")
+    array = as_rgb(image, position)
+    size = (_SIDE, _SIDE)
+    small = pil.fromarray(array).resize(size, pil.Resampling.BOX, reducing_gap=2.0)
+    return np.asarray(small, np.float32) / np.float32(255), array.shape[1] / array.shape[0]
