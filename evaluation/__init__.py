@@ -6,12 +6,16 @@ imported by the functions that use them, when they use them.
 
 from evaluation.clustering import ClusteringScores, clustering_scores
 from evaluation.contact_sheet import ContactSheetDisplay
+from evaluation.duplicates import near_duplicates
 from evaluation.knn import KNNClassifier, knn_accuracy
 from evaluation.neighbors import nearest_neighbors
 from evaluation.occupancy import Occupancy, OccupancyDisplay, cluster_occupancy
 from evaluation.projection import Projection, ProjectionDisplay, project
+from evaluation.report import ReportSummary, write_report
+from evaluation.review import ClusterReview, review_clusters
 
 __all__ = [
+    "ClusterReview",
     "ClusteringScores",
     "ContactSheetDisplay",
     "KNNClassifier",
@@ -19,9 +23,13 @@ __all__ = [
     "OccupancyDisplay",
     "Projection",
     "ProjectionDisplay",
+    "ReportSummary",
     "cluster_occupancy",
     "clustering_scores",
     "knn_accuracy",
+    "near_duplicates",
     "nearest_neighbors",
     "project",
+    "review_clusters",
+    "write_report",
 ]

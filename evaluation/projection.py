@@ -122,7 +122,7 @@ def project(
     seed = _seed(random_state)
     indices = np.arange(len(x), dtype=np.int64)
     if max_samples is not None and max_samples < len(x):
-        indices = _draw(len(x), max_samples, y, np.random.default_rng(seed))
+        indices = draw_rows(len(x), max_samples, y, np.random.default_rng(seed))
     rows = np.asarray(x[indices], dtype=np.float64)
     check_finite(rows, "embeddings")
     if metric == "cosine":
@@ -184,7 +184,7 @@ def _seed(random_state: RandomState) -> int | None:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def _draw(
+def draw_rows(
     n: int, wanted: int, y: NDArray | None, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw rows without replacement, each class in proportion to its share, ascending."""

@@ -1,0 +1,146 @@
+"""Tables of a report: the headline figures beside their baselines, and the parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation._checks import SKIPPED, missing_rows
+from evaluation._style import percent
+from evaluation.clustering import clustering_scores
+from evaluation.knn import knn_accuracy
+from evaluation.occupancy import cluster_occupancy
+from evaluation.review import ClusterReview, review_clusters
+
+_K = 20  # neighbours of the accuracy
+_MOST_QUERIES = 20_000  # rows of leave-one-out
+
+
+class Model(NamedTuple):
+    """A clustering to compare, with the embeddings it was made from, where they are known."""
+
+    name: str
+    labels: NDArray[np.int64]
+    embeddings: NDArray | None
+
+
+class _Column(NamedTuple):
+    head: str
+    meaning: str
+    write: Callable[[float], str]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}"
+
+
+_COLUMNS = {
+    "empty": _Column("empty", "share of clusters without an image", percent),
+    "largest": _Column(
+        "largest", "size of the largest cluster, where 1 is balanced", lambda v: f"{v:.1f}"
+    ),
+    "effective": _Column(
+        "effective clusters", "number of equal clusters of the same entropy", lambda v: f"{v:,.1f}"
+    ),
+    "tightness": _Column(
+        "tightness", "mean cosine of an image to the mean direction of its cluster", _plain
+    ),
+    "doubt": _Column("doubt", "share of nearest neighbours that are in other clusters", percent),
+    "nmi": _Column("NMI", "normalised mutual information with the classes", _plain),
+    "accuracy": _Column("ACC", "images right under the best one-to-one matching", _plain),
+    "purity": _Column("purity", "images whose class is the commonest in their cluster", _plain),
+    "knn": _Column(
+        f"k-NN ({_K})", "classes predicted by the nearest neighbours, each image left out", _plain
+    ),
+}
+
+
+def figures_table(
+    models: Sequence[Model], review: ClusterReview, y: NDArray | None
+) -> tuple[str, str]:
+    """Rows of models by columns of figures, and what the columns say.
+
+    The first model is the one that was reviewed.
+    """
+    measured = [
+        _measure(model, review if place == 0 else None, review.n_clusters, y)
+        for place, model in enumerate(models)
+    ]
+    used = [name for name in _COLUMNS if any(name in each for each in measured)]
+    head = "".join(f'<th scope="col">{escape(_COLUMNS[name].head)}</th>' for name in used)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(model.name)}</th>'
+        + "".join(_cell(each.get(name), _COLUMNS[name]) for name in used)
+        + "</tr>"
+        for model, each in zip(models, measured, strict=True)
+    )
+    meanings = "".join(
+        f"<div><dt>{escape(_COLUMNS[name].head)}</dt><dd>{escape(_COLUMNS[name].meaning)}</dd></div>"
+        for name in used
+    )
+    head = f"<thead><tr><td></td>{head}</tr></thead>"
+    return (
+        f"<table class=figures>{head}<tbody>{rows}</tbody></table>",
+        f"<dl class=meanings>{meanings}</dl>",
+    )
+
+
+def _cell(value: float | None, column: _Column) -> str:
+    return "<td>-</td>" if value is None or np.isnan(value) else f"<td>{column.write(value)}</td>"
+
+
+def _measure(
+    model: Model, review: ClusterReview | None, n_clusters: int, y: NDArray | None
+) -> dict[str, float]:
+    labels = model.labels
+    n_clusters = max(n_clusters, int(labels.max()) + 1)
+    occupancy = cluster_occupancy(labels, n_clusters)
+    found = {
+        "empty": occupancy.empty_fraction,
+        "largest": occupancy.largest_relative_size,
+        "effective": occupancy.effective_clusters,
+    }
+    if review is None and model.embeddings is not None:
+        review = review_clusters(model.embeddings, labels, n_clusters)
+    if review is not None:
+        found["tightness"] = float(np.nanmean(review.typicality))
+        found["doubt"] = _mean(review.doubt)
+    if y is not None:
+        scores = clustering_scores(y, labels)
+        found |= {"nmi": scores.nmi, "accuracy": scores.accuracy, "purity": scores.purity}
+        if model.embeddings is not None:
+            found["knn"] = _leave_one_out(model.embeddings, labels, y)
+    return found
+
+
+def _leave_one_out(embeddings: NDArray, labels: NDArray[np.int64], y: NDArray) -> float:
+    kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(embeddings))
+    if len(kept) > _MOST_QUERIES:
+        kept = np.sort(np.random.default_rng(0).choice(kept, _MOST_QUERIES, replace=False))
+    if len(kept) < 2:
+        return float("nan")
+    return knn_accuracy(embeddings[kept], y[kept], k=min(_K, len(kept) - 1))
+
+
+def _mean(values: NDArray[np.float32]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def parameters_table(params: Mapping[str, Any]) -> str:
+    """Names and values as they are written in Python."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(_value(value))}</td></tr>'
+        for name, value in params.items()
+    )
+    return f"<table class=parameters><tbody>{rows}</tbody></table>" if rows else ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.6g}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(_value(each) for each in value)
+    return str(value)

@@ -1,0 +1,104 @@
+"""Thumbnails of a report, many in one encoded picture: a page of few pictures opens fast."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation._optional import require
+from evaluation.pictures import as_rgb, fit_into
+
+_LARGEST_TILE, _SMALLEST_TILE = 128, 32
+_LOSSLESS_TILE = 32  # below, each pixel is seen as a square
+_SHEET_SIDE = 2048  # pixels; a phone decodes it without trouble
+_BUDGET = 14 * 2**20  # bytes of encoded pictures, a third more as text
+_BYTES_PER_PIXEL = 0.34  # photos of 64 to 128 pixels at the quality below, measured
+_QUALITY = 75
+_GRAY = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnails:
+    """Thumbnails on sheets, row by row.
+
+    Attributes
+    ----------
+    sheets : list of str
+        Encoded pictures, base64.
+    mime : str
+        Their type.
+    tile : int
+        Side of the square each thumbnail has for itself, in pixels; it lies in the upper left.
+    columns : int
+        Squares in a row of a sheet.
+    per_sheet : int
+        Squares on each sheet but the last.
+    widths, heights : ndarray of shape (m,), uint8
+        Of each thumbnail, in pixels.
+    """
+
+    sheets: list[str]
+    mime: str
+    tile: int
+    columns: int
+    per_sheet: int
+    widths: NDArray[np.uint8]
+    heights: NDArray[np.uint8]
+
+
+def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> Thumbnails:
+    """Shrink the images at the given positions, each read once, and put them on sheets.
+
+    Parameters
+    ----------
+    images : ndarray or sequence of images
+        As for `ContactSheetDisplay`.
+    positions : ndarray of shape (m,)
+        Which ones, m at least 1.
+
+    Returns
+    -------
+    Thumbnails
+        Their side follows m, so that all together stay under 14 MB.
+    """
+    largest = _side_for(len(positions))
+    small = []
+    for position in positions:
+        array = as_rgb(images[int(position)], int(position))
+        small.append(fit_into(array, largest) if max(array.shape[:2]) > largest else array)
+    tile = max(max(each.shape[:2]) for each in small)
+    tile += -tile % 16 if tile > _LOSSLESS_TILE else 0  # blocks of the codec end where tiles do
+    columns = max(1, _SHEET_SIDE // tile)
+    per_sheet = columns**2
+    sheets = [
+        _encode(_sheet(small[start : start + per_sheet], tile, columns), tile <= _LOSSLESS_TILE)
+        for start in range(0, len(small), per_sheet)
+    ]
+    widths, heights = (np.array([each.shape[axis] for each in small], np.uint8) for axis in (1, 0))
+    return Thumbnails(sheets, "image/webp", tile, columns, per_sheet, widths, heights)
+
+
+def _side_for(n_images: int) -> int:
+    """Longest side of a thumbnail, a multiple of 16, so that ``n_images`` fit the budget."""
+    side = int(np.sqrt(_BUDGET / (_BYTES_PER_PIXEL * n_images)))
+    return min(_LARGEST_TILE, max(_SMALLEST_TILE, side - side % 16))
+
+
+def _sheet(small: list[NDArray[np.uint8]], tile: int, columns: int) -> NDArray[np.uint8]:
+    used = min(columns, len(small))
+    sheet = np.full((-(-len(small) // columns) * tile, used * tile, 3), _GRAY, np.uint8)
+    for place, each in enumerate(small):
+        y, x = place // columns * tile, place % columns * tile
+        sheet[y : y + each.shape[0], x : x + each.shape[1]] = each
+    return sheet
+
+
+def _encode(sheet: NDArray[np.uint8], lossless: bool) -> str:
+    pil = require("PIL.Image", extra="eval", purpose="A report with images")
+    file = io.BytesIO()
+    pil.fromarray(sheet).save(file, "WEBP", quality=_QUALITY, method=2, lossless=lossless)
+    return base64.b64encode(file.getvalue()).decode("ascii")

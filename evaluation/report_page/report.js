@@ -1,0 +1,157 @@
+// What the page knows: the numbers that were packed into it, and the images, by their places.
+
+function unpack(text, Type) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return new Type(bytes.buffer);
+}
+
+function readReport() {
+  const raw = JSON.parse(document.getElementById("data").textContent);
+  const report = {
+    names: raw.names,
+    method: raw.method,
+    classes: raw.classes || null,
+    label: unpack(raw.label, Uint32Array),
+    x: unpack(raw.x, Uint16Array),
+    y: unpack(raw.y, Uint16Array),
+    typicality: unpack(raw.typicality, Float32Array),
+    doubt: unpack(raw.doubt, Float32Array),
+    neighbors: unpack(raw.neighbors, Uint32Array),
+    counts: unpack(raw.counts, Uint32Array),
+    tightness: unpack(raw.tightness, Float32Array),
+    clusterDoubt: unpack(raw.clusterDoubt, Float32Array),
+    suspicion: unpack(raw.suspicion, Float32Array),
+    suspects: raw.suspects,
+    outliers: raw.outliers,
+    duplicates: raw.duplicates,
+    class: raw.class ? unpack(raw.class, Uint32Array) : null,
+    merges: raw.merges ? unpack(raw.merges, Uint32Array) : null,
+    leaves: raw.leaves ? unpack(raw.leaves, Uint32Array) : null,
+    thumbnails: raw.thumbnails || null,
+  };
+  report.n = report.names.length;
+  report.K = report.counts.length;
+  report.total = report.counts.reduce((sum, count) => sum + count, 0);
+  report.members = membersByTypicality(report);
+  if (report.thumbnails) {
+    report.thumbnails.widths = unpack(raw.thumbnails.widths, Uint8Array);
+    report.thumbnails.heights = unpack(raw.thumbnails.heights, Uint8Array);
+    report.sheets = openSheets(raw.thumbnails.mime);
+    defineSheets(report);
+  }
+  return report;
+}
+
+// images of each cluster that are shown here, the most typical first
+function membersByTypicality(report) {
+  const members = Array.from(report.counts, () => []);
+  report.label.forEach((label, image) => members[label].push(image));
+  for (const images of members) images.sort((a, b) => report.typicality[b] - report.typicality[a]);
+  return members;
+}
+
+function openSheets(mime) {
+  return Array.from(document.querySelectorAll("script.sheet"), (element) => {
+    const url = URL.createObjectURL(new Blob([unpack(element.textContent, Uint8Array)], { type: mime }));
+    element.remove();
+    return { url, image: null };
+  });
+}
+
+// the picture of a sheet for the canvas; null until it is decoded, and then `ready` is called
+function sheetImage(report, sheet, ready) {
+  const entry = report.sheets[sheet];
+  if (!entry.image) {
+    entry.image = new Image();
+    entry.image.onload = ready;
+    entry.image.src = entry.url;
+  }
+  return entry.image.complete && entry.image.naturalWidth ? entry.image : null;
+}
+
+function defineSheets(report) {
+  const { tile, columns, perSheet } = report.thumbnails;
+  const rules = report.sheets.map((sheet, place) => {
+    const tiles = Math.min(columns, report.n - place * perSheet);
+    return `.sheet-${place}{background-image:url("${sheet.url}");--sheet-w:${tiles * tile}}`;
+  });
+  const style = document.createElement("style");
+  style.textContent = `:root{--tile:${tile}}` + rules.join("");
+  document.head.append(style);
+  document.body.classList.toggle("pixels", tile <= 32);
+}
+
+// where an image lies: sheet, left and top of its tile, width and height, in pixels
+function place(report, image) {
+  const { tile, columns, perSheet, widths, heights } = report.thumbnails;
+  const within = image % perSheet;
+  return {
+    sheet: Math.floor(image / perSheet),
+    left: (within % columns) * tile,
+    top: Math.floor(within / columns) * tile,
+    width: widths[image],
+    height: heights[image],
+  };
+}
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+// an image as something to look at (span), or to press (button)
+function picture(report, image, tag = "span") {
+  const name = report.names[image];
+  if (!report.thumbnails) return element(tag, "name", name);
+  const { sheet, left, top, width, height } = place(report, image);
+  const made = element(tag, `thumb sheet-${sheet}`);
+  made.style.cssText = `--left:${left};--top:${top};--w:${width};--h:${height}`;
+  if (tag === "span") made.setAttribute("role", "img");
+  else made.type = "button";
+  made.setAttribute("aria-label", name);
+  made.title = name;
+  return made;
+}
+
+const percent = (share) => (Number.isNaN(share) ? "–" : `${(100 * share).toFixed(0)} %`);
+const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+// the class most of some images have, and its share, in words; none where classes are not known
+function commonClass(report, images) {
+  if (!report.class || !images.length) return [];
+  const counts = new Map();
+  for (const image of images) counts.set(report.class[image], (counts.get(report.class[image]) || 0) + 1);
+  const [code, count] = [...counts].reduce((best, next) => (next[1] > best[1] ? next : best));
+  return [`${percent(count / images.length)} are ${report.classes[code]}`];
+}
+
+function clusterFacts(report, cluster) {
+  const count = report.counts[cluster];
+  const facts = [plural(count, "image")];
+  if (!count) return facts[0];
+  facts.push(`relative size ${((count * report.K) / report.total).toFixed(2)}`);
+  facts.push(`tightness ${report.tightness[cluster].toFixed(2)}`);
+  facts.push(`doubt ${percent(report.clusterDoubt[cluster])}`);
+  return [...facts, ...commonClass(report, report.members[cluster])].join(" · ");
+}
+
+// group of each cluster when the tree is cut into `wanted` groups, numbered by the leaves' order
+function cutTree(report, wanted) {
+  const { K, merges, leaves } = report;
+  const parent = new Int32Array(2 * K - 1).fill(-1);
+  for (let merge = 0; merge < K - wanted; merge += 1) {
+    parent[merges[2 * merge]] = K + merge;
+    parent[merges[2 * merge + 1]] = K + merge;
+  }
+  const numbers = new Map();
+  const groups = new Int32Array(K);
+  for (const leaf of leaves) {
+    let root = leaf;
+    while (parent[root] >= 0) root = parent[root];
+    if (!numbers.has(root)) numbers.set(root, numbers.size);
+    groups[leaf] = numbers.get(root);
+  }
+  return groups;
+}
