@@ -138,7 +138,7 @@ def write_report(
     OSError
         If the file cannot be written; raised before anything is computed.
     """
-    file = _writable(path)
+    file = writable(path)
     x, labels = check_rows(embeddings, "embeddings"), check_cluster_labels(labels, "labels")
     check_same_length(x, labels, "embeddings", "labels")
     max_images = check_count(max_images, "max_images", minimum=4)
@@ -205,8 +205,8 @@ def write_report(
     )
 
 
-def _writable(path: str | os.PathLike[str]) -> Path:
-    """Return the path, or raise what writing there would raise."""
+def writable(path: str | os.PathLike[str]) -> Path:
+    """Return the path, or raise now what writing there would raise."""
     file = Path(path)
     if file.is_dir():
         raise IsADirectoryError(

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation._optional import require
-from evaluation.pictures import as_rgb, fit_into
+from evaluation.pictures import Picture, as_rgb, fit_into
 
 _LARGEST_TILE, _SMALLEST_TILE = 128, 32
 _LOSSLESS_TILE = 32  # below, each pixel is seen as a square
 _SHEET_SIDE = 2048  # pixels; a phone decodes it without trouble
 _BUDGET = 14 * 2**20  # bytes of encoded pictures, a third more as text
-_BYTES_PER_PIXEL = 0.34  # photos of 64 to 128 pixels at the quality below, measured
+_PROBED = 256  # images whose size tells that of all
 _QUALITY = 75
 _GRAY = 128
 
@@ -51,7 +51,7 @@ class Thumbnails:
 
 
 def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> Thumbnails:
-    """Shrink the images at the given positions, each read once, and put them on sheets.
+    """Shrink the images at the given positions, and put them on sheets.
 
     Parameters
     ----------
@@ -65,11 +65,8 @@ def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64
     Thumbnails
         Their side follows m, so that all together stay under 14 MB.
     """
-    largest = _side_for(len(positions))
-    small = []
-    for position in positions:
-        array = as_rgb(images[int(position)], int(position))
-        small.append(fit_into(array, largest) if max(array.shape[:2]) > largest else array)
+    largest = _side_for(images, positions)
+    small = _shrunk(images, positions, largest)
     tile = max(max(each.shape[:2]) for each in small)
     tile += -tile % 16 if tile > _LOSSLESS_TILE else 0  # blocks of the codec end where tiles do
     columns = max(1, _SHEET_SIDE // tile)
@@ -82,13 +79,32 @@ def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64
     return Thumbnails(sheets, "image/webp", tile, columns, per_sheet, widths, heights)
 
 
-def _side_for(n_images: int) -> int:
-    """Longest side of a thumbnail, a multiple of 16, so that ``n_images`` fit the budget."""
-    side = int(np.sqrt(_BUDGET / (_BYTES_PER_PIXEL * n_images)))
-    return min(_LARGEST_TILE, max(_SMALLEST_TILE, side - side % 16))
+def _shrunk(
+    images: Sequence[Any] | NDArray, positions: NDArray[np.int64], largest: int
+) -> list[Picture]:
+    """Images as they are, or with a longest side of ``largest`` pixels."""
+    small = []
+    for position in positions:
+        picture = as_rgb(images[int(position)], int(position))
+        small.append(fit_into(picture, largest) if max(picture.shape[:2]) > largest else picture)
+    return small
 
 
-def _sheet(small: list[NDArray[np.uint8]], tile: int, columns: int) -> NDArray[np.uint8]:
+def _side_for(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> int:
+    """Longest side of a thumbnail, a multiple of 16, with which all fit into the budget."""
+    if len(positions) <= _PROBED:
+        return _LARGEST_TILE
+    probed = positions[np.linspace(0, len(positions) - 1, _PROBED).astype(int)]
+    side = _LARGEST_TILE // 2
+    small = _shrunk(images, probed, side)
+    tile = max(max(each.shape[:2]) for each in small)
+    encoded = len(_encode(_sheet(small, tile, _SHEET_SIDE // tile), tile <= _LOSSLESS_TILE)) * 0.75
+    # bytes grow more slowly than pixels: this estimate is on the safe side above, and close below
+    largest = int(side * np.sqrt(_BUDGET / (encoded * len(positions) / _PROBED)))
+    return min(_LARGEST_TILE, max(_SMALLEST_TILE, largest - largest % 16))
+
+
+def _sheet(small: list[Picture], tile: int, columns: int) -> Picture:
     used = min(columns, len(small))
     sheet = np.full((-(-len(small) // columns) * tile, used * tile, 3), _GRAY, np.uint8)
     for place, each in enumerate(small):
@@ -97,7 +113,7 @@ def _sheet(small: list[NDArray[np.uint8]], tile: int, columns: int) -> NDArray[n
     return sheet
 
 
-def _encode(sheet: NDArray[np.uint8], lossless: bool) -> str:
+def _encode(sheet: Picture, lossless: bool) -> str:
     pil = require("PIL.Image", extra="eval", purpose="A report with images")
     file = io.BytesIO()
     pil.fromarray(sheet).save(file, "WEBP", quality=_QUALITY, method=2, lossless=lossless)

@@ -1,4 +1,4 @@
-"""The command ``sklearn-excb``: fit a folder of images, predict with what was fitted."""
+"""The command ``sklearn-excb``: fit a folder of images, and use what was fitted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from sklearn_excb.cli_evaluation import COMMANDS, add_commands, load_run
 
 _BYTES = "surrogateescape"
 
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--on-error", choices=["raise", "skip"], help="what becomes of images that are broken"
         )
+    add_commands(lambda name, does: commands.add_parser(name, help=does, description=does))
     return parser
 
 
@@ -83,14 +86,11 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from sklearn_excb import ExCBEstimator
     from sklearn_excb.images import open_source
 
     if arguments.csv:
         _check_writable(Path(arguments.csv).parent)
-    estimator = ExCBEstimator.load(arguments.run)
-    given = {name: getattr(arguments, name) for name in ("device", "on_error")}
-    estimator.set_params(**{name: value for name, value in given.items() if value is not None})
+    estimator = load_run(arguments)
     paths = open_source(arguments.folder, on_error=estimator.on_error).names
     assert paths is not None
     labels = estimator.predict(arguments.folder)
@@ -138,12 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 after an error of the user's, which is printed to standard error.
     """
     arguments = _parser().parse_args(argv)
-    run = {"fit": _fit, "predict": _predict}[arguments.command]
+    run = {"fit": _fit, "predict": _predict, **COMMANDS}[arguments.command]
     try:
         return run(arguments)
     except BrokenPipeError:  # whoever read the table has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the flush at exit
         return 0
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         sys.stderr.write(f"sklearn-excb: {error}\n")
         return 2

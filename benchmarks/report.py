@@ -1,0 +1,151 @@
+"""How large a report is, and how fast it opens beside a bare page with the same pictures.
+
+    python -m benchmarks.report                    # 10,000 images made up, 500 clusters
+    python -m benchmarks.report --photos FOLDER    # photos of yours, repeated as needed
+
+The bare pages hold the thumbnails of the report and nothing else: one as the same sheets, the
+least that those bytes can cost a browser, and one as an <img> for each image, what a simple gallery
+is. All are opened in turn in headless Chromium; a page counts as open when its pictures are decoded
+and it has been painted. Ratios of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.cluster.hierarchy import linkage
+from scipy.ndimage import gaussian_filter
+
+from evaluation import Projection, write_report
+from evaluation.report_images import Thumbnails, make_thumbnails
+
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+# every picture decoded: those of the bare pages, and all sheets of the report, in view or not
+PICTURES = """typeof report === "undefined" ? Array.from(document.images)
+    : report.sheets.map(sheet => Object.assign(new Image(), { src: sheet.url }))"""
+OPEN = f"Promise.all(({PICTURES}).map(picture => picture.decode())).then(() => {PAINTED})"
+
+
+def made_up(n: int) -> list[np.ndarray]:
+    """Pictures with as much detail as photos at this size have: several scales of noise."""
+    generator = np.random.default_rng(0)
+    images = []
+    for _ in range(n):
+        noise = generator.normal(size=(96, 128, 3))
+        image = np.sum([s * gaussian_filter(noise, (s, s, 0)) for s in (1, 4, 16)], axis=0)
+        image = (image - image.min()) / np.ptp(image)
+        images.append((image * 255).astype(np.uint8))
+    return images
+
+
+def photos(folder: Path, n: int) -> list[Any]:
+    """Photos of a folder, the first ones again where there are not enough."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    opened = []
+    for path in files[:n]:
+        with Image.open(path) as image:
+            image.draft("RGB", (160, 160))
+            opened.append(image.convert("RGB"))
+    return [opened[i % len(opened)] for i in range(n)]
+
+
+def bare_pages(thumbnails: Thumbnails, folder: Path) -> dict[str, Path]:
+    """Pages of the same pictures: the sheets, and every tile by itself."""
+    sheets = [f'<img src="data:image/webp;base64,{sheet}">' for sheet in thumbnails.sheets]
+    tiles = []
+    for place in range(len(thumbnails.widths)):
+        number, within = divmod(place, thumbnails.per_sheet)
+        if within == 0:
+            encoded = base64.b64decode(thumbnails.sheets[number])
+            sheet = Image.open(io.BytesIO(encoded)).convert("RGB")
+        x, y = (each * thumbnails.tile for each in divmod(within, thumbnails.columns)[::-1])
+        box = x, y, x + int(thumbnails.widths[place]), y + int(thumbnails.heights[place])
+        file = io.BytesIO()
+        sheet.crop(box).save(file, "WEBP", quality=75, method=2)
+        text = base64.b64encode(file.getvalue()).decode()
+        tiles.append(f'<img src="data:image/webp;base64,{text}">')
+    pages = {}
+    for name, images in (("sheets", sheets), ("an <img> each", tiles)):
+        pages[name] = folder / f"bare_{len(pages)}.html"
+        pages[name].write_text("<!doctype html><meta charset=utf-8>" + "\n".join(images))
+    return pages
+
+
+def seconds_to_open(browser: Any, path: Path) -> float:
+    """From the start of the navigation to the first painting with everything in it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(path.as_uri(), wait_until="commit", timeout=120_000)
+    page.wait_for_load_state("load", timeout=120_000)
+    page.evaluate(OPEN)
+    taken = page.evaluate("performance.now()") / 1000
+    page.close()
+    return taken
+
+
+def main() -> None:
+    """Write the report and the bare pages, open them in turn, print ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--clusters", type=int, default=500)
+    parser.add_argument("--photos", type=Path, help="folder of photos")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    n, n_clusters = arguments.images, arguments.clusters
+    images = photos(arguments.photos, n) if arguments.photos else made_up(n)
+    generator = np.random.default_rng(0)
+    centers = generator.normal(size=(n_clusters, 64))
+    labels = generator.integers(0, n_clusters, n)
+    embeddings = centers[labels] + generator.normal(size=(n, 64))
+    coordinates = embeddings[:, :2].astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.html")
+        summary = write_report(
+            report,
+            embeddings=embeddings,
+            labels=labels,
+            images=images,
+            names=[f"holidays/2019/IMG_{i:05d}.jpg" for i in range(n)],
+            linkage=linkage(centers, "ward"),
+            projection=Projection(coordinates, np.arange(n), "tsne", "none"),
+        )
+        print(f"{n:,} images in {n_clusters} clusters: {summary.n_bytes / 1e6:.1f} MB")
+        pages = {
+            "report": report,
+            **bare_pages(make_thumbnails(images, np.arange(n)), Path(folder)),
+        }
+        times: dict[str, list[float]] = {name: [] for name in pages}
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            for repeat in range(arguments.repeats + 1):
+                for name, path in pages.items():
+                    taken = seconds_to_open(browser, path)
+                    if repeat:  # the first opening warms the caches
+                        times[name].append(taken)
+            browser.close()
+    opened = statistics.median(times["report"])
+    for name in list(pages)[1:]:
+        ratios = [a / b for a, b in zip(times["report"], times[name], strict=True)]
+        print(
+            f"opening, as times of a bare page with {name}: "
+            f"{opened / statistics.median(times[name]):.2f}, "
+            f"{min(ratios):.2f} to {max(ratios):.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The commands that look at what was fitted: embed, evaluate, report, compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Add = Callable[[str, str], argparse.ArgumentParser]
+
+
+def add_commands(add: Add) -> None:
+    """Describe the commands.
+
+    Parameters
+    ----------
+    add : callable
+        Of a name and what the command does; gives a parser for its words.
+    """
+    embed = add("embed", "write the embeddings of images as a .npy file")
+    _add_run_and_folder(embed)
+    embed.add_argument("-o", "--out", required=True, help="file for the array (n, d), float32")
+    embed.add_argument(
+        "--embedding",
+        choices=["projection", "backbone", "similarity"],
+        default="projection",
+        help="which embedding (default: projection)",
+    )
+    embed.add_argument("--names", help="file for the path of each row, one a line")
+
+    report = add("report", "write a page to look at: a map, every cluster, what is odd")
+    _add_run_and_folder(report)
+    report.add_argument("-o", "--out", required=True, help="file for the page, as in report.html")
+    report.add_argument("--title", help="heading (default: the name of the folder)")
+    report.add_argument("--max-images", type=int, default=10_000, help="on the map, at the most")
+    report.add_argument(
+        "--classes", action="store_true", help="the folder of each image is its class"
+    )
+    report.add_argument("--no-baseline", action="store_true", help="no k-means to compare with")
+
+    evaluate = add("evaluate", "measure clusters and embeddings; folders are classes")
+    evaluate.add_argument("run", help="folder that fit wrote")
+    evaluate.add_argument("--train", required=True, help="folder of images, in folders of classes")
+    evaluate.add_argument("--test", help="another one, of images that are held out")
+    evaluate.add_argument("--json", help='file for the figures, "-" for standard output')
+    _add_settings(evaluate)
+
+    compare = add("compare", "put the clusters of several fits side by side")
+    compare.add_argument("runs", nargs="+", help="folders that fit wrote")
+    compare.add_argument("-o", "--out", help="file for a plot of their sizes, as in sizes.png")
+    compare.add_argument("--json", help='file for the figures, "-" for standard output')
+
+
+def _add_run_and_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder that fit wrote")
+    parser.add_argument("folder", help="folder of images, searched through, or a tar archive")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
+    parser.add_argument(
+        "--on-error", choices=["raise", "skip"], help="what becomes of images that are broken"
+    )
+
+
+def load_run(arguments: argparse.Namespace) -> Any:
+    """Load the estimator that is asked for, with the settings that are."""
+    from sklearn_excb import ExCBEstimator
+
+    estimator = ExCBEstimator.load(arguments.run)
+    given = {name: getattr(arguments, name) for name in ("device", "on_error")}
+    return estimator.set_params(**{name: v for name, v in given.items() if v is not None})
+
+
+def embed(arguments: argparse.Namespace) -> int:
+    """Write embeddings to a memory-mapped file, which is renamed when it is whole."""
+    import numpy as np
+
+    from sklearn_excb.images import open_source
+
+    out = Path(arguments.out)
+    for file in (out, *([Path(arguments.names)] if arguments.names else [])):
+        check_writable(file)
+    estimator = load_run(arguments).set_params(embedding=arguments.embedding)
+    names = open_source(arguments.folder, on_error=estimator.on_error).names or []
+    beside = out.with_name(out.name + ".partial")
+    width = len(estimator.get_feature_names_out())
+    try:
+        rows = np.lib.format.open_memmap(
+            beside, mode="w+", dtype=np.float32, shape=(len(names), width)
+        )
+        estimator.transform(arguments.folder, out=rows)
+        rows.flush()
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    if arguments.names:
+        text = "".join(f"{name}\n" for name in names)
+        Path(arguments.names).write_text(text, encoding="utf-8", errors="surrogateescape")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the page, and say what is in it."""
+    from sklearn_excb import reporting
+
+    check_writable(Path(arguments.out))
+    estimator = load_run(arguments)
+    y = None
+    if arguments.classes:
+        y = reporting.folder_classes(arguments.folder, estimator.on_error)
+    summary = reporting.report(
+        estimator,
+        arguments.folder,
+        arguments.out,
+        y=y,
+        baseline=not arguments.no_baseline,
+        title=arguments.title,
+        max_images=arguments.max_images,
+    )
+    told = {
+        "report": str(summary.path),
+        "megabytes": round(summary.n_bytes / 1e6, 1),
+        "images": summary.n_images,
+        "shown": summary.n_shown,
+        "skipped": summary.n_ignored,
+        "suspected_clusters": list(summary.suspects),
+        "groups_of_duplicates": summary.n_duplicates,
+    }
+    _write_json(told, "-")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Measure, print a table, and write JSON where it is asked for."""
+    from sklearn_excb import reporting
+
+    if arguments.json and arguments.json != "-":
+        check_writable(Path(arguments.json))
+    estimator = load_run(arguments)
+    folders = [arguments.train, *([arguments.test] if arguments.test else [])]
+    given: list[Any] = []
+    for folder in folders:
+        given += [folder, reporting.folder_classes(folder, estimator.on_error)]
+    found = reporting.evaluate(estimator, *given)
+    if arguments.json:
+        _write_json(found, arguments.json)
+    if arguments.json != "-":
+        for name, value in flattened(found):
+            sys.stdout.write(f"{name:<36}{_written(value):>12}\n")
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Print a table of several fits, and draw the sizes of their clusters."""
+    from sklearn_excb import ExCBEstimator, reporting
+
+    for file in (arguments.out, arguments.json):
+        if file and file != "-":
+            check_writable(Path(file))
+    rows, display = reporting.compare({run: ExCBEstimator.load(run) for run in arguments.runs})
+    if arguments.out:
+        figure: Any = display.plot().figure_
+        figure.savefig(arguments.out, dpi=120)
+    if arguments.json:
+        _write_json(rows, arguments.json)
+    if arguments.json != "-":
+        table = [list(rows[0]), *([_written(value) for value in row.values()] for row in rows)]
+        widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
+        for first, *rest in table:
+            cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
+            sys.stdout.write("  ".join([f"{first:<{widths[0]}}", *cells]) + "\n")
+    return 0
+
+
+COMMANDS = {"embed": embed, "report": report, "evaluate": evaluate, "compare": compare}
+
+
+def flattened(found: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Numbers of nested mappings, by their names put together."""
+    rows = []
+    for name, value in found.items():
+        whole = f"{before} {name}".strip().replace("_", " ")
+        rows += flattened(value, whole) if isinstance(value, Mapping) else [(whole, value)]
+    return rows
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _write_json(found: Any, file: str) -> None:
+    text = json.dumps(_strict(found), indent=1, allow_nan=False) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(file).write_text(text, encoding="utf-8")
+
+
+def _strict(value: Any) -> Any:
+    """Value as JSON has it: NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(name): _strict(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def check_writable(file: Path) -> None:
+    """Fail before the work, not after it, if a file cannot be written there."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, needed the name of a file.")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{file.parent} is no folder. Make it first, or write elsewhere.")
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise PermissionError(f"{file} cannot be written to: no permission.")

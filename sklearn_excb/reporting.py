@@ -1,0 +1,318 @@
+"""A fitted estimator seen through ``evaluation``: its report, its figures, several side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sklearn_excb.centroids import spherical_kmeans, unit_rows
+from sklearn_excb.estimator import ExCBEstimator
+from sklearn_excb.images import are_rows, open_source
+from sklearn_excb.resampling import to_unit
+from sklearn_excb.sources import ArrayImages, ItemImages
+
+if TYPE_CHECKING:
+    from evaluation import OccupancyDisplay, ReportSummary
+
+_THUMBNAIL = 128  # pixels of the short side that are decoded, where the format allows
+_NEIGHBORS = (10, 20, 100, 200)
+
+
+class Pictures(Sequence[npt.NDArray[np.float32]]):
+    """Images of a source as arrays (h, w, c), opened when they are asked for.
+
+    Parameters
+    ----------
+    source : ArrayImages or ItemImages
+        Of any number of channels: above three, the first three are shown.
+    """
+
+    def __init__(self, source: ArrayImages | ItemImages) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(self._source, ArrayImages):
+            image = self._source.load(np.array([index]))[0]
+        else:
+            image = self._source.load_one(index, at_least=_THUMBNAIL)
+        shown = image if image.shape[0] in (1, 3) else image[: 3 if image.shape[0] > 3 else 1]
+        return to_unit(shown).permute(1, 2, 0).float().numpy()
+
+
+class Seen(NamedTuple):
+    """What an estimator makes of a collection.
+
+    Attributes
+    ----------
+    projections : ndarray of shape (n, D), float32
+        NaN for skipped images.
+    labels : ndarray of shape (n,), int64
+        -1 for skipped images.
+    """
+
+    projections: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+def see(estimator: ExCBEstimator, X: Any) -> Seen:
+    """Projections and labels, in one pass over the images."""
+    projections = _embed(estimator, X, "projection")
+    labels = np.full(len(projections), -1)
+    kept = ~np.isnan(projections[:, 0])
+    labels[kept] = _nearest(projections[kept], estimator.cluster_centers_)
+    return Seen(projections, labels)
+
+
+def report(
+    estimator: ExCBEstimator,
+    X: Any,
+    path: str | os.PathLike[str],
+    *,
+    y: npt.ArrayLike | None = None,
+    baseline: bool = True,
+    title: str | None = None,
+    max_images: int = 10_000,
+) -> ReportSummary:
+    """Write a report of a collection as one HTML file; see :func:`evaluation.write_report`.
+
+    Parameters
+    ----------
+    estimator : ExCBEstimator
+        Fitted.
+    X : array, tensor, list, path or data set
+        The collection, as in ``fit``, on which it was fitted or another; no stream.
+    path : str or path-like
+        The file.
+    y : array-like of shape (n_samples,), optional
+        Classes, where they are known.
+    baseline : bool, default=True
+        Whether to compare with k-means of as many clusters, on the same projections and on those of
+        the network before it was trained. Left out below K images.
+    title : str, optional
+        Heading; the name of the folder by default.
+    max_images : int, default=10_000
+        Images on the map at the most.
+
+    Returns
+    -------
+    ReportSummary
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; raised before anything is computed.
+    ValueError
+        If the data cannot be used.
+    """
+    from evaluation import write_report
+    from evaluation.report import writable
+
+    writable(path)
+    seen = see(estimator, X)
+    K = estimator.resolved_params_["K"]
+    names, pictures = None, None
+    if not are_rows(X):
+        source = open_source(X, estimator.n_channels_, estimator.on_error)
+        names, pictures = short_names(source.names), Pictures(source)
+    compared = {}
+    if baseline and (seen.labels >= 0).sum() >= K:
+        compared = _baselines(estimator, X, seen)
+    return write_report(
+        path,
+        embeddings=seen.projections,
+        labels=seen.labels,
+        n_clusters=K,
+        images=pictures,
+        names=names,
+        y=y,
+        linkage=estimator.linkage_,
+        history=estimator.history_,
+        params=estimator.resolved_params_,
+        baseline=compared,
+        title=title or (PurePath(X).name if isinstance(X, (str, os.PathLike)) else "Clusters"),
+        max_images=max_images,
+    )
+
+
+def evaluate(
+    estimator: ExCBEstimator,
+    train: Any,
+    y_train: npt.ArrayLike | None = None,
+    test: Any = None,
+    y_test: npt.ArrayLike | None = None,
+) -> dict[str, Any]:
+    """Measure a fitted estimator: its clusters, and with classes its embeddings.
+
+    Parameters
+    ----------
+    estimator : ExCBEstimator
+        Fitted.
+    train, test : array, tensor, list, path or data set
+        Collections, as in ``fit``; ``test`` may be left out.
+    y_train, y_test : array-like, optional
+        Their classes.
+
+    Returns
+    -------
+    dict
+        For each collection "occupancy" and, with classes, "clustering"; with classes "knn", by the
+        number of neighbours (each training image left out where there is no ``test``), and with
+        ``test`` "probe": top-1 and top-5 accuracy of a linear probe, of the backbone's features.
+
+    Raises
+    ------
+    ValueError
+        If only one of two collections has classes, or the data cannot be used.
+    """
+    from evaluation import cluster_occupancy, clustering_scores
+
+    if test is not None and (y_train is None) != (y_test is None):
+        raise ValueError("Only one of the two collections has classes: needed both, or neither.")
+    found: dict[str, Any] = {}
+    features = []
+    for name, X, y in (("train", train, y_train), ("test", test, y_test)):
+        if X is None:
+            continue
+        seen = see(estimator, X)
+        occupancy = asdict(cluster_occupancy(seen.labels, estimator.resolved_params_["K"]))
+        del occupancy["counts"]
+        found[name] = {"occupancy": occupancy}
+        if y is not None:
+            found[name]["clustering"] = asdict(clustering_scores(y, seen.labels))
+            features += [_embed(estimator, X, "backbone"), np.asarray(y)]
+    if features:
+        found |= _accuracies(*features)
+    return found
+
+
+def _accuracies(
+    train: npt.NDArray[np.float32],
+    y_train: npt.NDArray[Any],
+    test: npt.NDArray[np.float32] | None = None,
+    y_test: npt.NDArray[Any] | None = None,
+) -> dict[str, Any]:
+    from evaluation import knn_scores, linear_probe
+
+    neighbors = knn_scores(train, y_train, test, y_test, k=_NEIGHBORS)
+    found: dict[str, Any] = {"knn": neighbors.accuracy}
+    if test is not None:
+        probe = linear_probe(train, y_train, test, y_test, random_state=0)
+        found["probe"] = {"top1": probe.top1, "top5": probe.top5}
+    return found
+
+
+def compare(
+    estimators: Mapping[str, ExCBEstimator],
+) -> tuple[list[dict[str, Any]], OccupancyDisplay]:
+    """Put the clusters of several fits side by side.
+
+    Parameters
+    ----------
+    estimators : mapping of str to ExCBEstimator
+        Fitted, by name.
+
+    Returns
+    -------
+    rows : list of dict
+        For each: K, images, occupancy of ``labels_``, and "agreement", the adjusted Rand index with
+        the first over the images that both were fitted on, NaN where names do not tell.
+    display : OccupancyDisplay
+        Sizes of the clusters, drawn when ``plot`` is called.
+    """
+    from evaluation import OccupancyDisplay, cluster_occupancy
+
+    first = next(iter(estimators.values()))
+    rows, occupancies = [], {}
+    for name, each in estimators.items():
+        occupancy = cluster_occupancy(each.labels_, each.resolved_params_["K"])
+        occupancies[name] = occupancy
+        rows.append(
+            {
+                "run": name,
+                "K": occupancy.n_clusters,
+                "images": occupancy.n_samples,
+                "empty_fraction": occupancy.empty_fraction,
+                "largest_relative_size": occupancy.largest_relative_size,
+                "effective_clusters": occupancy.effective_clusters,
+                "agreement": _agreement(first, each),
+            }
+        )
+    return rows, OccupancyDisplay(occupancies)
+
+
+def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
+    """Adjusted Rand index over the images of both, by name, or by place where none has a name."""
+    from sklearn.metrics import adjusted_rand_score
+
+    a, b = one.labels_, other.labels_
+    if hasattr(one, "sample_names_") and hasattr(other, "sample_names_"):
+        _, here, there = np.intersect1d(one.sample_names_, other.sample_names_, return_indices=True)
+        a, b = a[here], b[there]
+    elif hasattr(one, "sample_names_") or hasattr(other, "sample_names_") or len(a) != len(b):
+        return float("nan")
+    kept = (a >= 0) & (b >= 0)
+    return float(adjusted_rand_score(a[kept], b[kept])) if kept.any() else float("nan")
+
+
+def short_names(names: Sequence[str] | None) -> list[str] | None:
+    """Names without the folder that all of them are in."""
+    if names is None or not names:
+        return None
+    common = os.path.commonpath([os.path.dirname(name) for name in names])
+    return [os.path.relpath(name, common) if common else name for name in names]
+
+
+def folder_classes(folder: str | os.PathLike[str], on_error: str) -> npt.NDArray[Any] | None:
+    """Class of each image of a folder: the folder it lies in; None where all lie in one."""
+    names = open_source(folder, on_error=on_error).names
+    classes = np.array([Path(name).parent.name for name in names or ()], dtype=str)
+    return classes if len(np.unique(classes)) > 1 else None
+
+
+def _embed(estimator: ExCBEstimator, X: Any, embedding: str) -> npt.NDArray[np.float32]:
+    """``transform`` with another embedding, or container, than the estimator is set to."""
+    before = estimator.embedding
+    estimator.embedding = embedding
+    try:
+        return np.asarray(estimator.transform(X))
+    finally:
+        estimator.embedding = before
+
+
+def _nearest(
+    rows: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    from evaluation import nearest_neighbors
+
+    return nearest_neighbors(rows, centroids, 1, metric="dot")[1][:, 0]
+
+
+def _baselines(
+    estimator: ExCBEstimator, X: Any, seen: Seen
+) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """K-means of as many clusters on the projections, and on those of the untrained network."""
+    resolved = estimator.resolved_params_
+    untrained = type(estimator)(**estimator.get_params(deep=False)).set_params(
+        K=resolved["K"], epochs=0, settle_passes=0, verbose=0, random_state=resolved["random_state"]
+    )
+    rows = {
+        "k-means on the same embeddings": seen.projections,
+        "untrained network, k-means": _embed(untrained.fit(X), X, "projection"),
+    }
+    found = {}
+    for name, projections in rows.items():
+        labels, kept = np.full(len(projections), -1), ~np.isnan(projections[:, 0])
+        unit = unit_rows(projections[kept])
+        start = spherical_kmeans(unit, resolved["K"], seed=resolved["random_state"])
+        labels[kept] = _nearest(unit, start.unit)
+        found[name] = labels, projections
+    return found
