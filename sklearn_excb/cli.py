@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="assign images to the clusters of a fit")
     predict.add_argument("run", help="folder that fit wrote")
     predict.add_argument("folder", help="folder of images, searched through, or a tar archive")
+    predict.add_argument("--n-clusters", type=int, help="groups to merge the clusters into")
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
     for command in (fit, predict):
@@ -93,7 +94,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     estimator = load_run(arguments)
     paths = open_source(arguments.folder, on_error=estimator.on_error).names
     assert paths is not None
-    labels = estimator.predict(arguments.folder)
+    labels = estimator.predict(arguments.folder, n_clusters=arguments.n_clusters)
     table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
         Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)

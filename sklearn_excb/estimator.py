@@ -18,7 +18,7 @@ from sklearn.base import (
     ClusterMixin,
     TransformerMixin,
 )
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
 from sklearn_excb.fitting import Fitted, fit_source, memory_of
+from sklearn_excb.grouping import check_n_groups, cut, merge_tree
 from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.inference import Embedding, assign, embed, of_stream
 from sklearn_excb.memory import MemoryEstimate
@@ -152,6 +153,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Unit centroids in projection space, D = 256.
     relative_cluster_sizes_ : ndarray of shape (K,), float64
         N_c K / N of each cluster, N being all that have one; 1 is balanced, 0 empty.
+    linkage_ : ndarray of shape (K - 1, 4), float64
+        Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``), of
+        which :meth:`predict` gives the groups: Ward's method on the centroids, each weighing
+        ``relative_cluster_sizes_``. Made when it is first asked for.
     history_ : list of dict
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
         was measured. Losses;
@@ -196,6 +201,13 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     >>> excb.predict(images).shape, excb.transform(images).shape
     ((200,), (200, 256))
     """
+
+    # of no use to a pipeline or a search, which would else have to be told where they go
+    __metadata_request__predict = {  # noqa: RUF012 - as scikit-learn reads it
+        "n_clusters": metadata_routing.UNUSED,
+        "out": metadata_routing.UNUSED,
+    }
+    __metadata_request__transform = {"out": metadata_routing.UNUSED}  # noqa: RUF012
 
     def __init__(
         self,
@@ -385,31 +397,46 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         usable = leave_out_unusable(source, number_of_jobs(self.n_jobs, source))
         return memory_of(usable, parameters, resolve_device(self.device))
 
-    def predict(self, X: Any, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
+    def predict(
+        self, X: Any, *, n_clusters: int | None = None, out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[np.int64]:
         """Cluster of each sample: the centroid most similar to its projection.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
             As in :meth:`fit`; what can only be iterated is not kept.
+        n_clusters : int, optional
+            Give the groups, as many as this, into which the K clusters merge (``linkage_``). Those
+            of more are parts of those of fewer; they are numbered by the lowest cluster in each.
         out : ndarray of shape (n_samples,), int64, optional
             Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
 
         Returns
         -------
         ndarray of shape (n_samples,), int64
-            In 0..K-1; -1 for images that were skipped. Balancing is a device of training and takes
-            no part. ``out``, if it was given.
+            In 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Balancing is a device
+            of training and takes no part. ``out``, if it was given.
+
+        Raises
+        ------
+        ValueError
+            If ``n_clusters`` is no integer from 1 to K.
 
         Warns
         -----
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         """
+        check_is_fitted(self)
+        groups = None
+        if n_clusters is not None:
+            check_n_groups(n_clusters, self._fitted.settings.K, "n_clusters")
+            groups = cut(self.linkage_, n_clusters)
 
         def assigned(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.int64]:
             found = check_out(out, (len(source),), np.int64)
-            assign(self._fitted.teacher, self._inputs(source), out=found)
+            assign(self._fitted.teacher, self._inputs(source), groups, out=found)
             return found
 
         return self._apply(assigned, X, out, fill=-1)
@@ -481,9 +508,18 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         estimator._set_fitted(fitted, resolved)
         return estimator
 
+    @property
+    def linkage_(self) -> npt.NDArray[np.float64]:
+        """Tree of the clusters; see the class."""
+        check_is_fitted(self)
+        if self._linkage is None:
+            self._linkage = merge_tree(self.cluster_centers_, self.relative_cluster_sizes_)
+        return self._linkage
+
     def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:
         """Assign everything learned, together."""
         self._fitted = fitted
+        self._linkage: npt.NDArray[np.float64] | None = None
         self.resolved_params_ = resolved
         self.history_ = fitted.history
         self.labels_ = fitted.labels

@@ -65,13 +65,20 @@ def embed(
 
 
 def assign(
-    teacher: ClusterNetwork, batches: Iterable[Tensor], *, out: npt.NDArray[np.int64]
+    teacher: ClusterNetwork,
+    batches: Iterable[Tensor],
+    groups: npt.NDArray[np.int64] | None = None,
+    *,
+    out: npt.NDArray[np.int64],
 ) -> None:
-    """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity."""
+    """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity.
+
+    With ``groups`` (K,), the group of that cluster.
+    """
     done = 0
     for rows in outputs(teacher, batches, "projection"):
-        found = nearest(rows, teacher.centroids.weight)
-        out[done : done + len(rows)] = found.cpu().numpy()
+        found = nearest(rows, teacher.centroids.weight).cpu().numpy()
+        out[done : done + len(rows)] = found if groups is None else groups[found]
         done += len(rows)
 
 

@@ -38,6 +38,11 @@ def test_fit_then_predict(photos, tmp_path, capsys):
     assert labels == ExCBEstimator.load(run).labels_.tolist()
     assert main(["predict", str(run), str(photos)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "path,label"
+    assert main(["predict", str(run), str(photos), "--n-clusters", "2", "--csv", str(table)]) == 0
+    groups = [int(row["label"]) for row in csv.DictReader(table.read_text().splitlines())]
+    assert groups == ExCBEstimator.load(run).predict(photos, n_clusters=2).tolist()
+    assert main(["predict", str(run), str(photos), "--n-clusters", "4"]) == 2
+    assert "n_clusters=4 needs to be an integer from 1 to K=3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

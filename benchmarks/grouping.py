@@ -1,0 +1,187 @@
+"""Coarse groups: the cost of their tree, and how they agree with classes beside k-means.
+
+    python -m benchmarks.grouping
+    python -m benchmarks.grouping --sizes 65536
+    python -m benchmarks.grouping --data DIR/mnist10k_npm.npz --run RUN
+
+The first compares ``merge_tree`` with SciPy's ``linkage``, which holds all K (K - 1) / 2 distances,
+and with no more than the products of all centroids, block by block, which nobody can leave out
+without a graph; and with itself along a graph of the 16 nearest of each until an eighth is left.
+Centroids are a mixture of mixtures in 256 dimensions, unit vectors, with sizes around 20. They take
+turns; printed is the median of the ratios of a turn, and the memory of a process that does nothing
+else, beyond what it has before.
+
+With a run that ``save`` wrote, of the images of an npz with ``images`` and ``labels`` (or of
+"digits"), in their order: groups by ``predict(n_clusters=k)`` against k-means, and Ward's method on
+all images up to 20,000, on the same projections and on the backbone's features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.cluster.hierarchy import linkage
+from sklearn.cluster import KMeans, ward_tree
+from sklearn.datasets import load_digits
+
+from evaluation import clustering_scores
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.grouping import cut, merge_tree
+
+SIZES = (1_000, 8_000, 65_536)
+DIM = 256
+SCIPY_UP_TO = 16_384  # a gigabyte of distances
+WARD_UP_TO = 20_000  # images
+SEEDS = 3
+BLOCK = 1024
+
+
+def centroids(K: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Unit centroids in groups of groups, and sizes."""
+    rng = np.random.default_rng(0)
+    n_groups = K // 20
+    rows = rng.normal(size=(20, DIM))[rng.integers(0, 20, K)]
+    rows += 0.7 * rng.normal(size=(n_groups, DIM))[rng.integers(0, n_groups, K)]
+    rows += 0.5 * rng.normal(size=(K, DIM))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float32), rng.poisson(20, K).clip(1)
+
+
+def products(rows: npt.NDArray[np.float32]) -> None:
+    """All similarities, a block at a time."""
+    database = torch.from_numpy(rows)
+    for block in database.split(BLOCK):
+        for other in database.split(BLOCK):
+            block @ other.T
+
+
+def ways(K: int) -> dict[str, Callable[[], Any]]:
+    """What is compared, by name."""
+    rows, sizes = centroids(K)
+    found: dict[str, Callable[[], Any]] = {
+        "merge_tree": lambda: merge_tree(rows, sizes, exact_up_to=K),
+        "products": lambda: products(rows),
+        "merge_tree along a graph": lambda: merge_tree(rows, sizes, exact_up_to=K // 8),
+    }
+    if K <= SCIPY_UP_TO:
+        found["SciPy's linkage"] = lambda: linkage(rows, "ward")
+    return found
+
+
+def speed(sizes: list[int], repeats: int) -> None:
+    """Print ratios of time, and memory."""
+    for K in sizes:
+        compared = ways(K)
+        turns = []
+        for _ in range(repeats):
+            seconds = {}
+            for name, run in compared.items():
+                start = time.perf_counter()
+                run()
+                seconds[name] = time.perf_counter() - start
+            turns.append(seconds)
+        for name in compared:
+            ratio = statistics.median(turn["merge_tree"] / turn[name] for turn in turns)
+            if name != "merge_tree":
+                print(f"K = {K:,}: merge_tree takes {ratio:.2f} of {name}", flush=True)
+        print(f"K = {K:,}: merge_tree took {turns[-1]['merge_tree']:.1f} s of this machine's")
+        for name in compared:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.grouping",
+                "--peak",
+                name,
+                "--sizes",
+                str(K),
+            ]
+            subprocess.run(command, check=True)
+
+
+def peak(K: int, name: str) -> None:
+    """Print what this process needs for one of the ways."""
+    run = ways(K)[name]
+    ways(64)[name]()  # what libraries load at their first call
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"K = {K:,}: {name} takes {megabytes:,.0f} MB", flush=True)
+
+
+def quality(data: str, run: Path, n_groups: int) -> None:
+    """Print agreement with the classes, of groups and of k-means on the same embeddings."""
+    if data == "digits":
+        digits = load_digits()
+        images, y = digits.images / 16, digits.target
+    else:
+        with np.load(data) as file:
+            images, y = file["images"], file["labels"]
+    excb = ExCBEstimator.load(run)
+    if len(excb.labels_) != len(y):
+        raise SystemExit(
+            f"{run} was fitted on {len(excb.labels_)} images and {data} has {len(y)}: needed the "
+            "images of the fit."
+        )
+    embeddings = {}
+    for name in ("projection", "backbone"):
+        embeddings[name] = excb.set_params(embedding=name).transform(images)
+
+    def show(name: str, found: list[npt.NDArray[Any]]) -> None:
+        scores = [clustering_scores(y, labels) for labels in found]
+        parts = []
+        for measure in ("accuracy", "nmi", "ari"):
+            values = [getattr(score, measure) for score in scores]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            parts.append(f"{measure} {statistics.mean(values):.3f}{spread}")
+        print(f"{name}: {', '.join(parts)}", flush=True)
+
+    K = excb.resolved_params_["K"]
+    show(f"K = {K:,} merged to {n_groups}", [excb.predict(images, n_clusters=n_groups)])
+    sizes = excb.relative_cluster_sizes_
+    by_centroids = merge_tree(excb.cluster_centers_, sizes)
+    show("  by the centroids alone", [cut(by_centroids, n_groups)[excb.labels_]])
+    for name, rows in embeddings.items():
+        kmeans = [
+            KMeans(n_groups, n_init=10, random_state=seed).fit_predict(rows)
+            for seed in range(SEEDS)
+        ]
+        show(f"k-means on {name}, n_init=10, {SEEDS} seeds", kmeans)
+        if len(rows) <= WARD_UP_TO:
+            children = ward_tree(rows)[0]
+            tree = np.column_stack([children, np.arange(len(children))])
+            show(f"Ward on {name}, all images", [cut(tree, n_groups)])
+
+
+def main() -> None:
+    """Run one or the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", help='an npz, or "digits"')
+    parser.add_argument("--run", type=Path, help="a fit of it")
+    parser.add_argument("--n-clusters", type=int, default=10)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        peak(arguments.sizes[0], arguments.peak)
+    elif arguments.data and arguments.run:
+        quality(arguments.data, arguments.run, arguments.n_clusters)
+    else:
+        speed(arguments.sizes, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

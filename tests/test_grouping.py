@@ -1,0 +1,274 @@
+"""Coarse groups: Ward's tree held to SciPy's and scikit-learn's, and what predict makes of it."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import sklearn
+from scipy.cluster.hierarchy import cut_tree, dendrogram, fcluster, is_valid_linkage, linkage
+from sklearn.base import clone
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from sklearn_excb import ExCBEstimator, grouping, ward
+from sklearn_excb.grouping import cut, merge_tree
+
+IMAGES = (load_digits().images[:150] / 16).astype(np.float32)
+
+
+def points(K, D=8, seed=0):
+    return np.random.default_rng(seed).normal(size=(K, D))
+
+
+@pytest.fixture(params=["double", "single"])
+def precision(request, monkeypatch):
+    """Both ways of comparing, whatever K; the tolerance of heights."""
+    if request.param == "single":
+        monkeypatch.setattr(ward, "_DOUBLES_UP_TO", 0)
+    return {"double": 1e-9, "single": 1e-5}[request.param]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Too short a fit for a good one; eleven clusters have images."""
+    excb = ExCBEstimator(K=12, epochs=6, n_local=0, batch_size=50, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return excb.fit(IMAGES)
+
+
+@pytest.mark.parametrize(("K", "D"), [(2, 3), (3, 1), (60, 2), (400, 16)])
+def test_equal_sizes_are_scipys_ward(K, D, precision):
+    x = points(K, D)
+    tree, expected = merge_tree(x, np.ones(K)), linkage(x, "ward")
+    np.testing.assert_array_equal(tree[:, [0, 1, 3]], expected[:, [0, 1, 3]])
+    np.testing.assert_allclose(tree[:, 2], expected[:, 2], rtol=precision)
+
+
+@pytest.mark.parametrize("K", [2, 40, 300])
+def test_sizes_are_points_repeated(K, precision):
+    x = points(K, 5, seed=1)
+    sizes = np.random.default_rng(2).integers(1, 7, K)
+    each = np.repeat(np.arange(K), sizes)
+    tree, expected = merge_tree(x, sizes), linkage(x[each], "ward")
+    assert expected[: -(K - 1), 2].max(initial=0) == 0  # copies are joined first
+    np.testing.assert_allclose(tree[:, 2], expected[-(K - 1) :, 2], rtol=precision)
+    for k in {1, 2, 1 + K // 3, K // 2, K - 1, K}:
+        np.testing.assert_array_equal(cut(tree, k)[each], cut(expected, k))
+
+
+def test_equal_sizes_are_scikit_learns_partitions():
+    x = points(120, 10, seed=3)
+    tree = merge_tree(x, np.full(120, 7))
+    for k in (2, 5, 11, 60):
+        expected = AgglomerativeClustering(k, linkage="ward").fit_predict(x)
+        assert adjusted_rand_score(expected, cut(tree, k)) == 1
+
+
+def test_the_definition_by_hand():
+    """Always the pair whose union adds least to the sum of squares, counted one image at a time."""
+    x, sizes = points(9, 2, seed=4), np.array([1, 30, 2, 5, 1, 9, 4, 40, 3])
+    each = np.repeat(np.arange(9), sizes)
+
+    def spread(members):
+        mine = x[each[np.isin(each, members)]]
+        return ((mine - mine.mean(axis=0)) ** 2).sum()
+
+    groups = {i: [i] for i in range(9)}
+    for i, (a, b, height, n_leaves) in enumerate(merge_tree(x, sizes)):
+        added = {
+            (p, q): spread(groups[p] + groups[q]) - spread(groups[p]) - spread(groups[q])
+            for p in groups
+            for q in groups
+            if p < q
+        }
+        assert min(added, key=added.__getitem__) == (a, b)
+        assert height == pytest.approx(np.sqrt(2 * added[a, b]))
+        groups[9 + i] = groups.pop(a) + groups.pop(b)
+        assert len(groups[9 + i]) == n_leaves
+
+
+@pytest.mark.parametrize(
+    ("x", "sizes"),
+    [
+        (np.eye(30), np.ones(30)),
+        (np.zeros((30, 4)), np.arange(1, 31)),
+        (np.repeat(np.eye(6), 5, axis=0), np.ones(30)),
+        (np.stack(np.divmod(np.arange(64), 8), axis=1) * 0.1, np.ones(64)),
+        (1e3 + np.repeat(points(3), 10, axis=0) * 1e-6, np.ones(30)),
+    ],
+    ids=["all as far", "all in one place", "copies", "a grid", "far from 0"],
+)
+def test_ties_end_in_a_valid_tree(x, sizes, precision):
+    tree = merge_tree(x, sizes)
+    assert is_valid_linkage(tree)
+    assert (np.diff(tree[:, 2]) >= 0).all()
+    for k in range(1, len(x) + 1):
+        assert len(np.unique(cut(tree, k))) == k
+
+
+def test_copies_are_joined_first():
+    x = np.repeat(points(7), 4, axis=0)
+    np.testing.assert_array_equal(cut(merge_tree(x, np.ones(28)), 7), np.repeat(np.arange(7), 4))
+
+
+def test_a_hub_near_to_all_does_not_slow_it_down(monkeypatch):
+    """All are nearest to the lightest: one pair at a time, and still no K^3."""
+    K = 512
+    looked = []
+    find = ward.Merging._find
+    monkeypatch.setattr(
+        ward.Merging, "_find", lambda self, rows: (looked.append(len(rows)), find(self, rows))
+    )
+    tree = merge_tree(np.eye(K), np.arange(K) + 1.0)
+    assert is_valid_linkage(tree)
+    assert sum(looked) < 12 * K
+
+
+def test_a_complete_graph_changes_nothing(monkeypatch, precision):
+    x, sizes = points(90, 6, seed=6), np.random.default_rng(6).integers(1, 9, 90)
+    monkeypatch.setattr(grouping, "_NEIGHBORS", 89)
+    expected = merge_tree(x, sizes)
+    for n_left in (1, 30, 89):
+        tree = merge_tree(x, sizes, exact_up_to=n_left)
+        np.testing.assert_array_equal(tree[:, [0, 1, 3]], expected[:, [0, 1, 3]])
+        np.testing.assert_allclose(tree[:, 2], expected[:, 2], rtol=precision)
+
+
+def test_a_graph_in_parts_is_finished_without_it():
+    """Ten groups far from each other, each larger than its graph."""
+    rng = np.random.default_rng(7)
+    true = np.repeat(np.arange(10), 40)
+    x = rng.normal(size=(10, 8))[true] * 50 + rng.normal(size=(400, 8))
+    tree = merge_tree(x, rng.integers(1, 9, 400), exact_up_to=1)
+    assert is_valid_linkage(tree)
+    assert (np.diff(tree[:, 2]) >= 0).all()
+    np.testing.assert_array_equal(cut(tree, 10), true)
+    exact = merge_tree(x, np.ones(400))
+    assert (
+        adjusted_rand_score(cut(exact, 4), cut(merge_tree(x, np.ones(400), exact_up_to=20), 4)) == 1
+    )
+
+
+def test_empty_clusters_join_the_nearest_that_is_not():
+    x = np.array([[0.0, 0], [5, 0], [0.1, 0], [4, 1], [3.9, 1], [9, 9]])
+    sizes = np.array([3, 2, 0, 0, 0, 1])
+    tree = merge_tree(x, sizes)
+    assert is_valid_linkage(tree)
+    assert (tree[:3, 2] == 0).all()
+    assert tree[-1, 3] == 6
+    np.testing.assert_array_equal(cut(tree, 3), [0, 1, 0, 1, 1, 2])
+    np.testing.assert_allclose(
+        tree[3:, 2], merge_tree(x[sizes > 0], sizes[sizes > 0])[:, 2], rtol=1e-12
+    )
+    np.testing.assert_array_equal(cut(merge_tree(x, [0, 0, 0, 1, 0, 0]), 1), np.zeros(6))
+
+
+def test_scipy_takes_the_tree():
+    tree = merge_tree(points(50, seed=5), np.random.default_rng(5).integers(0, 9, 50))
+    assert is_valid_linkage(tree)
+    assert sorted(dendrogram(tree, no_plot=True)["leaves"]) == list(range(50))
+    for k in (2, 7):
+        assert adjusted_rand_score(fcluster(tree, k, "maxclust"), cut(tree, k)) == 1
+        assert adjusted_rand_score(cut_tree(tree, k).ravel(), cut(tree, k)) == 1
+
+
+def test_cuts_are_nested_and_numbered_by_the_lowest_leaf():
+    tree = merge_tree(points(40), np.ones(40))
+    np.testing.assert_array_equal(cut(tree, 40), np.arange(40))
+    np.testing.assert_array_equal(cut(tree, 1), np.zeros(40))
+    for k in range(2, 41):
+        fine, coarse = cut(tree, k), cut(tree, k - 1)
+        assert len(np.unique(np.stack([fine, coarse]), axis=1).T) == k
+        firsts = np.unique(fine, return_index=True)[1]
+        assert (np.diff(firsts) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("centroids", "sizes", "message"),
+    [
+        (np.zeros((3, 2)), [1, 1], r"shape \(3, 2\) and sizes \(2,\)"),
+        (np.zeros(3), [1, 1, 1], r"needed \(K, D\) and \(K,\)"),
+        ([[np.nan], [1]], [1, 1], "NaN or infinity"),
+        (np.zeros((2, 2)), [0, 0], "one above"),
+        (np.zeros((2, 2)), [-1, 1], "at least 0"),
+    ],
+)
+def test_bad_arrays_are_explained(centroids, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        merge_tree(centroids, sizes)
+
+
+def test_groups_are_unions_of_clusters(fitted):
+    labels = fitted.predict(IMAGES)
+    np.testing.assert_array_equal(fitted.predict(IMAGES, n_clusters=12), labels)
+    np.testing.assert_array_equal(fitted.predict(IMAGES, n_clusters=1), np.zeros(150))
+    for k in (2, 5, np.int64(7)):
+        groups = fitted.predict(IMAGES, n_clusters=k)
+        assert groups.dtype == np.int64
+        assert len(np.unique(np.stack([labels, groups]), axis=1).T) == len(np.unique(labels))
+        np.testing.assert_array_equal(groups, cut(fitted.linkage_, k)[labels])
+    assert fitted.predict(IMAGES, n_clusters=3).max() == 2
+
+
+def test_out_and_streams_take_groups(fitted):
+    expected, out = fitted.predict(IMAGES, n_clusters=4), np.empty(150, np.int64)
+    assert fitted.predict(IMAGES, n_clusters=4, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(fitted.predict(iter(IMAGES), n_clusters=4), expected)
+
+
+def test_skipped_images_stay_without_a_group(fitted):
+    skipping = pickle.loads(pickle.dumps(fitted)).set_params(on_error="skip")
+    with pytest.warns(UserWarning, match="skipped"):
+        groups = skipping.predict([IMAGES[0], b"no image", IMAGES[1]], n_clusters=2)
+    assert groups[1] == -1
+    np.testing.assert_array_equal(groups[::2], fitted.predict(IMAGES[:2], n_clusters=2))
+
+
+@pytest.mark.parametrize("bad", [0, 13, 2.0, "10", True, -1])
+def test_impossible_numbers_of_groups_are_explained(fitted, bad):
+    with pytest.raises(ValueError, match=r"n_clusters=.* an integer from 1 to K=12.*larger K"):
+        fitted.predict(IMAGES, n_clusters=bad)
+
+
+def test_the_tree_belongs_to_the_fit(fitted, tmp_path):
+    assert not hasattr(clone(fitted), "linkage_")
+    assert fitted.linkage_.shape == (11, 4)
+    assert is_valid_linkage(fitted.linkage_)
+    assert fitted.linkage_ is fitted.linkage_
+    fitted.save(tmp_path)
+    for other in (pickle.loads(pickle.dumps(fitted)), ExCBEstimator.load(tmp_path)):
+        np.testing.assert_array_equal(other.linkage_, fitted.linkage_)
+    again = pickle.loads(pickle.dumps(fitted)).set_params(K=5, epochs=0)
+    assert again.fit(IMAGES).linkage_.shape == (4, 4)
+
+
+def test_a_single_cluster_has_a_tree_without_merges():
+    tree = merge_tree([[1.0, 0.0]], [3])
+    assert tree.shape == (0, 4)
+    np.testing.assert_array_equal(cut(tree, 1), [0])
+
+
+def test_pipelines_and_searches_need_no_routing_for_it():
+    rows = IMAGES.reshape(150, -1)
+    excb = ExCBEstimator(K=6, epochs=1, batch_size=50, n_local=0, random_state=0)
+    pipe = make_pipeline(FunctionTransformer(), excb)
+    with sklearn.config_context(enable_metadata_routing=True):
+        assert excb.get_metadata_routing().predict.requests == {}
+        assert excb.get_metadata_routing().transform.requests == {}
+        assert not hasattr(excb, "set_predict_request")
+        labels = pipe.fit(rows).predict(rows)
+        search = GridSearchCV(
+            pipe, {"excbestimator__K": [6]}, scoring=lambda e, X: float(len(X)), cv=2
+        )
+        np.testing.assert_array_equal(search.fit(rows).predict(rows), labels)
+        assert pipe.transform(rows).shape == (150, 256)
+    groups = pipe.predict(rows, n_clusters=2)  # without routing, whatever comes is handed on
+    np.testing.assert_array_equal(groups, cut(excb.linkage_, 2)[labels])
