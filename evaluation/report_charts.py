@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 _WIDE, _NARROW, _HEIGHT = 560, 330, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 28
 _MOST_STEPS = 600  # corners of a line: more are not seen
+_FEWEST_FOR_A_LINE = 3  # two measurements, before and after, say nothing of what is between
 
 
 def occupancy_chart(sizes: Mapping[str, NDArray[np.float64]]) -> str:
@@ -156,7 +157,12 @@ def _chart(
         if len(x) > _MOST_STEPS:
             shown = np.linspace(0, len(x) - 1, _MOST_STEPS).round().astype(int)
             x, y = x[shown], y[shown]
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x_of(x), y_of(y), strict=True))
-        parts.append(f'<polyline class="line line-{place % 6}" points="{points}"/>')
+        corners = list(zip(x_of(x), y_of(y), strict=True))
+        if len(corners) < _FEWEST_FOR_A_LINE:
+            marks = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5"/>' for a, b in corners)
+            parts.append(f'<g class="marks line-{place % 6}">{marks}</g>')
+        else:
+            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
+            parts.append(f'<polyline class="line line-{place % 6}" points="{points}"/>')
     parts.append("</svg>")
     return "".join(parts)

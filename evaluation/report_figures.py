@@ -49,7 +49,11 @@ _COLUMNS = {
     ),
     "doubt": _Column("doubt", "share of nearest neighbours that are in other clusters", percent),
     "nmi": _Column("NMI", "normalised mutual information with the classes", _plain),
-    "accuracy": _Column("ACC", "images right under the best one-to-one matching", _plain),
+    "accuracy": _Column(
+        "ACC",
+        "images right under the best one-to-one matching: low where clusters outnumber classes",
+        _plain,
+    ),
     "purity": _Column("purity", "images whose class is the commonest in their cluster", _plain),
     "knn": _Column(
         f"k-NN ({_K})", "classes predicted by the nearest neighbours, each image left out", _plain

@@ -3,7 +3,7 @@
 Run it with ``make demo``, or ``python examples/quickstart.py [--out FOLDER] [--seed SEED]``. The
 images come with scikit-learn: nothing is downloaded. It fits 85 % of them, measures on the other
 15 %, prints every figure beside those of the untrained network, of raw pixels and of k-means with
-as many clusters, and draws a picture.
+as many clusters, draws a picture, and writes a report to open in a browser.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from evaluation import (
     project,
 )
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.reporting import report
 
 N_COLUMNS = 3  # of the contact sheet
 
@@ -121,6 +122,8 @@ def main():
     picture = arguments.out / "digits.png"
     draw(excb, train, y_train, on_pixels, K).savefig(picture, dpi=80)
     print(f"picture: {picture}")
+    page = report(excb, train, arguments.out / "report.html", y=y_train, title="Digits").path
+    print(f"report:  {page}")
 
 
 if __name__ == "__main__":
