@@ -8,6 +8,7 @@ from evaluation.clustering import ClusteringScores, clustering_scores
 from evaluation.contact_sheet import ContactSheetDisplay
 from evaluation.duplicates import near_duplicates
 from evaluation.knn import KNNClassifier, knn_accuracy
+from evaluation.linear_probe import LinearProbe, ProbeScores, linear_probe_scores
 from evaluation.neighbors import nearest_neighbors
 from evaluation.occupancy import Occupancy, OccupancyDisplay, cluster_occupancy
 from evaluation.projection import Projection, ProjectionDisplay, project
@@ -19,14 +20,17 @@ __all__ = [
     "ClusteringScores",
     "ContactSheetDisplay",
     "KNNClassifier",
+    "LinearProbe",
     "Occupancy",
     "OccupancyDisplay",
+    "ProbeScores",
     "Projection",
     "ProjectionDisplay",
     "ReportSummary",
     "cluster_occupancy",
     "clustering_scores",
     "knn_accuracy",
+    "linear_probe_scores",
     "near_duplicates",
     "nearest_neighbors",
     "project",

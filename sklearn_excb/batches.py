@@ -116,10 +116,20 @@ class ViewBatches:
 
         The last batch is filled up with the first images.
         """
-        order = permutation(self.seed, 0, len(self.source))
-        order = np.concatenate([order, order[: -len(order) % self.batch_size]])
-        rows = order.reshape(-1, self.batch_size)
+        rows = self._filled(permutation(self.seed, 0, len(self.source)))
         return self._batches((0, some, number % 2) for number, some in enumerate(rows))
+
+    def of_rows(self, epoch: int, rows: Indices) -> Iterator[Batch]:
+        """Views of some rows, at least a batch of them, in their order.
+
+        The last batch is filled up with the first of them.
+        """
+        return self._batches((epoch, some, None) for some in self._filled(rows))
+
+    def _filled(self, rows: Indices) -> Indices:
+        """Rows in full batches, (batches, B), the last one filled up with the first rows."""
+        rows = np.concatenate([rows, rows[: -len(rows) % self.batch_size]])
+        return rows.reshape(-1, self.batch_size)
 
     def _batches(self, wanted: Iterable[tuple[int, Indices, int | None]]) -> Iterator[Batch]:
         """Batches of an epoch, of rows, of all views or of one of the global ones."""

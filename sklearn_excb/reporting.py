@@ -200,13 +200,13 @@ def _accuracies(
     test: npt.NDArray[np.float32] | None = None,
     y_test: npt.NDArray[Any] | None = None,
 ) -> dict[str, Any]:
-    from evaluation import knn_scores, linear_probe
+    from evaluation import knn_scores, linear_probe_scores
 
     neighbors = knn_scores(train, y_train, test, y_test, k=_NEIGHBORS)
     found: dict[str, Any] = {"knn": neighbors.accuracy}
     if test is not None:
-        probe = linear_probe(train, y_train, test, y_test, random_state=0)
-        found["probe"] = {"top1": probe.top1, "top5": probe.top5}
+        probe = linear_probe_scores(train, y_train, test, y_test)
+        found["probe"] = {"top1": probe.top1, f"top{probe.k}": probe.top5}
     return found
 
 

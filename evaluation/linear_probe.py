@@ -1,0 +1,306 @@
+"""Linear evaluation: how well a linear classifier on frozen embeddings predicts a class.
+
+With all training rows or with few of them, several times over; on embeddings as they are, or, as
+published, on those of freshly augmented images in every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import check_classification_targets
+
+from evaluation._checks import check_1d, check_count, check_finite, check_rows, check_same_length
+from evaluation.probe_classifier import LinearProbe, Solver
+from evaluation.probe_settings import Views
+from evaluation.stratified import few_shot
+
+__all__ = ["LinearProbe", "ProbeScores", "linear_probe_scores"]
+
+_TOP = 5
+_FEW_SHOT_SEEDS = (0, 1, 2, 3, 4)
+_BLOCK = 2**22  # logits held at once while scoring
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """Accuracy of a linear probe, over seeds.
+
+    Attributes
+    ----------
+    top1 : float
+        Share of the test rows whose class has the highest logit, in [0, 1]; mean over the seeds.
+    top5 : float
+        Share whose class is among the ``k`` highest logits, in [0, 1]; mean over the seeds.
+    top1_std, top5_std : float
+        Standard deviations over the seeds (of a sample, n - 1); NaN for a single seed.
+    k : int
+        5, or the number of classes where they are fewer.
+    fraction : float
+        Share of the training rows that was used, class by class.
+    seeds : tuple of int
+    top1_of_seeds, top5_of_seeds : tuple of float
+    learning_rates : tuple of float
+        The chosen one, a seed; NaN for "lbfgs".
+    solver : str
+        "lbfgs" or "sgd".
+    n_train, n_test : int
+        Rows that were used in each run.
+    n_classes : int
+        Classes in training.
+    n_ignored_train, n_ignored_test : int
+        Rows of NaN, those of skipped images: left out, and counted here.
+    n_unseen : int
+        Test rows of a class that is not in training: they count as wrong.
+    """
+
+    top1: float
+    top5: float
+    top1_std: float
+    top5_std: float
+    k: int
+    fraction: float
+    seeds: tuple[int, ...]
+    top1_of_seeds: tuple[float, ...]
+    top5_of_seeds: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    solver: str
+    n_train: int
+    n_test: int
+    n_classes: int
+    n_ignored_train: int
+    n_ignored_test: int
+    n_unseen: int
+
+
+@overload
+def linear_probe_scores(
+    train: ArrayLike,
+    y_train: ArrayLike,
+    test: ArrayLike,
+    y_test: ArrayLike,
+    *,
+    fraction: float = 1.0,
+    seeds: int | Sequence[int] | None = None,
+    views: Views | None = None,
+    solver: Solver = "auto",
+    **parameters: Any,
+) -> ProbeScores: ...
+@overload
+def linear_probe_scores(
+    train: ArrayLike,
+    y_train: ArrayLike,
+    test: ArrayLike,
+    y_test: ArrayLike,
+    *,
+    fraction: Sequence[float],
+    seeds: int | Sequence[int] | None = None,
+    views: Views | None = None,
+    solver: Solver = "auto",
+    **parameters: Any,
+) -> dict[float, ProbeScores]: ...
+def linear_probe_scores(
+    train: ArrayLike,
+    y_train: ArrayLike,
+    test: ArrayLike,
+    y_test: ArrayLike,
+    *,
+    fraction: float | Sequence[float] = 1.0,
+    seeds: int | Sequence[int] | None = None,
+    views: Views | None = None,
+    solver: Solver = "auto",
+    **parameters: Any,
+) -> ProbeScores | dict[float, ProbeScores]:
+    """Measure the accuracy of a linear classifier trained on embeddings.
+
+    Nothing is chosen by the test rows: the learning rate is, by training rows that are held out.
+
+    Parameters
+    ----------
+    train : array-like of shape (n_train, d)
+        Embeddings of the training images. Rows that are NaN throughout, those of images that were
+        skipped, are left out together with their labels, and counted.
+    y_train : array-like of shape (n_train,)
+        Their classes, at least two.
+    test : array-like of shape (n_test, d)
+        Embeddings of the test images, those of skipped ones NaN as well.
+    y_test : array-like of shape (n_test,)
+        Their classes. One that ``y_train`` lacks counts as wrong, and its rows are counted.
+    fraction : float or sequence of float, default=1.0
+        Share of the training rows to train on, in (0, 1], as (0.01, 0.1, 1.0): drawn class by
+        class, at least one row of each.
+    seeds : int or sequence of int, optional
+        Of the rows that are drawn and the ``random_state`` of the probe; a training each. Default
+        is 0 for a fraction of 1, and 0 to 4 for smaller ones.
+    views : callable, optional
+        ``views(epoch, rows)`` gives the embeddings (len(rows), d) of augmented training images, by
+        their places in ``train``: see `LinearProbe.fit_views`. ``train`` then chooses the rate.
+    solver : {"auto", "lbfgs", "sgd"}, default="auto"
+        See `LinearProbe`.
+    **parameters
+        Further parameters of `LinearProbe`.
+
+    Returns
+    -------
+    scores : ProbeScores or dict of float to ProbeScores
+        For one ``fraction``, else a dictionary ``{fraction: scores}`` in the order given.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a set is empty, a row holds NaN or infinity here and there, there is
+        one class only in training, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from evaluation import linear_probe_scores
+    >>> X, y = load_digits(return_X_y=True)
+    >>> scores = linear_probe_scores(X[:1000], y[:1000], X[1000:], y[1000:], fraction=(0.1, 1.0))
+    >>> scores[0.1].n_train, scores[0.1].top5 > 0.9, scores[1.0].top1 > scores[0.1].top1
+    (100, True, True)
+    """
+    several = isinstance(fraction, Sequence | np.ndarray)
+    fractions = [_check_fraction(each) for each in (fraction if several else [fraction])]  # pyright: ignore[reportGeneralTypeIssues]
+    if not fractions:
+        raise ValueError("fraction is an empty sequence, needed at least one share of the rows.")
+    if "random_state" in parameters:
+        raise ValueError("random_state is what seeds are for: give them, an int or several.")
+    if seeds is not None:
+        seeds = [seeds] if not isinstance(seeds, Sequence | np.ndarray) else seeds
+        seeds = [check_count(seed, "seeds", minimum=0) for seed in seeds]
+        if not seeds:
+            raise ValueError("seeds is an empty sequence, needed at least one.")
+    x, y, kept = _usable(train, y_train, "train")
+    x_test, y_test, kept_test = _usable(test, y_test, "test")
+    _check_alike(x, y, x_test, y_test)
+    data = _Data(x, y, np.flatnonzero(kept), x_test, y_test, len(kept), len(kept_test))
+
+    scores = {
+        each: _scores(
+            data,
+            each,
+            tuple(seeds or (_FEW_SHOT_SEEDS if each < 1 else (0,))),
+            views,
+            LinearProbe(solver, **parameters),
+        )
+        for each in fractions
+    }
+    return scores if several else scores[fractions[0]]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Rows without those of skipped images, the places of the training rows, and all there were."""
+
+    x: NDArray
+    y: NDArray
+    places: NDArray[np.intp]
+    x_test: NDArray
+    y_test: NDArray
+    n_train_given: int
+    n_test_given: int
+
+
+def _scores(
+    data: _Data, fraction: float, seeds: tuple[int, ...], views: Views | None, probe: LinearProbe
+) -> ProbeScores:
+    """Train and test once a seed."""
+    classes, codes = np.unique(data.y, return_inverse=True)
+    k = min(_TOP, len(classes))
+    found, rates, n_train = [], [], 0
+    for seed in seeds:
+        rows = few_shot(codes, fraction, np.random.default_rng(seed))
+        n_train = len(rows)
+        probe.set_params(random_state=seed)
+        x, y = (data.x, data.y) if n_train == len(data.x) else (data.x[rows], data.y[rows])
+        if views is None:
+            probe.fit(x, y)
+        else:
+            places = data.places[rows]
+            probe.fit_views(lambda epoch, some, of=places: views(epoch, of[some]), x, y)
+        ranks = _ranks(probe, data.x_test, data.y_test)
+        found.append([np.mean(ranks < 1), np.mean(ranks < k)])
+        rates.append(float(probe.learning_rate_))
+    found = np.array(found)
+    mean = found.mean(axis=0)
+    spread = found.std(axis=0, ddof=1) if len(seeds) > 1 else np.full(2, np.nan)
+    return ProbeScores(
+        *map(float, (*mean, *spread)),
+        k=k,
+        fraction=fraction,
+        seeds=seeds,
+        top1_of_seeds=tuple(found[:, 0].tolist()),
+        top5_of_seeds=tuple(found[:, 1].tolist()),
+        learning_rates=tuple(rates),
+        solver=probe.solver_,
+        n_train=n_train,
+        n_test=len(data.x_test),
+        n_classes=len(classes),
+        n_ignored_train=data.n_train_given - len(data.x),
+        n_ignored_test=data.n_test_given - len(data.x_test),
+        n_unseen=int((~np.isin(data.y_test, classes)).sum()),
+    )
+
+
+def _ranks(probe: LinearProbe, x: NDArray, y: NDArray) -> NDArray[np.float64]:
+    """How many classes come before the true one, (n,); infinite where training had no such class.
+
+    Equal logits are ranked in the order of the classes, as ``predict`` takes the first.
+    """
+    classes = probe.classes_
+    codes = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
+    seen = classes[codes] == y
+    ranks = np.full(len(x), np.inf)
+    size = max(1, _BLOCK // len(classes))
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        logits = probe.decision_function(x[part])
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        of_class = np.take_along_axis(logits, codes[part, None], axis=1)
+        earlier = np.arange(len(classes)) < codes[part, None]
+        ranks[part] = ((logits > of_class) | (earlier & (logits == of_class))).sum(axis=1)
+    return np.where(seen, ranks, np.inf)
+
+
+def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, NDArray[np.bool_]]:
+    """Rows and classes without those of skipped images, and which they are, (n_given,)."""
+    labels, rows = check_1d(y, f"y_{name}"), check_rows(x, name)
+    check_same_length(rows, labels, name, f"y_{name}")
+    kept = np.ones(len(rows), bool)
+    if rows.dtype.kind == "f":
+        np.logical_not(np.isnan(rows).all(axis=1), out=kept)
+    if not kept.any():
+        raise ValueError(
+            f"{name} holds NaN only, needed at least one row of an image that could be read."
+        )
+    check_classification_targets(labels)
+    # NaN here and there: not a skipped image, and named by its row in the whole array
+    check_finite(np.where(kept[:, None], rows, 0) if not kept.all() else rows, name)
+    return (rows, labels, kept) if kept.all() else (rows[kept], labels[kept], kept)
+
+
+def _check_alike(x: NDArray, y: NDArray, x_test: NDArray, y_test: NDArray) -> None:
+    """Raise if training and test rows cannot be of one kind."""
+    if x.shape[1] != x_test.shape[1]:
+        raise ValueError(
+            f"train has {x.shape[1]} features and test {x_test.shape[1]}: needed embeddings of one "
+            "network."
+        )
+    if (y.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise ValueError(
+            f"y_train has dtype {y.dtype} and y_test {y_test.dtype}: needed classes named "
+            "the same way in both."
+        )
+
+
+def _check_fraction(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
+        raise ValueError(f"fraction={value!r}, needed a share of the training rows in (0, 1].")
+    return float(value)

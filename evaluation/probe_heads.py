@@ -1,0 +1,170 @@
+"""Linear heads of several learning rates, trained side by side by one SGD.
+
+The heads see the same batches and lie beside each other in one matrix, so a step is one product
+forward and one back, whatever their number. Their losses are added up, and no weight is in more
+than one of them: each head goes the way it would go alone. The gradient of softmax and
+cross-entropy is written out, (p - onehot) / B, so nothing is kept for a backward pass.
+
+Axes: ``R`` heads, ``C`` classes, ``d`` features, ``B`` rows of a batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MOMENTUM = 0.9
+_BLOCK = 2**22  # logits held at once while scoring
+
+
+class Heads(NamedTuple):
+    """Heads of R learning rates.
+
+    Attributes
+    ----------
+    weights : Tensor of shape (d, R, C)
+    biases : Tensor of shape (R, C)
+    """
+
+    weights: Tensor
+    biases: Tensor
+
+
+class HeadScores(NamedTuple):
+    """What each head is worth on some rows.
+
+    Attributes
+    ----------
+    accuracy : ndarray of shape (R,)
+    loss : ndarray of shape (R,)
+        Mean cross-entropy; infinite for a head that is not finite.
+    """
+
+    accuracy: NDArray[np.float64]
+    loss: NDArray[np.float64]
+
+
+def train_heads(
+    rows: Callable[[int], Tensor],
+    codes: Tensor,
+    n_classes: int,
+    rates: Sequence[float],
+    *,
+    epochs: int,
+    batch_size: int,
+    weight_decay: float,
+    seed: int,
+    device: torch.device,
+) -> Heads:
+    """Train a head a learning rate, from zero, by SGD with momentum .9.
+
+    The published protocol of linear evaluation: cross-entropy, and rates that fall to 0 by a
+    cosine, set once an epoch.
+
+    Parameters
+    ----------
+    rows : callable
+        From an epoch, counted from 1, to its rows (n, d): always the same, or fresh views of the
+        same images.
+    codes : Tensor of shape (n,), int64
+        Their classes, in [0, n_classes).
+    n_classes : int
+    rates : sequence of R floats
+        Learning rates as SGD applies them, at the start.
+    epochs, batch_size : int
+        The last batch of an epoch may be smaller.
+    weight_decay : float
+        Added to the gradient, as a multiple of the weights; biases are not decayed.
+    seed : int
+        The order of an epoch is a function of (seed, epoch).
+    device : torch.device
+        Where the heads are trained. Rows go there a batch at a time.
+
+    Returns
+    -------
+    Heads
+        On the device, of the dtype of the rows.
+    """
+    n_rates, heads = len(rates), None
+    with torch.no_grad():
+        for epoch in range(1, epochs + 1):
+            x = rows(epoch)
+            heads = heads or _Descent.start(x, n_rates * n_classes, device)
+            falling = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+            steps = torch.tensor(rates, dtype=x.dtype) * -falling
+            steps = steps.repeat_interleave(n_classes).to(device)  # (R C,)
+            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(x)))
+            for some in order.split(batch_size):
+                heads.step(x[some].to(device), codes[some].to(device), n_rates, steps, weight_decay)
+    assert heads is not None  # epochs is at least 1
+    return Heads(heads.weights.view(-1, n_rates, n_classes), heads.biases.view(n_rates, n_classes))
+
+
+class _Descent(NamedTuple):
+    """Weights (d, R C), biases (R C,), the averages of their gradients, and room for one."""
+
+    weights: Tensor
+    biases: Tensor
+    weights_average: Tensor
+    biases_average: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def start(cls, like: Tensor, n_outputs: int, device: torch.device) -> "_Descent":
+        shapes = (like.shape[1], n_outputs), (n_outputs,)
+        weights, biases = (torch.zeros(s, dtype=like.dtype, device=device) for s in shapes)
+        averages = torch.zeros_like(weights), torch.zeros_like(biases)
+        return cls(weights, biases, *averages, torch.empty_like(weights))
+
+    def step(
+        self, x: Tensor, codes: Tensor, n_rates: int, steps: Tensor, weight_decay: float
+    ) -> None:
+        """Take a step of every head on a batch (B, d)."""
+        logits = torch.addmm(self.biases, x, self.weights).view(len(x), n_rates, -1)
+        residuals = logits.softmax(dim=-1)  # (B, R, C)
+        residuals[torch.arange(len(x), device=x.device), :, codes] -= 1
+        residuals = residuals.view(len(x), -1)
+        torch.mm(x.T, residuals, out=self.gradient)
+        self.weights_average.mul_(MOMENTUM).add_(self.gradient, alpha=1 / len(x))
+        if weight_decay:
+            self.weights_average.add_(self.weights, alpha=weight_decay)
+        self.biases_average.mul_(MOMENTUM).add_(residuals.sum(dim=0), alpha=1 / len(x))
+        self.weights.addcmul_(self.weights_average, steps)
+        self.biases.addcmul_(self.biases_average, steps)
+
+
+@torch.no_grad()
+def score_heads(heads: Heads, rows: Tensor, codes: Tensor) -> HeadScores:
+    """Score every head on rows (n, d) of classes (n,)."""
+    device, (d, n_rates, n_classes) = heads.weights.device, heads.weights.shape
+    right = torch.zeros(n_rates, dtype=torch.int64, device=device)
+    loss = torch.zeros(n_rates, dtype=torch.float64, device="cpu")
+    size = max(1, _BLOCK // (n_rates * n_classes))
+    for x, y in zip(rows.split(size), codes.to(device).split(size), strict=True):
+        logits = torch.addmm(heads.biases.view(-1), x.to(device), heads.weights.view(d, -1))
+        logits = logits.view(len(x), n_rates, n_classes)
+        right += (logits.argmax(dim=-1) == y[:, None]).sum(dim=0)
+        of_class = logits[torch.arange(len(x), device=device), :, y]
+        loss += (logits.logsumexp(dim=-1) - of_class).sum(dim=0).cpu().double()
+    mean = (loss / len(rows)).numpy()
+    return HeadScores(right.cpu().numpy() / len(rows), np.where(np.isfinite(mean), mean, np.inf))
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Device by its name; "auto" is CUDA where there is one, else Apple's MPS, else the CPU."""
+    if device == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found if found is not None and found.type in ("cuda", "mps") else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used ({error}), needed a device of this machine, such as "
+            '"cpu" or "cuda". "auto" takes what there is.'
+        ) from error
+    return resolved

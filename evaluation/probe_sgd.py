@@ -1,0 +1,147 @@
+"""A probe by SGD: heads of all learning rates in one pass, one of them chosen on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evaluation._checks import check_finite, check_rows
+from evaluation.probe_heads import Heads, resolve_device, score_heads, train_heads
+from evaluation.probe_settings import Scaling, SgdSettings, Views
+from evaluation.stratified import hold_out
+
+_RATES_FOR = 256  # the batch size that learning rates are stated for
+
+
+class Chosen(NamedTuple):
+    """The chosen head.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (C, d), float64
+        On the features as they were trained on.
+    intercept : ndarray of shape (C,), float64
+    rate : float
+    scores : ndarray of shape (R,)
+        Accuracy of every rate on the held-out rows; NaN for a single one.
+    """
+
+    weights: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    rate: float
+    scores: NDArray[np.float64]
+
+
+def train_and_choose(
+    X: NDArray,
+    codes: NDArray[np.intp],
+    settings: SgdSettings,
+    *,
+    scaling: Scaling | None,
+    views: Views | None,
+) -> Chosen:
+    """Train a head a rate, and choose the one of highest accuracy on held-out rows.
+
+    Of equal ones it is that of lowest loss.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        What held-out rows are scored on, and what is trained on where there are no ``views``.
+    codes : ndarray of shape (n,)
+        Classes, in [0, C).
+    settings : SgdSettings
+    scaling : Scaling or None
+        Of the features; None leaves them as they are.
+    views : callable or None
+        See `LinearProbe.fit_views`.
+
+    Raises
+    ------
+    FloatingPointError
+        If no head is finite.
+    """
+    every, rates = np.arange(len(X)), settings.rates
+    kept, held = every, every[:0]
+    if len(rates) > 1:
+        rng = np.random.default_rng(settings.seed)
+        kept, held = hold_out(codes, settings.validation_fraction, rng)
+    data = _Rows(X, codes, scaling, views)
+    heads, best, scores = _train(data, kept, rates, settings), 0, np.full(len(rates), np.nan)
+    if len(rates) > 1:
+        judges = held if len(held) else every
+        scores, loss = score_heads(heads, data.of(judges), data.labels(judges))
+        best = int(np.lexsort([loss, -np.where(np.isfinite(loss), scores, -1)])[0])
+    at = best
+    if settings.refit and len(held):
+        heads, at = _train(data, every, rates[best : best + 1], settings), 0
+    weights, intercept = (
+        part.cpu().numpy().astype(np.float64) for part in (heads.weights[:, at].T, heads.biases[at])
+    )
+    if not (np.isfinite(weights).all() and np.isfinite(intercept).all()):
+        raise FloatingPointError(
+            f"The head of learning rate {rates[best]:g}, the best, diverged. Lower learning_rates, "
+            "or let standardize=True bring the features to one scale."
+        )
+    return Chosen(weights, intercept, rates[best], scores)
+
+
+class _Rows(NamedTuple):
+    """Rows and their classes, scaled, as tensors."""
+
+    X: NDArray
+    codes: NDArray[np.intp]
+    scaling: Scaling | None
+    views: Views | None
+
+    def labels(self, rows: NDArray[np.intp]) -> Tensor:
+        return torch.from_numpy(self.codes[rows].astype(np.int64))
+
+    def of(self, rows: NDArray[np.intp]) -> Tensor:
+        """Rows of ``X``."""
+        if self.scaling:
+            return torch.from_numpy(self.scaling(self.X, np.float32, rows))
+        return torch.from_numpy(self.X[rows].astype(np.float32, copy=False))
+
+    def epochs(self, rows: NDArray[np.intp]) -> Callable[[int], Tensor]:
+        """What is trained on, from an epoch: always the same rows, or their views."""
+        if self.views is not None:
+            return partial(self._of_views, self.views, rows)
+        same = self.of(rows)
+        return lambda _: same
+
+    def _of_views(self, views: Views, rows: NDArray[np.intp], epoch: int) -> Tensor:
+        name = f"views({epoch}, rows)"
+        fresh = check_rows(views(epoch, rows), name)
+        if fresh.shape != (len(rows), self.X.shape[1]):
+            raise ValueError(
+                f"{name} has shape {fresh.shape}, needed {(len(rows), self.X.shape[1])}: an "
+                "embedding for each of rows, in their order, of the features that X has."
+            )
+        check_finite(fresh, name)
+        scaled = self.scaling(fresh, np.float32) if self.scaling else fresh.astype(np.float32)
+        return torch.from_numpy(scaled)
+
+
+def _train(
+    data: _Rows, rows: NDArray[np.intp], rates: Sequence[float], settings: SgdSettings
+) -> Heads:
+    """Heads of some rates, on some rows or on their views."""
+    batch_size = min(settings.batch_size, len(rows))
+    return train_heads(
+        data.epochs(rows),
+        data.labels(rows),
+        int(data.codes.max()) + 1,
+        [rate * batch_size / _RATES_FOR for rate in rates],
+        epochs=settings.epochs,
+        batch_size=batch_size,
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        device=resolve_device(settings.device),
+    )
