@@ -3,7 +3,10 @@
 The heads see the same batches and lie beside each other in one matrix, so a step is one product
 forward and one back, whatever their number. Their losses are added up, and no weight is in more
 than one of them: each head goes the way it would go alone. The gradient of softmax and
-cross-entropy is written out, (p - onehot) / B, so nothing is kept for a backward pass.
+cross-entropy is written out, (p - onehot) / B, so nothing is kept for a backward pass. Logits have
+the rows of the batch on their last axis: both products are then of matrices as they lie, and the
+softmax over classes runs along whole rows of memory (with the classes last they took 1.06 to 2
+times as long, from 100 classes to 2, six heads on one CPU thread).
 
 Axes: ``R`` heads, ``C`` classes, ``d`` features, ``B`` rows of a batch.
 """
@@ -26,7 +29,7 @@ class Heads(NamedTuple):
 
     Attributes
     ----------
-    weights : Tensor of shape (d, R, C)
+    weights : Tensor of shape (R, C, d)
     biases : Tensor of shape (R, C)
     """
 
@@ -96,16 +99,22 @@ def train_heads(
             heads = heads or _Descent.start(x, n_rates * n_classes, device)
             falling = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
             steps = torch.tensor(rates, dtype=x.dtype) * -falling
-            steps = steps.repeat_interleave(n_classes).to(device)  # (R C,)
+            steps = steps.repeat_interleave(n_classes).to(device)[:, None]  # (R C, 1)
             order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(x)))
             for some in order.split(batch_size):
-                heads.step(x[some].to(device), codes[some].to(device), n_rates, steps, weight_decay)
+                heads.step(
+                    x.index_select(0, some).to(device),
+                    codes[some].to(device),
+                    n_rates,
+                    steps,
+                    weight_decay,
+                )
     assert heads is not None  # epochs is at least 1
-    return Heads(heads.weights.view(-1, n_rates, n_classes), heads.biases.view(n_rates, n_classes))
+    return Heads(heads.weights.view(n_rates, n_classes, -1), heads.biases.view(n_rates, n_classes))
 
 
 class _Descent(NamedTuple):
-    """Weights (d, R C), biases (R C,), the averages of their gradients, and room for one."""
+    """Weights (R C, d), biases (R C, 1), the averages of their gradients, and room for one."""
 
     weights: Tensor
     biases: Tensor
@@ -115,7 +124,7 @@ class _Descent(NamedTuple):
 
     @classmethod
     def start(cls, like: Tensor, n_outputs: int, device: torch.device) -> "_Descent":
-        shapes = (like.shape[1], n_outputs), (n_outputs,)
+        shapes = (n_outputs, like.shape[1]), (n_outputs, 1)
         weights, biases = (torch.zeros(s, dtype=like.dtype, device=device) for s in shapes)
         averages = torch.zeros_like(weights), torch.zeros_like(biases)
         return cls(weights, biases, *averages, torch.empty_like(weights))
@@ -124,15 +133,16 @@ class _Descent(NamedTuple):
         self, x: Tensor, codes: Tensor, n_rates: int, steps: Tensor, weight_decay: float
     ) -> None:
         """Take a step of every head on a batch (B, d)."""
-        logits = torch.addmm(self.biases, x, self.weights).view(len(x), n_rates, -1)
-        residuals = logits.softmax(dim=-1)  # (B, R, C)
-        residuals[torch.arange(len(x), device=x.device), :, codes] -= 1
-        residuals = residuals.view(len(x), -1)
-        torch.mm(x.T, residuals, out=self.gradient)
+        logits = torch.addmm(self.biases, self.weights, x.T).view(n_rates, -1, len(x))
+        residuals = logits.softmax(dim=1)  # (R, C, B)
+        residuals[:, codes, torch.arange(len(x), device=x.device)] -= 1
+        residuals = residuals.view(-1, len(x))
+        torch.mm(residuals, x, out=self.gradient)
         self.weights_average.mul_(MOMENTUM).add_(self.gradient, alpha=1 / len(x))
         if weight_decay:
             self.weights_average.add_(self.weights, alpha=weight_decay)
-        self.biases_average.mul_(MOMENTUM).add_(residuals.sum(dim=0), alpha=1 / len(x))
+        of_biases = residuals.sum(dim=1, keepdim=True)
+        self.biases_average.mul_(MOMENTUM).add_(of_biases, alpha=1 / len(x))
         self.weights.addcmul_(self.weights_average, steps)
         self.biases.addcmul_(self.biases_average, steps)
 
@@ -140,16 +150,16 @@ class _Descent(NamedTuple):
 @torch.no_grad()
 def score_heads(heads: Heads, rows: Tensor, codes: Tensor) -> HeadScores:
     """Score every head on rows (n, d) of classes (n,)."""
-    device, (d, n_rates, n_classes) = heads.weights.device, heads.weights.shape
+    device, (n_rates, n_classes, d) = heads.weights.device, heads.weights.shape
+    weights, biases = heads.weights.view(-1, d), heads.biases.view(-1, 1)
     right = torch.zeros(n_rates, dtype=torch.int64, device=device)
-    loss = torch.zeros(n_rates, dtype=torch.float64, device="cpu")
+    loss = torch.zeros(n_rates, dtype=torch.float64)
     size = max(1, _BLOCK // (n_rates * n_classes))
     for x, y in zip(rows.split(size), codes.to(device).split(size), strict=True):
-        logits = torch.addmm(heads.biases.view(-1), x.to(device), heads.weights.view(d, -1))
-        logits = logits.view(len(x), n_rates, n_classes)
-        right += (logits.argmax(dim=-1) == y[:, None]).sum(dim=0)
-        of_class = logits[torch.arange(len(x), device=device), :, y]
-        loss += (logits.logsumexp(dim=-1) - of_class).sum(dim=0).cpu().double()
+        logits = torch.addmm(biases, weights, x.to(device).T).view(n_rates, n_classes, len(x))
+        right += (logits.argmax(dim=1) == y).sum(dim=1)
+        of_class = logits[:, y, torch.arange(len(x), device=device)]
+        loss += (logits.logsumexp(dim=1) - of_class).sum(dim=1).cpu().double()
     mean = (loss / len(rows)).numpy()
     return HeadScores(right.cpu().numpy() / len(rows), np.where(np.isfinite(mean), mean, np.inf))
 

@@ -82,7 +82,7 @@ def train_and_choose(
     if settings.refit and len(held):
         heads, at = _train(data, every, rates[best : best + 1], settings), 0
     weights, intercept = (
-        part.cpu().numpy().astype(np.float64) for part in (heads.weights[:, at].T, heads.biases[at])
+        part.cpu().numpy().astype(np.float64) for part in (heads.weights[at], heads.biases[at])
     )
     if not (np.isfinite(weights).all() and np.isfinite(intercept).all()):
         raise FloatingPointError(

@@ -74,7 +74,7 @@ def test_each_head_goes_the_way_it_goes_alone(dtype, tolerance, fresh, weight_de
     heads = train_heads(rows, y, 4, rates, device=CPU, **how)
     for i, rate in enumerate(rates):
         weight, bias = torch_loop(rows, y, 4, rate, **how)
-        torch.testing.assert_close(heads.weights[:, i].T, weight, atol=tolerance, rtol=0)
+        torch.testing.assert_close(heads.weights[i], weight, atol=tolerance, rtol=0)
         torch.testing.assert_close(heads.biases[i], bias, atol=tolerance, rtol=0)
 
 
@@ -87,7 +87,7 @@ def test_scores_of_heads_are_those_of_each_alone(monkeypatch):
     monkeypatch.setattr("evaluation.probe_heads._BLOCK", 6 * 7)  # parts of seven rows
     accuracy, loss = score_heads(heads, x, y)
     for i in range(2):
-        logits = x @ heads.weights[:, i] + heads.biases[i]
+        logits = x @ heads.weights[i].T + heads.biases[i]
         assert accuracy[i] == pytest.approx(float((logits.argmax(1) == y).double().mean()))
         assert loss[i] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, y)))
 
