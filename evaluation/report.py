@@ -23,6 +23,7 @@ from evaluation._checks import (
     check_same_length,
 )
 from evaluation.duplicates import group_pairs
+from evaluation.output_files import check_writable, replace_file
 from evaluation.projection import Projection, project
 from evaluation.report_charts import history_charts, occupancy_chart
 from evaluation.report_figures import Model, figures_table, parameters_table
@@ -33,6 +34,7 @@ from evaluation.review import ClusterReview, review_clusters
 _N_OUTLIERS = 24
 _MOST_DUPLICATES = 200  # groups
 _N_NEIGHBORS = 6  # of each image, in its details
+_FEWEST_ON_A_MAP = 4
 _NONE = 0xFFFFFFFF
 
 Baseline = Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
@@ -117,7 +119,8 @@ def write_report(
     params : mapping, optional
         Parameters that made the clusters.
     baseline : mapping, optional
-        What to compare with: a name and labels of the same images, or labels and embeddings.
+        What to compare with: a name, and labels of the same images or a pair of labels and
+        embeddings. Theirs are as many clusters as their largest label says.
     projection : Projection, optional
         The map, made by `project`; t-SNE of what is shown by default.
     title : str, default="Clusters"
@@ -138,15 +141,17 @@ def write_report(
     OSError
         If the file cannot be written; raised before anything is computed.
     """
-    file = writable(path)
+    file = check_writable(path)
     x, labels = check_rows(embeddings, "embeddings"), check_cluster_labels(labels, "labels")
     check_same_length(x, labels, "embeddings", "labels")
     max_images = check_count(max_images, "max_images", minimum=4)
-    for values, name in ((images, "images"), (names, "names")):
-        if values is not None:
-            check_same_length(values, labels, name, "labels")  # pyright: ignore[reportArgumentType]
+    if images is not None:
+        check_same_length(images, labels, "images", "labels")  # pyright: ignore[reportArgumentType]
+    if names is not None:
+        names = [str(name) for name in names]
+        check_same_length(names, labels, "names", "labels")  # pyright: ignore[reportArgumentType]
     if y is not None:
-        y = check_1d(y, "y")
+        y = check_1d(y, "y").astype(str)
         check_same_length(y, labels, "y", "labels")
 
     review = review_clusters(x, labels, n_clusters, random_state=random_state)
@@ -157,17 +162,16 @@ def write_report(
     if projection is None:
         shown = choose(review, labels, outliers, duplicates, max_images, y, random_state)
         projection = _map(x, shown, random_state)
+    _check_projection(projection, labels)
     shown = projection.indices
-    if not ((labels[shown] != SKIPPED).all() and projection.coordinates.shape[1:] == (2,)):
-        raise ValueError(
-            f"projection holds {len(shown)} images on {projection.coordinates.shape[1]} axes: "
-            "needed two axes, and no image that was skipped."
-        )
-    thumbnails = None if images is None or len(shown) == 0 else make_thumbnails(images, shown)
-    models = [Model("this clustering", labels, x), *_models(baseline, labels)]
+    thumbnails = None if images is None else make_thumbnails(images, shown)
+    models = [
+        Model("this clustering", labels, x, review.n_clusters),
+        *_models(baseline, labels),
+    ]
     figures, meanings = figures_table(models, review, y)
     page = Template(_asset("page.html")).substitute(
-        title=escape(title),
+        title=escape(title or "Clusters"),
         summary=escape(_summary(review, len(shown))),
         style=_asset("page.css"),
         script="\n".join(
@@ -176,7 +180,7 @@ def write_report(
         figures=figures,
         meanings=meanings,
         occupancy=_figure(
-            occupancy_chart({model.name: _sizes(model.labels, review) for model in models}),
+            occupancy_chart({model.name: model.relative_sizes for model in models}),
             [model.name for model in models],
         ),
         training="".join(
@@ -193,7 +197,7 @@ def write_report(
         ),
     )
     encoded = page.encode("utf-8", errors="replace")
-    _replace(file, encoded)
+    replace_file(file, encoded)
     return ReportSummary(
         path=file,
         n_bytes=len(encoded),
@@ -203,31 +207,6 @@ def write_report(
         suspects=tuple(review.suspects.tolist()),
         n_duplicates=len(duplicates),
     )
-
-
-def writable(path: str | os.PathLike[str]) -> Path:
-    """Return the path, or raise now what writing there would raise."""
-    file = Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(
-            f"{file} is a folder, needed a file: add a name, as in report.html."
-        )
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"{file.parent} is no folder. Make it first, or write elsewhere.")
-    beside = file.with_name(file.name + ".partial")
-    beside.touch()
-    beside.unlink()
-    return file
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Write beside the file and put it in its place: a full disk leaves the old one."""
-    beside = file.with_name(file.name + ".partial")
-    try:
-        beside.write_bytes(content)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _tree(linkage: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
@@ -250,12 +229,27 @@ def _duplicates(
 
 
 def _map(x: NDArray, shown: NDArray[np.int64], random_state: int) -> Projection:
-    """t-SNE of the rows that are shown; of fewer than four, a line."""
-    if len(shown) < 4:
+    """t-SNE of the rows that are shown; of few, or of one over and over, a line."""
+    if len(shown) < _FEWEST_ON_A_MAP or not np.ptp(x[shown], axis=0).any():
         line = np.stack([np.arange(len(shown)), np.zeros(len(shown))], axis=1)
         return Projection(line.astype(np.float32), shown, "none", "none")
     flat = project(x[shown], random_state=random_state)
     return Projection(flat.coordinates, shown, flat.method, flat.backend)
+
+
+def _check_projection(projection: Projection, labels: NDArray[np.int64]) -> None:
+    """Raise if a map is not of images that have clusters."""
+    shown, places = projection.indices, projection.coordinates
+    if places.shape != (len(shown), 2) or not len(shown) or not np.isfinite(places).all():
+        raise ValueError(
+            f"projection has coordinates of shape {places.shape} and {len(shown)} indices: needed "
+            "two finite numbers for each of at least one image."
+        )
+    if shown.min() < 0 or shown.max() >= len(labels) or (labels[shown] == SKIPPED).any():
+        raise ValueError(
+            f"projection holds images that were skipped, or are not among the {len(labels)} given: "
+            "make it of the rows that have a cluster."
+        )
 
 
 def _models(baseline: Baseline | None, labels: NDArray[np.int64]) -> list[Model]:
@@ -267,14 +261,12 @@ def _models(baseline: Baseline | None, labels: NDArray[np.int64]) -> list[Model]
         if embeddings is not None:
             embeddings = check_rows(embeddings, f"embeddings of {name!r}")
             check_same_length(embeddings, labels, f"embeddings of {name!r}", "labels")
-        models.append(Model(str(name), np.where(labels == SKIPPED, SKIPPED, theirs), embeddings))
+        n_clusters = int(theirs.max()) + 1
+        theirs = np.where(labels == SKIPPED, SKIPPED, theirs)
+        if (theirs == SKIPPED).all():
+            raise ValueError(f"labels of {name!r} are -1 wherever labels are not: nothing is left.")
+        models.append(Model(str(name), theirs, embeddings, n_clusters))
     return models
-
-
-def _sizes(labels: NDArray[np.int64], review: ClusterReview) -> NDArray[np.float64]:
-    kept = labels[labels != SKIPPED]
-    counts = np.bincount(kept, minlength=review.n_clusters)
-    return counts.astype(np.float64) * len(counts) / len(kept)
 
 
 def _summary(review: ClusterReview, n_shown: int) -> str:
@@ -308,21 +300,21 @@ def _data(
 ) -> dict[str, Any]:
     """What the script of the page reads; images by their place among those that are shown."""
     shown = projection.indices
+    places, span = _on_the_page(projection.coordinates)
     place = np.full(len(labels), -1)
     place[shown] = np.arange(len(shown))
     data: dict[str, Any] = {
         "names": [_name(names, i) for i in shown],
         "label": _packed(labels[shown], np.uint32),
-        "x": _packed(_unit_interval(projection.coordinates[:, 0]), np.uint16),
-        "y": _packed(_unit_interval(-projection.coordinates[:, 1]), np.uint16),
-        "method": projection.method,
+        "x": _packed(places[:, 0], np.uint16),
+        "y": _packed(places[:, 1], np.uint16),
+        "span": {"x": float(span[0]), "y": float(span[1])},
         "typicality": _packed(review.typicality[shown], np.float32),
         "doubt": _packed(review.doubt[shown], np.float32),
         "neighbors": _packed(_neighbors(review, place, shown), np.uint32),
         "counts": _packed(review.counts, np.uint32),
         "tightness": _packed(review.tightness, np.float32),
         "clusterDoubt": _packed(review.cluster_doubt, np.float32),
-        "suspicion": _packed(review.suspicion, np.float32),
         "suspects": review.suspects.tolist(),
         "outliers": [int(place[i]) for i in outliers if place[i] >= 0],
         "duplicates": [
@@ -332,9 +324,12 @@ def _data(
         ],
     }
     if y is not None:
-        classes, codes = np.unique(np.asarray(y).astype(str), return_inverse=True)
+        classes, codes = np.unique(y, return_inverse=True)
+        common, share = _common_class(labels, codes, review.n_clusters)
         data["classes"] = classes.tolist()
         data["class"] = _packed(codes[shown], np.uint32)
+        data["commonClass"] = _packed(common, np.uint32)
+        data["commonShare"] = _packed(share, np.float32)
     if tree is not None and len(tree):
         from scipy.cluster.hierarchy import leaves_list
 
@@ -371,10 +366,26 @@ def _neighbors(
     return found
 
 
-def _unit_interval(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scale to the range of 16 bits."""
-    span = float(np.ptp(values)) or 1.0
-    return (values.astype(np.float64) - values.min()) / span * 65_535
+def _on_the_page(coordinates: NDArray[np.float32]) -> tuple[NDArray, NDArray[np.float64]]:
+    """Places in 16 bits, about the middle and downwards, one unit for both axes; their span."""
+    places = coordinates.astype(np.float64) * [1, -1]
+    low, high = places.min(axis=0), places.max(axis=0)
+    unit = float((high - low).max()) or 1.0
+    span = np.maximum((high - low) / unit, 0.05)
+    return ((places - (low + high) / 2) / unit + 0.5) * 65_535, span
+
+
+def _common_class(
+    labels: NDArray[np.int64], codes: NDArray[np.intp], n_clusters: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Class that most images of each cluster have, and their share, both (K,); 0 where empty."""
+    kept = labels != SKIPPED
+    pairs, counts = np.unique(np.stack([labels[kept], codes[kept]]), axis=1, return_counts=True)
+    order = np.lexsort((-pairs[1], counts))  # of equal ones the first class is written last
+    common, most = np.zeros(n_clusters, np.int64), np.zeros(n_clusters)
+    common[pairs[0, order]], most[pairs[0, order]] = pairs[1, order], counts[order]
+    sizes = np.bincount(labels[kept], minlength=n_clusters)
+    return common, most / np.maximum(sizes, 1)
 
 
 def _packed(values: NDArray[Any], dtype: Any) -> str:

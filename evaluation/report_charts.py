@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ def history_charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str,
     Parameters
     ----------
     history : sequence of mappings
-        An entry an epoch: numbers by name, NaN or None where nothing was measured. "epoch" is the
-        axis; without it, the place of the entry.
+        An entry an epoch: numbers by name, NaN or anything else where nothing was measured.
+        "epoch" is the axis; without it, the place of the entry.
     """
     epochs = np.array([float(entry.get("epoch", i)) for i, entry in enumerate(history)])
     series: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
@@ -109,7 +110,7 @@ def _words(name: str) -> str:
 
 
 def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
+    return float(value) if isinstance(value, Real) else float("nan")
 
 
 def _chart(

@@ -24,6 +24,12 @@ class Model(NamedTuple):
     name: str
     labels: NDArray[np.int64]
     embeddings: NDArray | None
+    n_clusters: int
+
+    @property
+    def relative_sizes(self) -> NDArray[np.float64]:
+        """Relative size of each cluster, (K,)."""
+        return cluster_occupancy(self.labels, self.n_clusters).relative_sizes
 
 
 class _Column(NamedTuple):
@@ -37,6 +43,9 @@ def _plain(value: float) -> str:
 
 
 _COLUMNS = {
+    "clusters": _Column(
+        "clusters", "how many there are, K, empty ones included", lambda v: f"{v:,}"
+    ),
     "empty": _Column("empty", "share of clusters without an image", percent),
     "largest": _Column(
         "largest", "size of the largest cluster, where 1 is balanced", lambda v: f"{v:.1f}"
@@ -69,8 +78,7 @@ def figures_table(
     The first model is the one that was reviewed.
     """
     measured = [
-        _measure(model, review if place == 0 else None, review.n_clusters, y)
-        for place, model in enumerate(models)
+        _measure(model, review if place == 0 else None, y) for place, model in enumerate(models)
     ]
     used = [name for name in _COLUMNS if any(name in each for each in measured)]
     head = "".join(f'<th scope="col">{escape(_COLUMNS[name].head)}</th>' for name in used)
@@ -95,13 +103,11 @@ def _cell(value: float | None, column: _Column) -> str:
     return "<td>-</td>" if value is None or np.isnan(value) else f"<td>{column.write(value)}</td>"
 
 
-def _measure(
-    model: Model, review: ClusterReview | None, n_clusters: int, y: NDArray | None
-) -> dict[str, float]:
-    labels = model.labels
-    n_clusters = max(n_clusters, int(labels.max()) + 1)
+def _measure(model: Model, review: ClusterReview | None, y: NDArray | None) -> dict[str, float]:
+    labels, n_clusters = model.labels, model.n_clusters
     occupancy = cluster_occupancy(labels, n_clusters)
     found = {
+        "clusters": n_clusters,
         "empty": occupancy.empty_fraction,
         "largest": occupancy.largest_relative_size,
         "effective": occupancy.effective_clusters,

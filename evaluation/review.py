@@ -46,10 +46,10 @@ class ClusterReview:
         Mean doubt of a cluster's images, in [0, 1]; NaN for an empty cluster.
     suspicion : ndarray of shape (K,), float64
         How far a cluster is looser and more doubtful than the usual one, in robust standard
-        deviations (of the median absolute deviation), both added; NaN for an empty cluster.
+        deviations (of the median absolute deviation), added up; NaN for an empty cluster.
     suspects : ndarray, int64
-        Clusters whose suspicion is above 4, the most suspicious first: junk, perhaps. None below
-        8 clusters.
+        Clusters that are both looser and more doubtful than usual, with a suspicion above 4, the
+        most suspicious first: junk, perhaps. None below 8 clusters.
     typicality : ndarray of shape (n,), float32
         Similarity of each image to the mean direction of its cluster; NaN for ignored images.
     doubt : ndarray of shape (n,), float32
@@ -168,8 +168,9 @@ def review_clusters(
         outlyingness[searched] = 1 - similarities.mean(axis=1)
     tightness = _mean_by_cluster(typicality[kept], clusters, n_clusters)
     cluster_doubt = _mean_by_cluster(doubt[searched], labels[searched], n_clusters)
-    suspicion = _deviations(-tightness) + _deviations(cluster_doubt)
-    suspects = np.flatnonzero(suspicion > _SUSPICIOUS)
+    looser, doubtful = _deviations(-tightness), _deviations(cluster_doubt)
+    suspicion = looser + doubtful
+    suspects = np.flatnonzero((suspicion > _SUSPICIOUS) & (looser > 0) & (doubtful > 0))
     if (counts > 0).sum() < _FEWEST_CLUSTERS:
         suspects = suspects[:0]
     return ClusterReview(
@@ -228,6 +229,8 @@ def _deviations(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(known) == 0:
         return values
     distance = values - np.median(known)
-    # 1.4826 makes the median absolute deviation that of a normal distribution
-    spread = 1.4826 * np.median(np.abs(distance[~np.isnan(values)]))
+    apart = np.abs(distance[~np.isnan(values)])
+    # the factors make these the standard deviation of a normal distribution; where more than half
+    # of the values are the same, the median of what they are apart is 0, and the mean says more
+    spread = 1.4826 * np.median(apart) or 1.2533 * apart.mean()
     return distance / spread if spread > 0 else distance * 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ def add_commands(add: Add) -> None:
         default="projection",
         help="which embedding (default: projection)",
     )
-    embed.add_argument("--names", help="file for the path of each row, one a line")
+    embed.add_argument("--names", help="file for a table with the path of each row")
 
     report = add("report", "write a page to look at: a map, every cluster, what is odd")
     _add_run_and_folder(report)
@@ -82,11 +82,14 @@ def embed(arguments: argparse.Namespace) -> int:
     """Write embeddings to a memory-mapped file, which is renamed when it is whole."""
     import numpy as np
 
+    from evaluation.output_files import check_writable
     from sklearn_excb.images import open_source
 
-    out = Path(arguments.out)
-    for file in (out, *([Path(arguments.names)] if arguments.names else [])):
-        check_writable(file)
+    out = check_writable(arguments.out)
+    if arguments.names:
+        check_writable(arguments.names)
+    if arguments.names and Path(arguments.names).resolve() == out:
+        raise ValueError("--out and --names are the same file: name two.")
     estimator = load_run(arguments).set_params(embedding=arguments.embedding)
     names = open_source(arguments.folder, on_error=estimator.on_error).names or []
     beside = out.with_name(out.name + ".partial")
@@ -101,8 +104,10 @@ def embed(arguments: argparse.Namespace) -> int:
     finally:
         beside.unlink(missing_ok=True)
     if arguments.names:
-        text = "".join(f"{name}\n" for name in names)
-        Path(arguments.names).write_text(text, encoding="utf-8", errors="surrogateescape")
+        with open(
+            arguments.names, "w", newline="", encoding="utf-8", errors="surrogateescape"
+        ) as file:
+            csv.writer(file).writerows([("path",), *((name,) for name in names)])
     return 0
 
 
@@ -110,7 +115,6 @@ def report(arguments: argparse.Namespace) -> int:
     """Write the page, and say what is in it."""
     from sklearn_excb import reporting
 
-    check_writable(Path(arguments.out))
     estimator = load_run(arguments)
     y = None
     if arguments.classes:
@@ -139,10 +143,11 @@ def report(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print a table, and write JSON where it is asked for."""
+    from evaluation.output_files import check_writable
     from sklearn_excb import reporting
 
     if arguments.json and arguments.json != "-":
-        check_writable(Path(arguments.json))
+        check_writable(arguments.json)
     estimator = load_run(arguments)
     folders = [arguments.train, *([arguments.test] if arguments.test else [])]
     given: list[Any] = []
@@ -159,11 +164,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print a table of several fits, and draw the sizes of their clusters."""
+    from evaluation.output_files import check_writable
     from sklearn_excb import ExCBEstimator, reporting
 
     for file in (arguments.out, arguments.json):
         if file and file != "-":
-            check_writable(Path(file))
+            check_writable(file)
     rows, display = reporting.compare({run: ExCBEstimator.load(run) for run in arguments.runs})
     if arguments.out:
         figure: Any = display.plot().figure_
@@ -212,13 +218,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def check_writable(file: Path) -> None:
-    """Fail before the work, not after it, if a file cannot be written there."""
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder, needed the name of a file.")
-    if not file.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{file.parent} is no folder. Make it first, or write elsewhere.")
-    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
-        raise PermissionError(f"{file} cannot be written to: no permission.")

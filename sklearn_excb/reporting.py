@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from evaluation import OccupancyDisplay, ReportSummary
 
 _THUMBNAIL = 128  # pixels of the short side that are decoded, where the format allows
-_NEIGHBORS = (10, 20, 100, 200)
+_FEWEST_IMAGES = 4  # on a map
+_SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
 
 
 class Pictures(Sequence[npt.NDArray[np.float32]]):
@@ -114,10 +115,14 @@ def report(
         If the data cannot be used.
     """
     from evaluation import write_report
-    from evaluation.report import writable
+    from evaluation.output_files import check_writable
 
-    writable(path)
+    check_writable(path)
+    if max_images < _FEWEST_IMAGES:
+        raise ValueError(f"max_images={max_images}, needed at least {_FEWEST_IMAGES}.")
     seen = see(estimator, X)
+    if y is not None and len(np.asarray(y)) != len(seen.labels):
+        raise ValueError(f"y has {len(np.asarray(y))} classes for {len(seen.labels)} images.")
     K = estimator.resolved_params_["K"]
     names, pictures = None, None
     if not are_rows(X):
@@ -138,7 +143,7 @@ def report(
         history=estimator.history_,
         params=estimator.resolved_params_,
         baseline=compared,
-        title=title or (PurePath(X).name if isinstance(X, (str, os.PathLike)) else "Clusters"),
+        title=title or (Path(X).resolve().name if isinstance(X, (str, os.PathLike)) else ""),
         max_images=max_images,
     )
 
@@ -202,7 +207,7 @@ def _accuracies(
 ) -> dict[str, Any]:
     from evaluation import knn_scores, linear_probe_scores
 
-    neighbors = knn_scores(train, y_train, test, y_test, k=_NEIGHBORS)
+    neighbors = knn_scores(train, y_train, test, y_test)
     found: dict[str, Any] = {"knn": neighbors.accuracy}
     if test is not None:
         probe = linear_probe_scores(train, y_train, test, y_test)
@@ -300,8 +305,15 @@ def _baselines(
     estimator: ExCBEstimator, X: Any, seen: Seen
 ) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """K-means of as many clusters on the projections, and on those of the untrained network."""
+    given = estimator.get_params(deep=False)
     resolved = estimator.resolved_params_
-    untrained = type(estimator)(**estimator.get_params(deep=False)).set_params(
+    # the same network, whatever "auto" would be for this collection
+    same = {
+        name: resolved[name]
+        for name, value in given.items()
+        if name in _SEEN_BY and value == "auto"
+    }
+    untrained = type(estimator)(**given | same).set_params(
         K=resolved["K"], epochs=0, settle_passes=0, verbose=0, random_state=resolved["random_state"]
     )
     rows = {

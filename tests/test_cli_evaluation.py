@@ -1,5 +1,6 @@
 """The commands that look at a fit, on folders of real images."""
 
+import csv
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from evaluation import clustering_scores, knn_accuracy
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
-from sklearn_excb.reporting import short_names
+from sklearn_excb.reporting import report, short_names
 
 DIGITS = load_digits()
 
@@ -47,12 +48,15 @@ def classes(names):
 
 
 def test_embed_is_transform(run, test, tmp_path):
-    out, names = tmp_path / "rows.npy", tmp_path / "names.txt"
+    out, names = tmp_path / "rows.npy", tmp_path / "names.csv"
     words = ["embed", str(run), str(test), "-o", str(out), "--names", str(names)]
     assert main([*words, "--embedding", "backbone"]) == 0
     excb = ExCBEstimator.load(run).set_params(embedding="backbone")
     assert np.array_equal(np.load(out), excb.transform(test))
-    assert len(names.read_text().splitlines()) == 40
+    with names.open(newline="") as table:
+        paths = [row["path"] for row in csv.DictReader(table)]
+    assert len(paths) == 40
+    assert paths[0].endswith("/0/digit 101.png")
     assert sorted(tmp_path.iterdir()) == [names, out]
     assert main(words) == 0
     assert np.load(out).shape == (40, 256)
@@ -149,6 +153,7 @@ def test_compare_puts_fits_side_by_side(run, train, tmp_path, capsys):
         (["report", "{run}", "{train}", "-o", "{train}/no/report.html"], "is no folder"),
         (["report", "{run}", "{train}", "-o", "{tmp}/a.html", "--max-images", "1"], "max_images=1"),
         (["embed", "{run}", "nowhere", "-o", "{tmp}/a.npy"], "No such folder: nowhere"),
+        (["embed", "{run}", "{train}", "-o", "{tmp}/a", "--names", "{tmp}/a"], "the same file"),
         (["embed", "{tmp}", "{train}", "-o", "{tmp}/a.npy"], "No saved estimator"),
         (["evaluate", "{run}", "--train", "{train}", "--json", "{tmp}/b/c"], "is no folder"),
         (["evaluate", "{run}", "--train", "{train}", "--test", "{train}/0"], "Only one of the two"),
@@ -162,6 +167,34 @@ def test_errors_of_the_user_are_one_line(words, message, run, train, tmp_path, c
     assert message in err
     assert len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_bad_arguments_of_a_report_fail_before_the_work(run, train, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("worked before it had looked")
+
+    excb = ExCBEstimator.load(run)
+    monkeypatch.setattr("sklearn_excb.reporting.see", never)
+    with pytest.raises(ValueError, match="max_images=1"):
+        report(excb, train, tmp_path / "a.html", max_images=1)
+
+
+def test_the_untrained_network_is_the_same_network(run, tmp_path, monkeypatch):
+    """ "auto" would be another one for images of another size."""
+    excb = ExCBEstimator.load(run)
+    large = np.repeat(np.repeat(DIGITS.images[:60] / 16, 12, axis=1), 12, axis=2)
+    seen = []
+    fit = ExCBEstimator.fit
+    monkeypatch.setattr(ExCBEstimator, "fit", lambda self, X: seen.append(fit(self, X)) or self)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for i, image in enumerate(large):
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    report(excb, folder, tmp_path / "a.html", y=DIGITS.target[:60])
+    (untrained,) = seen
+    for name in ("K", "backbone", "image_size", "local_size", "head_width", "precision"):
+        assert untrained.resolved_params_[name] == excb.resolved_params_[name]
+    assert untrained.resolved_params_["epochs"] == 0
 
 
 def test_names_lose_the_folder_that_all_are_in():

@@ -2,11 +2,12 @@
 
 const AT_ONCE = 60;
 const IN_A_ROW = 12;
+const IN_A_BOX = 60;
 
 // images side by side; one of them is a stop of the Tab key, arrows go to the others
-function strip(report, images, { onOpen, marked = new Set(), most = Infinity }) {
+function strip(report, images, { onOpen, marked = new Set() }) {
   const made = element("ul", "strip");
-  for (const image of images.slice(0, most)) {
+  for (const image of images) {
     const item = element("li", marked.has(image) ? "found" : "");
     const button = picture(report, image, "button");
     button.tabIndex = made.children.length ? -1 : 0;
@@ -16,6 +17,7 @@ function strip(report, images, { onOpen, marked = new Set(), most = Infinity }) 
     made.append(item);
   }
   made.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     const buttons = [...made.querySelectorAll("button")];
     const here = buttons.indexOf(document.activeElement);
@@ -29,9 +31,33 @@ function strip(report, images, { onOpen, marked = new Set(), most = Infinity }) 
   return made;
 }
 
+// a strip of the first images, and a button for the others: thousands at once would halt the page
+function box(report, images, options, shown = IN_A_BOX) {
+  const made = element("div");
+  made.append(strip(report, images.slice(0, shown), options));
+  if (images.length > shown) {
+    const more = element("button", "more", `Show more, of ${images.length.toLocaleString("en")}`);
+    more.type = "button";
+    more.addEventListener("click", () => {
+      made.replaceWith(box(report, images, options, shown + 10 * IN_A_BOX));
+    });
+    made.append(more);
+  }
+  return made;
+}
+
+// by a number, those without one last
+function byKey(key) {
+  const of = (cluster) => (Number.isNaN(key(cluster)) ? Infinity : key(cluster));
+  return (a, b) => {
+    const [x, y] = [of(a), of(b)];
+    return x < y ? -1 : x > y ? 1 : a - b;
+  };
+}
+
 class ClusterList {
-  constructor(report, { onSelect, onOpen }) {
-    Object.assign(this, { report, onSelect, onOpen });
+  constructor(report, { onSelect, onOpen, onSearch }) {
+    Object.assign(this, { report, onSelect, onOpen, onSearch });
     this.list = document.getElementById("list");
     this.more = document.getElementById("more");
     this.sort = document.getElementById("sort");
@@ -49,6 +75,7 @@ class ClusterList {
     }
     for (const control of [this.sort, this.filter]) control.addEventListener("change", () => this.update());
     this.search.addEventListener("input", () => this.update());
+    addEventListener("beforeprint", () => this.show(Infinity));
     this.more.addEventListener("click", () => {
       const first = this.list.children.length;
       this.show(first + AT_ONCE);
@@ -78,16 +105,19 @@ class ClusterList {
       group: (cluster) => this.rank[cluster],
     }[this.sort.value];
     const clusters = Array.from(report.counts.keys()).filter((cluster) => keep(cluster) && (!words || holding.has(cluster)));
-    clusters.sort((a, b) => key(a) - key(b) || a - b);
+    clusters.sort(byKey(key));
     return { clusters, matches, words };
   }
 
   update() {
+    const { report } = this;
     const { clusters, matches, words } = this.choose();
     this.clusters = clusters;
     this.matches = matches;
     const told = plural(clusters.length, "cluster");
-    this.found.textContent = words ? `${plural(matches.size, "image")} in ${told}` : told;
+    const part = report.n < report.total ? `, of the ${report.n.toLocaleString("en")} that are shown,` : "";
+    this.found.textContent = words ? `${plural(matches.size, "image")}${part} in ${told}` : told;
+    this.onSearch(matches);
     this.list.replaceChildren();
     this.show(AT_ONCE);
   }
@@ -102,11 +132,11 @@ class ClusterList {
     const card = element("li", "cluster");
     card.dataset.cluster = cluster;
     card.style.setProperty("--dot", this.colorOf(cluster));
-    card.classList.toggle("selected", cluster === this.selected);
     const heading = element("h3");
     const button = element("button", "", `Cluster ${cluster}`);
     button.type = "button";
     button.addEventListener("click", () => this.onSelect(cluster));
+    this.mark(card, button);
     heading.append(button);
     card.append(heading);
     if (this.suspects.has(cluster)) card.append(element("span", "tag", "suspected junk"));
@@ -114,7 +144,8 @@ class ClusterList {
     const members = report.members[cluster];
     const first = members.filter((image) => this.matches.has(image));
     const rest = members.filter((image) => !this.matches.has(image));
-    card.append(strip(report, [...first, ...rest], { onOpen: this.onOpen, marked: this.matches, most: IN_A_ROW }));
+    const images = [...first, ...rest].slice(0, IN_A_ROW);
+    card.append(strip(report, images, { onOpen: this.onOpen, marked: this.matches }));
     return card;
   }
 
@@ -125,7 +156,14 @@ class ClusterList {
 
   select(cluster) {
     this.selected = cluster;
-    for (const card of this.cards) card.classList.toggle("selected", Number(card.dataset.cluster) === cluster);
+    for (const card of this.cards) this.mark(card, card.querySelector("h3 button"));
+  }
+
+  // as selected or not, to the eye and to a screen reader
+  mark(card, button) {
+    const selected = Number(card.dataset.cluster) === this.selected;
+    card.classList.toggle("selected", selected);
+    button.setAttribute("aria-pressed", selected);
   }
 
   recolor(colorOf) {

@@ -17,6 +17,7 @@ class ImageMap {
     this.focus = -1;
     this.selected = -1;
     this.marked = new Set();
+    this.byKey = false;
     this.reset();
     new ResizeObserver(() => this.redraw()).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
@@ -25,8 +26,7 @@ class ImageMap {
 
   reset() {
     this.zoom = 1;
-    this.center = { x: 0.5, y: 0.5 };
-    this.redraw();
+    this.zoomBy(1);
   }
 
   zoomBy(factor, at) {
@@ -34,39 +34,44 @@ class ImageMap {
     if (at) {
       const [x, y] = this.toMap(at.x, at.y);
       const share = 1 - this.zoom / zoom;
-      this.center.x += (x - this.center.x) * share;
-      this.center.y += (y - this.center.y) * share;
+      this.moveTo(this.center.x + (x - this.center.x) * share, this.center.y + (y - this.center.y) * share);
     } else if (this.focus >= 0 && factor > 1) {
-      this.center = { x: this.report.x[this.focus] / 65535, y: this.report.y[this.focus] / 65535 };
+      this.moveTo(this.report.x[this.focus] / 65535, this.report.y[this.focus] / 65535);
     }
     this.zoom = zoom;
     if (zoom === 1) this.center = { x: 0.5, y: 0.5 };
+    this.canvas.style.touchAction = zoom > 1 ? "none" : "pan-y"; // the page scrolls until there is a map to move
     this.redraw();
   }
 
-  // sizes in CSS pixels; the map keeps its square shape and fills the canvas but for a margin
+  // sizes in CSS pixels; both axes have one scale, that of the shorter side, but for a margin
   get size() {
     return { width: this.canvas.clientWidth, height: this.canvas.clientHeight };
   }
 
   get scale() {
     const { width, height } = this.size;
-    return { x: (width - 56) * this.zoom, y: (height - 56) * this.zoom };
+    return Math.max(1, Math.min((width - 56) / this.report.span.x, (height - 56) / this.report.span.y)) * this.zoom;
   }
 
-  toScreen(image) {
+  // from an image to its place on the canvas; sizes are read once, for many images
+  get toScreen() {
     const { width, height } = this.size;
-    const scale = this.scale;
-    return [
-      (this.report.x[image] / 65535 - this.center.x) * scale.x + width / 2,
-      (this.report.y[image] / 65535 - this.center.y) * scale.y + height / 2,
+    const { scale, center, report } = this;
+    return (image) => [
+      (report.x[image] / 65535 - center.x) * scale + width / 2,
+      (report.y[image] / 65535 - center.y) * scale + height / 2,
     ];
   }
 
   toMap(x, y) {
     const { width, height } = this.size;
-    const scale = this.scale;
-    return [(x - width / 2) / scale.x + this.center.x, (y - height / 2) / scale.y + this.center.y];
+    return [(x - width / 2) / this.scale + this.center.x, (y - height / 2) / this.scale + this.center.y];
+  }
+
+  moveTo(x, y) {
+    this.center = { x: Math.min(1, Math.max(0, x)), y: Math.min(1, Math.max(0, y)) };
+    this.redraw();
   }
 
   redraw() {
@@ -90,8 +95,9 @@ class ImageMap {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     const visible = [];
+    const toScreen = this.toScreen;
     for (let image = 0; image < report.n; image += 1) {
-      const [x, y] = this.toScreen(image);
+      const [x, y] = toScreen(image);
       if (x > -40 && y > -40 && x < width + 40 && y < height + 40) visible.push([image, x, y]);
     }
     const spacing = Math.sqrt((width * height) / Math.max(1, visible.length));
@@ -109,7 +115,8 @@ class ImageMap {
     }
     context.globalAlpha = 1;
     if (this.focus >= 0) {
-      const [x, y] = this.toScreen(this.focus);
+      const [x, y] = toScreen(this.focus);
+      this.onPoint(this.focus, [x, y], false); // what it says stays beside it when the map moves
       context.lineWidth = 3;
       context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--ink");
       context.beginPath();
@@ -139,8 +146,9 @@ class ImageMap {
   nearest(x, y, reach) {
     let best = -1;
     let least = reach * reach;
+    const toScreen = this.toScreen;
     for (let image = 0; image < this.report.n; image += 1) {
-      const [px, py] = this.toScreen(image);
+      const [px, py] = toScreen(image);
       const distance = (px - x) ** 2 + (py - y) ** 2;
       if (distance < least) [best, least] = [image, distance];
     }
@@ -149,11 +157,12 @@ class ImageMap {
 
   // the nearest image in a direction; one that lies aside counts as farther away
   beside(image, dx, dy) {
-    const [x, y] = this.toScreen(image);
+    const toScreen = this.toScreen;
+    const [x, y] = toScreen(image);
     let best = image;
     let least = Infinity;
     for (let other = 0; other < this.report.n; other += 1) {
-      const [ox, oy] = this.toScreen(other);
+      const [ox, oy] = toScreen(other);
       const along = (ox - x) * dx + (oy - y) * dy;
       const aside = Math.abs((ox - x) * dy) + Math.abs((oy - y) * dx);
       if (other === image || along <= 0 || aside > along * 1.5) continue;
@@ -163,10 +172,11 @@ class ImageMap {
     return best;
   }
 
-  point(image, { announce = false } = {}) {
-    if (image === this.focus && !announce) return;
+  point(image, { byKey = false } = {}) {
+    if (image === this.focus && !byKey) return;
     this.focus = image;
-    this.onPoint(image, image >= 0 ? this.toScreen(image) : null, announce);
+    this.byKey = byKey;
+    this.onPoint(image, image >= 0 ? this.toScreen(image) : null, byKey);
     this.redraw();
   }
 
@@ -174,7 +184,7 @@ class ImageMap {
     const { width, height } = this.size;
     const [x, y] = this.toScreen(image);
     if (x < 0 || y < 0 || x > width || y > height) {
-      this.center = { x: this.report.x[image] / 65535, y: this.report.y[image] / 65535 };
+      this.moveTo(this.report.x[image] / 65535, this.report.y[image] / 65535);
     }
   }
 
@@ -184,35 +194,55 @@ class ImageMap {
       const box = canvas.getBoundingClientRect();
       return { x: event.clientX - box.left, y: event.clientY - box.top };
     };
-    let from = null;
+    const down = new Map(); // pointers that are down: one drags, two pinch
+    let drag = null;
+    const begin = () => {
+      const [first, second] = [...down.values()];
+      drag = { ...first, center: { ...this.center }, zoom: this.zoom, moved: Boolean(second) || (drag?.moved ?? false) };
+      if (second) drag.distance = Math.hypot(first.x - second.x, first.y - second.y);
+    };
     canvas.addEventListener("pointerdown", (event) => {
-      from = { ...at(event), center: { ...this.center }, moved: false };
-      if (event.pointerType === "mouse") canvas.setPointerCapture(event.pointerId);
+      if (event.button !== 0) return;
+      if (!down.size) drag = null;
+      down.set(event.pointerId, at(event));
+      canvas.setPointerCapture(event.pointerId);
+      begin();
     });
     canvas.addEventListener("pointermove", (event) => {
-      const { x, y } = at(event);
-      if (from && event.pointerType === "mouse" && event.buttons) {
-        const scale = this.scale;
-        from.moved ||= Math.hypot(x - from.x, y - from.y) > 4;
-        if (from.moved && this.zoom > 1) {
-          this.center = { x: from.center.x - (x - from.x) / scale.x, y: from.center.y - (y - from.y) / scale.y };
-          this.redraw();
-        }
+      const here = at(event);
+      if (!down.has(event.pointerId)) {
+        this.point(this.nearest(here.x, here.y, 18));
         return;
       }
-      this.point(this.nearest(x, y, 18));
+      down.set(event.pointerId, here);
+      const [first, second] = [...down.values()];
+      if (second) {
+        const distance = Math.hypot(first.x - second.x, first.y - second.y);
+        const middle = { x: (first.x + second.x) / 2, y: (first.y + second.y) / 2 };
+        this.zoomBy((drag.zoom * distance) / drag.distance / this.zoom, middle);
+        return;
+      }
+      drag.moved ||= Math.hypot(here.x - drag.x, here.y - drag.y) > 6;
+      if (drag.moved && this.zoom > 1) {
+        this.moveTo(drag.center.x - (here.x - drag.x) / this.scale, drag.center.y - (here.y - drag.y) / this.scale);
+      }
     });
     canvas.addEventListener("pointerup", (event) => {
+      if (!down.delete(event.pointerId)) return;
+      if (down.size) {
+        begin();
+        return;
+      }
+      if (drag.moved) return;
       const { x, y } = at(event);
-      const clicked = from && !from.moved;
-      from = null;
-      if (!clicked) return;
       const image = this.nearest(x, y, event.pointerType === "mouse" ? 18 : 30);
       this.point(image);
       this.onSelect(image >= 0 ? this.report.label[image] : -1);
     });
-    canvas.addEventListener("pointercancel", () => { from = null; });
-    canvas.addEventListener("pointerleave", () => { if (document.activeElement !== canvas) this.point(-1); });
+    canvas.addEventListener("pointercancel", (event) => down.delete(event.pointerId));
+    canvas.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "mouse" && !this.byKey) this.point(-1); // a finger leaves what it found
+    });
     canvas.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
       event.preventDefault();
@@ -223,6 +253,7 @@ class ImageMap {
   }
 
   press(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
     const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const direction = directions[event.key];
     if (direction) {
@@ -230,7 +261,7 @@ class ImageMap {
       const next = this.focus < 0 ? this.nearest(width / 2, height / 2, Infinity) : this.beside(this.focus, ...direction);
       if (next < 0) return;
       this.keepInView(next);
-      this.point(next, { announce: true });
+      this.point(next, { byKey: true });
     } else if (event.key === "Enter" || event.key === " ") {
       if (this.focus >= 0) this.onSelect(this.report.label[this.focus]);
     } else if (event.key === "Escape") {

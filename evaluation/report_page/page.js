@@ -21,8 +21,7 @@ function openDetails(image) {
   button.type = "button";
   button.addEventListener("click", () => {
     byId("details").close();
-    select(cluster);
-    byId("map").scrollIntoView();
+    goTo(cluster);
   });
   body.append(button);
   const width = report.neighbors.length / report.n;
@@ -31,6 +30,7 @@ function openDetails(image) {
     body.append(element("h3", "", "Most similar images"), strip(report, near, { onOpen: openDetails }));
   }
   if (!byId("details").open) byId("details").showModal();
+  byId("details-title").focus(); // read out, also where the image before had the focus
 }
 
 function showTip(image, at, announce) {
@@ -66,16 +66,24 @@ function select(cluster) {
   body.append(element("p", "facts", clusterFacts(report, cluster)));
   const members = report.members[cluster];
   if (members.length < report.counts[cluster]) body.append(element("p", "facts", `${members.length} of them are in this file.`));
-  body.append(strip(report, members, { onOpen: openDetails }));
+  body.append(box(report, members, { onOpen: openDetails }));
   byId("announce").textContent = `Selected cluster ${cluster}: ${clusterFacts(report, cluster)}.`;
+}
+
+// select a cluster from elsewhere on the page, and go to where it is shown
+function goTo(cluster) {
+  select(cluster);
+  byId("map").scrollIntoView();
+  byId("selection-title").focus({ preventScroll: true });
 }
 
 const map = new ImageMap(byId("canvas"), report, { onPoint: showTip, onSelect: select });
 const clusters = new ClusterList(report, {
   onOpen: openDetails,
-  onSelect: (cluster) => {
-    select(cluster);
-    byId("map").scrollIntoView();
+  onSelect: goTo,
+  onSearch: (matches) => {
+    map.marked = matches;
+    map.redraw();
   },
 });
 
@@ -94,7 +102,7 @@ function colorings() {
       const members = Array.from(sizes, () => []);
       groups.forEach((group, cluster) => {
         sizes[group] += report.counts[cluster];
-        members[group].push(...report.members[cluster]);
+        for (const image of report.members[cluster]) members[group].push(image);
       });
       const legend = sizes.map((size, group) => [
         shade(group, wanted),
@@ -109,8 +117,9 @@ function colorings() {
     const legend = total > SHADES.length ? [] : report.classes.map((name, code) => [shade(code, total), name]);
     found.push(["class", () => [(image) => shade(report.class[image], total), () => "", legend]]);
   }
-  const heat = (share) => `hsl(${(220 - 200 * Math.min(1, Math.max(0, share || 0))).toFixed(0)} 65% 52%)`;
+  const heat = (share) => (Number.isNaN(share) ? "#8a949c" : `hsl(${(220 - 200 * share).toFixed(0)} 65% 52%)`);
   const ends = [[heat(0), "all neighbours in its cluster"], [heat(1), "none of them"]];
+  if (report.doubt.some(Number.isNaN)) ends.push([heat(NaN), "not searched"]);
   found.push(["doubt", () => [(image) => heat(report.doubt[image]), (cluster) => heat(report.clusterDoubt[cluster]), ends]]);
   return found;
 }
@@ -148,12 +157,10 @@ function look(id, content) {
 }
 
 look("suspects", report.suspects.map((cluster) => clusters.card(cluster)));
-look("outliers", report.outliers.length ? [strip(report, report.outliers, { onOpen: openDetails })] : []);
+look("outliers", report.outliers.length ? [box(report, report.outliers, { onOpen: openDetails })] : []);
 const groupsOfDuplicates = element("div", "duplicates");
 for (const group of report.duplicates) {
-  const box = element("div");
-  box.append(strip(report, group, { onOpen: openDetails }));
-  groupsOfDuplicates.append(box);
+  groupsOfDuplicates.append(box(report, group, { onOpen: openDetails }, IN_A_ROW));
 }
 look("duplicates", report.duplicates.length ? [groupsOfDuplicates] : []);
 clusters.update();

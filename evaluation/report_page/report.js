@@ -9,7 +9,7 @@ function readReport() {
   const raw = JSON.parse(document.getElementById("data").textContent);
   const report = {
     names: raw.names,
-    method: raw.method,
+    span: raw.span,
     classes: raw.classes || null,
     label: unpack(raw.label, Uint32Array),
     x: unpack(raw.x, Uint16Array),
@@ -20,11 +20,12 @@ function readReport() {
     counts: unpack(raw.counts, Uint32Array),
     tightness: unpack(raw.tightness, Float32Array),
     clusterDoubt: unpack(raw.clusterDoubt, Float32Array),
-    suspicion: unpack(raw.suspicion, Float32Array),
     suspects: raw.suspects,
     outliers: raw.outliers,
     duplicates: raw.duplicates,
     class: raw.class ? unpack(raw.class, Uint32Array) : null,
+    commonClass: raw.commonClass ? unpack(raw.commonClass, Uint32Array) : null,
+    commonShare: raw.commonShare ? unpack(raw.commonShare, Float32Array) : null,
     merges: raw.merges ? unpack(raw.merges, Uint32Array) : null,
     leaves: raw.leaves ? unpack(raw.leaves, Uint32Array) : null,
     thumbnails: raw.thumbnails || null,
@@ -118,15 +119,6 @@ function picture(report, image, tag = "span") {
 const percent = (share) => (Number.isNaN(share) ? "–" : `${(100 * share).toFixed(0)} %`);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-// the class most of some images have, and its share, in words; none where classes are not known
-function commonClass(report, images) {
-  if (!report.class || !images.length) return [];
-  const counts = new Map();
-  for (const image of images) counts.set(report.class[image], (counts.get(report.class[image]) || 0) + 1);
-  const [code, count] = [...counts].reduce((best, next) => (next[1] > best[1] ? next : best));
-  return [`${percent(count / images.length)} are ${report.classes[code]}`];
-}
-
 function clusterFacts(report, cluster) {
   const count = report.counts[cluster];
   const facts = [plural(count, "image")];
@@ -134,7 +126,18 @@ function clusterFacts(report, cluster) {
   facts.push(`relative size ${((count * report.K) / report.total).toFixed(2)}`);
   facts.push(`tightness ${report.tightness[cluster].toFixed(2)}`);
   facts.push(`doubt ${percent(report.clusterDoubt[cluster])}`);
-  return [...facts, ...commonClass(report, report.members[cluster])].join(" · ");
+  if (report.class) facts.push(`${percent(report.commonShare[cluster])} are ${report.classes[report.commonClass[cluster]]}`);
+  return facts.join(" · ");
+}
+
+// the class most of some images have, in words; none where classes are not known
+function commonClass(report, images) {
+  if (!report.class || !images.length) return [];
+  const counts = new Map();
+  for (const image of images) counts.set(report.class[image], (counts.get(report.class[image]) || 0) + 1);
+  const [code, count] = [...counts].reduce((best, next) => (next[1] > best[1] ? next : best));
+  const part = report.n < report.total ? " of those shown" : "";
+  return [`${percent(count / images.length)}${part} are ${report.classes[code]}`];
 }
 
 // group of each cluster when the tree is cut into `wanted` groups, numbered by the leaves' order

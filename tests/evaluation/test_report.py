@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -99,6 +100,32 @@ def test_arrays_alone_are_enough(tmp_path):
     assert "thumbnails" not in data
 
 
+def test_a_baseline_has_a_number_of_clusters_of_its_own(written):
+    text = written.path.read_text(encoding="utf-8")
+    row = re.search(r"by chance</th>(.*?)</tr>", text)[1]
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert cells[:2] == ["5", "0.0 %"]
+
+
+def test_names_are_taken_in_their_order(tmp_path):
+    names = pd.Series(["a", "b", "c", "d"], index=[3, 2, 1, 0])
+    summary = write_report(
+        tmp_path / "a.html", embeddings=np.eye(4), labels=[0, 0, 1, 1], names=names
+    )
+    assert data_of(summary.path)["names"] == ["a", "b", "c", "d"]
+
+
+def test_images_that_are_all_the_same(tmp_path):
+    summary = write_report(
+        tmp_path / "a.html",
+        embeddings=np.zeros((9, 3)),
+        labels=np.arange(9) % 2,
+        images=np.zeros((9, 8, 8)),
+        title="",
+    )
+    assert "<title>Clusters</title>" in summary.path.read_text()
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_hardly_any_images(n, tmp_path):
     found = digits(n)
@@ -137,6 +164,20 @@ def test_of_many_images_the_typical_the_odd_and_a_draw_are_shown(tmp_path):
         assert shown.issuperset(typical.tolist())
     assert shown.issuperset(review.outliers(24).tolist())
     assert len(data["outliers"]) == 24
+
+
+def test_shares_of_classes_are_those_of_all_images(browser, tmp_path):
+    found = digits(600)
+    labels = np.random.default_rng(0).integers(0, 20, 600)
+    path = tmp_path / "a.html"
+    write_report(path, embeddings=found.data, labels=labels, y=found.target, max_images=100)
+    with opened(browser, path) as page:
+        for cluster in range(20):
+            counts = np.bincount(found.target[labels == cluster])
+            told = f"{100 * counts.max() / counts.sum():.0f} % are {counts.argmax()}"
+            assert page.evaluate(f"clusterFacts(report, {cluster})").endswith(told)
+        page.fill("#search", "image")
+        assert page.inner_text("#found") == "100 images, of the 100 that are shown, in 20 clusters"
 
 
 def test_thumbnails_are_the_images_and_small_ones_keep_every_pixel():
@@ -186,7 +227,15 @@ def test_charts_of_a_history():
         ({"baseline": {"other": [0]}}, "labels of 'other' has 1"),
         ({"max_images": 2}, "max_images=2"),
         ({"n_clusters": 3}, "n_clusters=3"),
+        ({"baseline": {"other": [-1] * 600}}, "labels of 'other' are -1"),
         ({"projection": Projection(np.zeros((1, 2)), np.array([7]), "", "")}, "skipped"),
+        (
+            {"projection": Projection(np.zeros((1, 2)), np.array([999]), "", "")},
+            "not among the 600",
+        ),
+        ({"projection": Projection(np.zeros((1, 2)), np.arange(2), "", "")}, r"\(1, 2\) and 2"),
+        ({"projection": Projection(np.full((1, 2), np.nan), np.arange(1), "", "")}, "two finite"),
+        ({"projection": Projection(np.zeros((0, 2)), np.arange(0), "", "")}, "at least one image"),
     ],
 )
 def test_what_does_not_fit_together(written, changed, message, tmp_path):
@@ -207,6 +256,26 @@ def test_whether_it_can_be_written_is_tried_first(tmp_path, monkeypatch):
         write_report(tmp_path / "a" / "b.html", **given)
     with pytest.raises(OSError, match="proc"):
         write_report("/proc/report.html", **given)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        write_report(tmp_path / "pipe", **given)
+
+
+def test_a_link_and_files_of_like_names_stay_what_they_are(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "real.html", tmp_path / "report.html"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    mine = tmp_path / "report.html.partial"
+    mine.write_text("mine")
+    summary = write_report(link, embeddings=np.eye(5), labels=[0, 1, 2, 3, 4])
+    assert link.is_symlink()
+    assert summary.path == target.resolve()
+    assert "<!doctype html>" in target.read_text()
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert mine.read_text() == "mine"
+    assert sorted(path.name for path in target.parent.iterdir()) == ["real.html"]
 
 
 def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
@@ -319,6 +388,74 @@ def test_file_names_are_searched_and_never_run(page, written):
     assert page.inner_text("#found") == "0 images in 0 clusters"
 
 
+def test_a_cluster_whose_doubt_is_not_known_comes_last(page):
+    page.evaluate("for (let i = 0; i < report.K; i += 3) report.clusterDoubt[i] = NaN")
+    page.select_option("#sort", "doubt")
+    doubt = page.evaluate("clusters.clusters.map(each => report.clusterDoubt[each])")
+    known = [each for each in doubt if each is not None and not np.isnan(each)]
+    assert known == sorted(known, reverse=True)
+    assert np.isnan(np.array(doubt[len(known) :], float)).all()
+    assert len(doubt) - len(known) > 10
+
+
+def test_thousands_of_images_are_not_put_on_the_page_at_once(browser, tmp_path):
+    n = 3000
+    path = tmp_path / "a.html"
+    flat = Projection(np.random.default_rng(0).random((n, 2), np.float32), np.arange(n), "", "")
+    write_report(path, embeddings=np.ones((n, 3)), labels=np.zeros(n, int), projection=flat)
+    with opened(browser, path) as page:
+        assert page.locator("#duplicates button").count() < 100
+        page.evaluate("select(0)")
+        assert page.locator("#selection .strip button").count() == 60
+        page.click("#selection .more")
+        assert page.locator("#selection .strip button").count() == 660
+
+
+def test_a_finger_shows_selects_and_moves(browser, written):
+    options = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with opened(browser, written.path, **options) as page:
+        here = lonely(written.given["projection"].coordinates)
+        cluster = written.given["labels"][written.given["projection"].indices[here]]
+        x, y = screen_place(page, here)
+        page.touchscreen.tap(x, y)
+        assert page.locator("#tip").is_visible()
+        assert page.inner_text("#selection-title") == f"Cluster {cluster}"
+        page.locator("#zoom-in").tap()
+        page.locator("#zoom-in").tap()
+        page.locator("#canvas").scroll_into_view_if_needed()
+        box = page.locator("#canvas").bounding_box()
+        before = page.evaluate("map.center.x")
+        touch = page.context.new_cdp_session(page)
+
+        def send(kind, *points):
+            at = [{"x": box["x"] + 200 + dx, "y": box["y"] + 200, "id": i} for i, dx in points]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+        send("touchStart", (0, 0))
+        for dx in (20, 60, 100):
+            send("touchMove", (0, dx))
+        send("touchEnd")
+        moved = page.evaluate("map.center.x")
+        assert moved < before
+        assert page.inner_text("#selection-title") == f"Cluster {cluster}"
+        zoom = page.evaluate("map.zoom")
+        send("touchStart", (0, 0), (1, 40))
+        send("touchMove", (0, -40), (1, 80))
+        send("touchEnd")
+        assert page.evaluate("map.zoom") > 1.5 * zoom
+
+
+def test_what_was_selected_elsewhere_has_the_focus(page):
+    page.focus("#list .cluster:nth-child(30) h3 button")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "selection-title"
+    assert page.get_attribute("#list .selected h3 button", "aria-pressed") == "true"
+    page.focus("#canvas")
+    zoom = page.evaluate("map.zoom")
+    page.keyboard.press("Control++")
+    assert page.evaluate("map.zoom") == zoom
+
+
 def screen_place(page, image):
     page.locator("#canvas").scroll_into_view_if_needed()
     box = page.locator("#canvas").bounding_box()
@@ -411,9 +548,9 @@ def test_an_image_is_shown_as_it_is(browser, tmp_path):
         projection=flat,
     )
     with opened(browser, path) as page:
-        page.evaluate("select(0)")
         for image in (0, 65, 4095, 4096, 4199):
-            thumb = page.locator(f"#selection [data-image='{image}']")
+            page.evaluate(f"byId('selection-body').replaceChildren(picture(report, {image}))")
+            thumb = page.locator("#selection .thumb")
             thumb.scroll_into_view_if_needed()
             shot = Image.open(io.BytesIO(thumb.screenshot())).convert("RGB")
             seen = np.asarray(shot)[8:-8, 8:-8].reshape(-1, 3)
@@ -426,8 +563,8 @@ def test_nothing_is_wider_than_the_screen(browser, written, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(browser, written, scheme):
+@pytest.mark.parametrize(("scheme", "dialog"), [("light", False), ("dark", False), ("light", True)])
+def test_accessibility(browser, written, scheme, dialog):
     """No violation of WCAG 2 A and AA that axe-core finds, contrast included."""
     from axe_core_python.sync_playwright import Axe
 
@@ -437,5 +574,8 @@ def test_accessibility(browser, written, scheme):
         )
         assert (lightness < 60) == (scheme == "dark")
         page.evaluate("select(report.label[0])")
+        if dialog:
+            page.evaluate("openDetails(0)")
+            assert page.evaluate("document.activeElement.id") == "details-title"
         result = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]})
         assert [(each["id"], each["nodes"][0]["html"][:200]) for each in result["violations"]] == []

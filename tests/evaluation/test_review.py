@@ -60,6 +60,19 @@ def test_a_cluster_of_leftovers_is_suspected():
     assert review_clusters(rows, blobs).suspects.tolist() == []
 
 
+def test_what_is_loose_or_doubtful_alone_is_no_suspect():
+    """Clusters of one image are tight, however far away; cut blobs are doubtful and stand out."""
+    rows, blobs = make_blobs(600, centers=12, n_features=30, center_box=(-4, 4), random_state=0)
+    alone = np.random.default_rng(0).normal(scale=4, size=(10, 30))
+    review = review_clusters(np.concatenate([rows, alone]), [*blobs, *range(12, 22)])
+    assert review.suspects.tolist() == []
+    cut = np.where((blobs == 3) & (np.arange(600) % 2 == 0), 12, blobs)
+    review = review_clusters(rows, cut)
+    assert review.cluster_doubt[[3, 12]].min() > 0.4
+    assert np.delete(review.cluster_doubt, [3, 12]).max() == 0  # no deviation in the median
+    assert review.suspicion[[3, 12]].min() > np.delete(review.suspicion, [3, 12]).max() + 1
+
+
 def test_neighbours_of_many_images_are_searched_in_a_draw(labels):
     review = review_clusters(UNIT, labels, max_samples=300, random_state=3)
     assert len(review.searched) == 300
