@@ -7,10 +7,12 @@ imported by the functions that use them, when they use them.
 from evaluation.clustering import ClusteringScores, clustering_scores
 from evaluation.contact_sheet import ContactSheetDisplay
 from evaluation.duplicates import near_duplicates
-from evaluation.knn import KNNClassifier, knn_accuracy
+from evaluation.knn import KNNClassifier, KNNScores, knn_accuracy, knn_scores
+from evaluation.label_free import LabelFreeScores, label_free_scores, stability
 from evaluation.linear_probe import LinearProbe, ProbeScores, linear_probe_scores
 from evaluation.neighbors import nearest_neighbors
-from evaluation.occupancy import Occupancy, OccupancyDisplay, cluster_occupancy
+from evaluation.occupancy import Occupancy, cluster_occupancy
+from evaluation.occupancy_display import OccupancyDisplay
 from evaluation.projection import Projection, ProjectionDisplay, project
 from evaluation.report import ReportSummary, write_report
 from evaluation.review import ClusterReview, review_clusters
@@ -20,6 +22,8 @@ __all__ = [
     "ClusteringScores",
     "ContactSheetDisplay",
     "KNNClassifier",
+    "KNNScores",
+    "LabelFreeScores",
     "LinearProbe",
     "Occupancy",
     "OccupancyDisplay",
@@ -30,10 +34,13 @@ __all__ = [
     "cluster_occupancy",
     "clustering_scores",
     "knn_accuracy",
+    "knn_scores",
+    "label_free_scores",
     "linear_probe_scores",
     "near_duplicates",
     "nearest_neighbors",
     "project",
     "review_clusters",
+    "stability",
     "write_report",
 ]

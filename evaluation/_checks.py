@@ -28,11 +28,14 @@ def check_rows(x: ArrayLike, name: str) -> NDArray:
     return array
 
 
-def check_finite(x: NDArray, name: str, *, first_row: int = 0) -> None:
-    """Raise if a row holds NaN or infinity, naming the first such row."""
+def check_finite(
+    x: NDArray, name: str, *, first_row: int = 0, rows: NDArray[np.int64] | None = None
+) -> None:
+    """Raise if a row holds NaN or infinity, naming the first by its number in ``rows``."""
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
-        row = first_row + int(np.argmin(finite))
+        row = int(np.argmin(finite))
+        row = first_row + row if rows is None else int(rows[row])
         raise ValueError(
             f"{name} holds NaN or infinity (first in row {row}), needed finite numbers. Drop such "
             f"rows with {name}[np.isfinite({name}).all(axis=1)], or look at what produced them."

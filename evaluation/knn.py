@@ -6,134 +6,156 @@ exp(similarity / temperature) for their class.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self, overload
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from evaluation._checks import check_1d, check_count, check_positive, check_rows, check_same_length
-from evaluation.neighbors import Backend, Floats, nearest_neighbors
+from evaluation._checks import (
+    check_1d,
+    check_choice,
+    check_count,
+    check_positive,
+    check_rows,
+    check_same_length,
+    missing_rows,
+)
+from evaluation.knn_classifier import KNNClassifier
+from evaluation.neighbors import Backend
+from evaluation.voting import predicted_codes
 
-__all__ = ["KNNClassifier", "knn_accuracy", "nearest_neighbors"]
+__all__ = ["KNNClassifier", "KNNScores", "knn_accuracy", "knn_scores"]
 
-_BLOCK = 2**22  # votes (rows x classes) held at once while predicting
+PROTOCOL = (10, 20, 100, 200)
+"""Numbers of neighbours that DINO reports."""
 
 
-class KNNClassifier(ClassifierMixin, BaseEstimator):
-    """Weighted k-nearest-neighbour classifier for embeddings.
-
-    Each of the ``n_neighbors`` training rows of highest cosine similarity votes
-    ``exp(similarity / temperature)`` for its class. Neighbours are exact; equal similarities are
-    taken lowest training row first, and equal votes go to the first class in sorted order.
-
-    Parameters
-    ----------
-    n_neighbors : int, default=20
-        Number of voters, at most the number of training rows.
-    temperature : float, default=0.07
-        Above 0. Lower values trust the nearest neighbour more; DINO uses 0.07.
-    backend : {"auto", "faiss", "torch"}, default="auto"
-        See `nearest_neighbors`; it does not change the result.
+@dataclass(frozen=True)
+class KNNScores:
+    """How well neighbours predict a class; see `knn_scores`.
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        Class labels, sorted.
-    n_features_in_ : int
-        Number of features seen by ``fit``.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Column names, when ``X`` has string ones.
+    accuracy : dict of int to float
+        Share of test images whose class is predicted, in [0, 1], for each number of neighbours.
+    n_train : int
+        Training images used. In leave-one-out, each chooses among the others.
+    n_test : int
+        Test images scored.
+    n_ignored : int
+        Images of either set left out, because their row is NaN.
+    n_unseen : int
+        Test images scored wrong whatever their neighbours are: no training image that they choose
+        among has their class.
+    n_classes : int
+        Classes of the training images.
+    """
+
+    accuracy: dict[int, float]
+    n_train: int
+    n_test: int
+    n_ignored: int
+    n_unseen: int
+    n_classes: int
+
+
+def knn_scores(
+    train: ArrayLike,
+    y_train: ArrayLike,
+    test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    *,
+    k: int | Sequence[int] | None = None,
+    temperature: float = 0.07,
+    backend: Backend = "auto",
+) -> KNNScores:
+    """Measure weighted k-nearest-neighbour classification, and count what it rests on.
+
+    Parameters
+    ----------
+    train : array-like of shape (n_train, d)
+        Embeddings of the training images. Rows that are NaN throughout, as skipped images have,
+        are left out and counted.
+    y_train : array-like of shape (n_train,)
+        Their classes, integers or strings.
+    test : array-like of shape (n_test, d), optional
+        Embeddings of the test images, read in batches, so a memory map works. Without them the
+        training rows are classified, each by its neighbours among the others (leave-one-out).
+    y_test : array-like of shape (n_test,), optional
+        Their classes. A class that ``y_train`` lacks counts as wrong, and in ``n_unseen``.
+    k : int or sequence of int, optional
+        Number of neighbours; several cost one search. By default those of 10, 20, 100 and 200, the
+        numbers of DINO, for which there are rows enough.
+    temperature : float, default=0.07
+        Each neighbour votes exp(similarity / temperature).
+    backend : {"auto", "faiss", "torch"}, default="auto"
+        See `nearest_neighbors`; it does not change the result.
+
+    Returns
+    -------
+    KNNScores
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, no row is left, a row holds NaN or infinity among numbers, or a ``k``
+        asked for exceeds the rows to choose from.
+
+    Notes
+    -----
+    Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021; Wu et
+    al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018.
+
+    With one class only every prediction is that class: the accuracy is the share of test images
+    that have it, and tells nothing.
 
     Examples
     --------
-    >>> from evaluation import KNNClassifier
-    >>> X, y = [[1, 0], [0.9, 0.1], [0, 1]], ["cat", "cat", "dog"]
-    >>> KNNClassifier(n_neighbors=2).fit(X, y).predict([[1, 0.2]])
-    array(['cat'], dtype='<U3')
+    >>> from evaluation import knn_scores
+    >>> scores = knn_scores([[1, 0], [0, 1]], ["cat", "dog"], [[2, 1], [1, 3]], ["cat", "cow"], k=1)
+    >>> scores.accuracy, scores.n_unseen
+    ({1: 0.5}, 1)
     """
-
-    def __init__(
-        self, n_neighbors: int = 20, temperature: float = 0.07, backend: Backend = "auto"
-    ) -> None:
-        self.n_neighbors = n_neighbors
-        self.temperature = temperature
-        self.backend: Backend = backend
-
-    def fit(self, X: Any, y: Any) -> Self:
-        """Remember the training rows.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, d)
-            Real, finite rows.
-        y : array-like of shape (n_samples,)
-            Class labels, integers or strings.
-
-        Returns
-        -------
-        self : KNNClassifier
-
-        Raises
-        ------
-        ValueError
-            If there are fewer rows than neighbours, or a parameter is out of range.
-        """
-        n_neighbors = check_count(self.n_neighbors, "n_neighbors")
-        check_positive(self.temperature, "temperature")
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        if n_neighbors > len(X):
-            raise ValueError(
-                f"n_neighbors={n_neighbors} exceeds n_samples={len(X)}: each neighbour is a "
-                "different training row. Lower n_neighbors, or fit more rows."
-            )
-        self.classes_, self._codes = np.unique(y, return_inverse=True)
-        self._rows = X
-        return self
-
-    def predict(self, X: Any) -> NDArray:
-        """Return the class with most votes for each row.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, d)
-            Real, finite rows.
-
-        Returns
-        -------
-        y : ndarray of shape (n_queries,)
-        """
-        similarities, codes = self._neighbors(X)
-        return self.classes_[_winners(similarities, codes, len(self.classes_), self.temperature)]
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return each class's share of the votes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, d)
-            Real, finite rows.
-
-        Returns
-        -------
-        shares : ndarray of shape (n_queries, n_classes), float64
-            Rows sum to 1; columns follow ``classes_``.
-        """
-        similarities, codes = self._neighbors(X)
-        votes = _votes(similarities, codes, len(self.classes_), self.temperature)
-        return votes / votes.sum(axis=1, keepdims=True)
-
-    def _neighbors(self, X: Any) -> tuple[Floats, NDArray[np.intp]]:
-        """Similarities and class codes of the neighbours of each row, both (n_queries, k)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        similarities, indices = nearest_neighbors(
-            X, self._rows, self.n_neighbors, backend=self.backend
+    ks = None if k is None else _checked_ks(k)
+    temperature = check_positive(temperature, "temperature")
+    check_choice(backend, "backend", ("auto", "faiss", "torch"))
+    if (test is None) != (y_test is None):
+        missing, given = ("test", "y_test") if test is None else ("y_test", "test")
+        raise ValueError(
+            f"{given} came without {missing}: needed both, or neither for leave-one-out."
         )
-        return similarities, self._codes[indices]
+    train, y_train, seen = _checked_set(train, y_train, "train")
+    ignored = int((~seen).sum())
+    alone = test is None
+    if alone:
+        test, y_test, looked_up = train, y_train, seen
+    else:
+        test, y_test, looked_up = _checked_set(test, y_test, "test")  # pyright: ignore[reportArgumentType]
+        ignored += int((~looked_up).sum())
+        _check_comparable(train, y_train, test, y_test)
+    if ignored:
+        train, y_train, y_test = train[seen], y_train[seen], y_test[looked_up]
+    ks = _that_fit(ks, len(train), alone)
+
+    classes, codes, sizes = np.unique(y_train, return_inverse=True, return_counts=True)
+    own = np.searchsorted(classes, y_test).clip(max=len(classes) - 1)
+    # By leave-one-out an image must share its class with another one.
+    known = (classes[own] == y_test) & (sizes[own] > int(alone))
+    right = dict.fromkeys(ks, 0)
+    rows = np.flatnonzero(looked_up)
+    found = predicted_codes(test, train, codes, ks, temperature, backend, rows=rows, alone=alone)
+    for positions, winners in found:
+        for each, winner in zip(ks, winners, strict=True):
+            right[each] += int((known[positions] & (winner == own[positions])).sum())
+    return KNNScores(
+        accuracy={each: count / len(rows) for each, count in right.items()},
+        n_train=len(train),
+        n_test=len(rows),
+        n_ignored=ignored,
+        n_unseen=int((~known).sum()),
+        n_classes=len(classes),
+    )
 
 
 @overload
@@ -173,7 +195,8 @@ def knn_accuracy(
     Parameters
     ----------
     train : array-like of shape (n_train, d)
-        Embeddings of the training images.
+        Embeddings of the training images. Rows that are NaN throughout, as skipped images have,
+        are left out; `knn_scores` counts them.
     y_train : array-like of shape (n_train,)
         Their classes.
     test : array-like of shape (n_test, d), optional
@@ -204,63 +227,60 @@ def knn_accuracy(
     >>> knn_accuracy([[1, 0], [0, 1]], ["cat", "dog"], [[2, 1]], ["cat"], k=1)
     1.0
     """
+    scores = knn_scores(train, y_train, test, y_test, k=k, temperature=temperature, backend=backend)
     several = isinstance(k, Sequence | np.ndarray)
-    ks = [check_count(each, "k") for each in (k if several else [k])]
+    return scores.accuracy if several else next(iter(scores.accuracy.values()))
+
+
+def _checked_ks(k: Any) -> list[int]:
+    """Return the numbers of neighbours asked for."""
+    ks = [check_count(each, "k") for each in (k if isinstance(k, Sequence | np.ndarray) else [k])]
     if not ks:
         raise ValueError("k is an empty sequence, needed at least one number of neighbours.")
-    temperature = check_positive(temperature, "temperature")
-    if (test is None) != (y_test is None):
-        missing, given = ("test", "y_test") if test is None else ("y_test", "test")
+    return list(dict.fromkeys(ks))
+
+
+def _that_fit(ks: list[int] | None, n_train: int, alone: bool) -> list[int]:
+    """Return the numbers of neighbours to use, each at most the rows there are to choose from."""
+    available, others = n_train - alone, " other" if alone else ""
+    if ks is None:
+        ks = [each for each in PROTOCOL if each <= available]
+        if not ks:
+            raise ValueError(
+                f"There are {available}{others} rows to choose neighbours from, needed at least "
+                f"{PROTOCOL[0]}. Pass a smaller k, or more rows."
+            )
+    elif max(ks) > available:
         raise ValueError(
-            f"{given} came without {missing}: needed both, or neither for leave-one-out."
+            f"k={max(ks)} exceeds the {available}{others} rows to choose from. Lower k, or pass "
+            "more training rows."
         )
-    y_train, train = check_1d(y_train, "y_train"), check_rows(train, "train")
-    check_same_length(train, y_train, "train", "y_train")
-    if test is None:
-        test, y_test = train, y_train
-        alone = True
-    else:
-        test, alone = check_rows(test, "test"), False
-    y_test = check_1d(y_test, "y_test")  # pyright: ignore[reportArgumentType]
-    check_same_length(test, y_test, "test", "y_test")
+    return ks
+
+
+def _checked_set(
+    x: ArrayLike, y: ArrayLike, name: str
+) -> tuple[NDArray, NDArray, NDArray[np.bool_]]:
+    """Return rows, classes, and which rows are there, (n,)."""
+    y, x = check_1d(y, f"y_{name}"), check_rows(x, name)
+    check_same_length(x, y, name, f"y_{name}")
+    there = ~missing_rows(x)
+    if not there.any():
+        raise ValueError(f"All {len(x)} rows of {name} are NaN (skipped), needed at least one.")
+    if y.dtype.kind == "f" and np.isnan(y[there]).any():
+        raise ValueError(f"y_{name} holds NaN, needed a class for every image that has a row.")
+    return x, y, there
+
+
+def _check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: NDArray) -> None:
+    """Raise if the two sets do not speak of the same features, or name classes differently."""
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train has {train.shape[1]} features and test {test.shape[1]}: needed the same "
+            "number. Embed both with the same model."
+        )
     if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
         raise ValueError(
             f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}: needed classes named "
             "the same way in both."
         )
-
-    similarities, indices = nearest_neighbors(
-        test, train, max(ks), backend=backend, exclude_self=alone
-    )
-    classes, codes = np.unique(y_train, return_inverse=True)
-    accuracies = {}
-    for each in ks:
-        near = similarities[:, :each], codes[indices[:, :each]]
-        predicted = classes[_winners(*near, len(classes), temperature)]
-        accuracies[each] = float(np.mean(predicted == y_test))
-    return accuracies if several else accuracies[ks[0]]
-
-
-def _votes(
-    similarities: Floats, codes: NDArray[Any], n_classes: int, temperature: float
-) -> NDArray[np.float64]:
-    """Sum the votes for each class, (rows, n_classes), scaled so that the nearest votes 1."""
-    logits = similarities.astype(np.float64) / temperature
-    weights = np.exp(logits - logits[:, :1])  # neighbours are sorted: the first is the largest
-    cells = np.arange(len(codes))[:, None] * n_classes + codes
-    # bincount returns integers when there is nothing to count
-    votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(codes) * n_classes)
-    return votes.astype(np.float64, copy=False).reshape(len(codes), n_classes)
-
-
-def _winners(
-    similarities: Floats, codes: NDArray[Any], n_classes: int, temperature: float
-) -> NDArray[np.intp]:
-    """Code of the class with most votes, (rows,)."""
-    winners = np.empty(len(codes), np.intp)
-    step = max(1, _BLOCK // n_classes)
-    for start in range(0, len(codes), step):
-        part = slice(start, start + step)
-        votes = _votes(similarities[part], codes[part], n_classes, temperature)
-        winners[part] = votes.argmax(axis=1)
-    return winners

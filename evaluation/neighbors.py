@@ -9,24 +9,22 @@ where they stand, and neither FAISS nor ``torch.topk`` orders ties.
 Names: ``queries`` (rows, d), ``database`` (n, d), ``similarities`` and ``indices`` (rows, k).
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evaluation._checks import check_choice, check_count, check_finite, check_rows
-from evaluation._optional import importable, require
+from evaluation._fast_search import Backend, Floats, Ints, Propose
+from evaluation._fast_search import proposer as _proposer
+
+__all__ = ["Backend", "Floats", "Ints", "nearest_neighbors"]
 
 Metric = Literal["cosine", "dot"]
-Backend = Literal["auto", "faiss", "torch"]
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-# Given query rows and a width w: the w most similar database rows, up to rounding, in any order.
-Propose = Callable[[Floats, int], tuple[Floats, Ints]]
 
 _BLOCK = 2**23  # elements of the largest temporary: 32 MB in single precision
-_WIDEST_ON_GPU = 2048  # the most neighbours FAISS selects there
+_PREPARED = 2**17  # elements made ready at once: they stay in cache
 _INDEX_BITS = np.int64(0xFFFFFFFF)
 
 
@@ -59,7 +57,8 @@ def nearest_neighbors(
         with everything.
     backend : {"auto", "faiss", "torch"}, default="auto"
         What proposes candidates. FAISS uses a GPU if it was built for one and one is present, torch
-        if CUDA is available. ``"auto"`` takes FAISS where it is installed, else torch.
+        if CUDA is available; on a CPU the products of ``"torch"`` are NumPy's. ``"auto"`` takes
+        FAISS where it has a GPU or torch is missing, else torch.
     batch_size : int, default=1024
         Queries handled at once. Beside the database in single precision, memory is bounded by a
         few hundred megabytes for any number of rows.
@@ -110,36 +109,80 @@ def nearest_neighbors(
             "more rows."
         )
 
-    rows = _prepare(database, metric, "database")
-    largest = float(_norms(rows).max())
-    propose, rounding = _proposer(rows, backend)
-    wanted = k + bool(exclude_self)
+    index = Index.of(database, metric=metric, backend=backend)
     similarities = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), batch_size):
-        stop = min(start + batch_size, len(queries))
-        batch = _prepare(queries[start:stop], metric, "queries", first_row=start)
-        found = _search(batch, rows, wanted, propose, rounding, largest)
-        if exclude_self:
-            found = _without(np.arange(start, stop), *found)
-        similarities[start:stop], indices[start:stop] = found
+        rows = np.arange(start, min(start + batch_size, len(queries)))
+        batch = index.prepare(queries[start : start + batch_size], "queries", rows)
+        found = index.search(batch, k, own=rows if exclude_self else None)
+        similarities[rows], indices[rows] = found
     return similarities, indices
 
 
+@dataclass(frozen=True)
+class Index:
+    """A database ready to be searched."""
+
+    rows: Floats
+    metric: Metric
+    largest: float  # the norm of the longest row
+    propose: Propose
+    rounding: float  # how far the fast search rounds its inputs
+
+    @classmethod
+    def of(
+        cls,
+        database: NDArray,
+        *,
+        metric: Metric,
+        backend: Backend,
+        name: str = "database",
+        positions: NDArray[np.int64] | None = None,
+    ) -> "Index":
+        """Make a database ready; its ``name`` and ``positions`` are what errors speak of."""
+        rows = _prepare(database, metric, name, positions=positions)
+        propose, rounding = _proposer(rows, backend)
+        return cls(rows, metric, float(_norms(rows).max()), propose, rounding)
+
+    def prepare(self, queries: NDArray, name: str, positions: NDArray[np.int64]) -> Floats:
+        """Make queries ready; ``positions`` are theirs in the whole array, for errors."""
+        return _prepare(queries, self.metric, name, positions=positions)
+
+    def error(self, queries: Floats) -> NDArray[np.float64]:
+        """Return how far a fast similarity may lie from the exact one, (rows,)."""
+        norms = _norms(queries)
+        if norms.max(initial=0.0) * self.largest > np.finfo(np.float32).max:
+            raise ValueError(
+                "The inner products overflow single precision. Scale the rows down, or use "
+                'metric="cosine".'
+            )
+        # A sum of d products is off by at most (d + 1) roundoffs of |q| |x|, in any order; the
+        # other three cover the rounding of the scores compared here.
+        relative = (queries.shape[1] + 4) * 2.0**-24 + self.rounding
+        return relative * norms * self.largest + np.finfo(np.float32).tiny
+
+    def search(self, queries: Floats, k: int, *, own: Ints | None = None) -> tuple[Floats, Ints]:
+        """Return the k nearest rows of each query, (rows, k), leaving out its ``own``."""
+        wanted = k + (own is not None)
+        found = _search(queries, self.rows, wanted, self.propose, self.error(queries))
+        return found if own is None else _without(own, *found)
+
+    def search_roughly(
+        self, queries: Floats, k: int, *, own: Ints | None = None
+    ) -> tuple[Floats, Ints]:
+        """As `search`, of similarities that may be off by `error`, and are sorted by these."""
+        wanted = k + (own is not None)
+        similarities, indices = self.propose(queries, wanted)
+        order = np.argsort(-similarities, axis=1, kind="stable")
+        found = np.take_along_axis(similarities, order, 1), np.take_along_axis(indices, order, 1)
+        return found if own is None else _without(own, *found)
+
+
 def _search(
-    queries: Floats, rows: Floats, k: int, propose: Propose, rounding: float, largest: float
+    queries: Floats, rows: Floats, k: int, propose: Propose, error: NDArray[np.float64]
 ) -> tuple[Floats, Ints]:
     """Propose, score again, rank; then prove each answer or replace it."""
-    norms = _norms(queries)
-    if norms.max(initial=0.0) * largest > np.finfo(np.float32).max:
-        raise ValueError(
-            "The inner products overflow single precision. Scale the rows down, or use "
-            'metric="cosine".'
-        )
-    # A sum of d products is off by at most (d + 1) roundoffs of |q| |x|, in any order; the other
-    # three cover the rounding of the scores compared here.
-    relative = (queries.shape[1] + 4) * 2.0**-24 + rounding
-    error = relative * norms * largest + np.finfo(np.float32).tiny
     similarities = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
     left = np.arange(len(queries))
@@ -241,81 +284,30 @@ def _norms(rows: Floats) -> NDArray[np.float64]:
     return np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64, casting="safe"))
 
 
-def _prepare(x: NDArray, metric: Metric, name: str, *, first_row: int = 0) -> Floats:
+def _prepare(
+    x: NDArray, metric: Metric, name: str, *, positions: NDArray[np.int64] | None = None
+) -> Floats:
     """Check the values and return contiguous single-precision rows, normalised for cosine."""
     prepared = np.empty(x.shape, np.float32)
-    step = max(1, _BLOCK // x.shape[1])
+    step = max(1, _PREPARED // x.shape[1])
     for start in range(0, len(x), step):
-        block = np.asarray(x[start : start + step], dtype=np.float64)
-        check_finite(block, name, first_row=first_row + start)
+        block = np.array(x[start : start + step], dtype=np.float64)
+        if not np.isfinite(block.sum()):  # or the sum of finite numbers overflows
+            rows = positions[start : start + step] if positions is not None else None
+            check_finite(block, name, rows=rows, first_row=start)
         if metric == "cosine":
             norms = np.linalg.norm(block, axis=1, keepdims=True)
-            block = block / np.where(norms > 0, norms, 1.0)
-        elif np.abs(block).max(initial=0.0) > np.finfo(np.float32).max:
+            np.divide(
+                block,
+                np.where(norms > 0, norms, 1.0),
+                out=prepared[start : start + step],
+                casting="same_kind",
+            )
+            continue
+        if np.abs(block).max(initial=0.0) > np.finfo(np.float32).max:
             raise ValueError(
                 f"{name} holds values beyond single precision. Scale the rows down, or use "
                 'metric="cosine".'
             )
         prepared[start : start + step] = block
     return prepared
-
-
-def _proposer(rows: Floats, backend: Backend) -> tuple[Propose, float]:
-    """Return the fast search over ``rows`` and how far it rounds the inputs."""
-    if backend == "auto":
-        backend = "faiss" if importable("faiss") else "torch"
-    return _faiss_proposer(rows) if backend == "faiss" else _torch_proposer(rows)
-
-
-def _faiss_proposer(rows: Floats) -> tuple[Propose, float]:
-    faiss = require("faiss", extra="faiss", purpose='backend="faiss"')
-
-    def search(queries: Floats, width: int) -> tuple[Floats, Ints]:
-        # What IndexFlatIP.search computes, without the index's copy of the database.
-        return faiss.knn(queries, rows, width, metric=faiss.METRIC_INNER_PRODUCT)
-
-    if getattr(faiss, "get_num_gpus", int)() == 0:
-        return search, 0.0
-    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(rows.shape[1]))
-    index.add(rows)
-
-    def search_on_gpu(queries: Floats, width: int) -> tuple[Floats, Ints]:
-        fits = width <= _WIDEST_ON_GPU
-        return index.search(queries, width) if fits else search(queries, width)
-
-    return search_on_gpu, 0.0
-
-
-def _torch_proposer(rows: Floats) -> tuple[Propose, float]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            'backend="torch" needs PyTorch, which could not be imported. Install it with '
-            'pip install torch, or use FAISS: pip install "sklearn-excb[faiss]"'
-        ) from error
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    database = torch.from_numpy(rows).to(device)
-    # A user may have allowed products of TF32 or bfloat16 numbers, with 11 and 8 significant bits:
-    # two inputs, half a unit in the last place each, and as much again for safety.
-    rounding = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
-
-    @torch.inference_mode()
-    def propose(queries: Floats, width: int) -> tuple[Floats, Ints]:
-        batch = torch.from_numpy(queries).to(device)
-        step = max(width, 2 * _BLOCK // max(1, len(queries)))
-        best: tuple[Any, Any] | None = None
-        for start in range(0, len(database), step):
-            product = batch @ database[start : start + step].T  # (rows, step)
-            values, columns = product.topk(min(width, product.shape[1]), dim=1)
-            columns += start
-            if best is not None:
-                values, columns = torch.cat([best[0], values], 1), torch.cat([best[1], columns], 1)
-                values, order = values.topk(min(width, values.shape[1]), dim=1)
-                columns = columns.gather(1, order)
-            best = values, columns
-        assert best is not None  # the database has at least k rows, and k is at least 1
-        return best[0].cpu().numpy(), best[1].cpu().numpy()
-
-    return propose, rounding[torch.get_float32_matmul_precision()]

@@ -15,9 +15,11 @@ from evaluation._checks import (
     check_positive,
     check_rows,
     check_same_length,
+    missing_rows,
 )
 from evaluation._optional import importable, require
 from evaluation.projection_display import ProjectionDisplay
+from evaluation.stratified import draw_rows
 
 __all__ = ["Projection", "ProjectionDisplay", "project"]
 
@@ -35,7 +37,8 @@ class Projection:
     coordinates : ndarray of shape (m, n_components), float32
         Only relative positions mean something: axes have no unit and no direction.
     indices : ndarray of shape (m,), int64
-        Rows of the embeddings that were used, ascending.
+        Rows of the embeddings that were used, ascending: all, but those that are NaN throughout,
+        as skipped images have, and those not drawn.
     method : str
         "tsne" or "umap".
     backend : str
@@ -65,7 +68,8 @@ def project(
     Parameters
     ----------
     embeddings : array-like of shape (n, d)
-        Real, finite rows; at least 4.
+        Real rows. Those that are NaN throughout, as skipped images have, are left out; at least 4
+        others, which are finite.
     method : {"tsne", "umap"}, default="tsne"
         t-SNE by openTSNE where it is installed, else by scikit-learn; UMAP by umap-learn.
     n_components : {1, 2, 3}, default=2
@@ -113,18 +117,21 @@ def project(
         check_same_length(x, y, "embeddings", "y")
     if max_samples is not None:
         max_samples = check_count(max_samples, "max_samples", minimum=_FEWEST_ROWS)
-    if len(x) < _FEWEST_ROWS:
+    indices = np.flatnonzero(~missing_rows(x)).astype(np.int64)
+    if len(indices) < _FEWEST_ROWS:
+        others = " that are not NaN" if len(indices) < len(x) else ""
         raise ValueError(
-            f"embeddings have {len(x)} rows, needed at least {_FEWEST_ROWS}: fewer have no "
-            "neighbourhoods to preserve."
+            f"embeddings have {len(indices)} rows{others}, needed at least {_FEWEST_ROWS}: fewer "
+            "have no neighbourhoods to preserve."
         )
 
     seed = _seed(random_state)
-    indices = np.arange(len(x), dtype=np.int64)
-    if max_samples is not None and max_samples < len(x):
-        indices = draw_rows(len(x), max_samples, y, np.random.default_rng(seed))
+    if max_samples is not None and max_samples < len(indices):
+        classes = None if y is None else y[indices]
+        generator = np.random.default_rng(seed)
+        indices = indices[draw_rows(len(indices), max_samples, classes, generator)]
     rows = np.asarray(x[indices], dtype=np.float64)
-    check_finite(rows, "embeddings")
+    check_finite(rows, "embeddings", rows=indices)
     if metric == "cosine":
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = rows / np.where(norms > 0, norms, 1)
@@ -182,32 +189,3 @@ def _seed(random_state: RandomState) -> int | None:
     if random_state is None:
         return None
     return int(check_random_state(random_state).randint(2**31 - 1))
-
-
-def draw_rows(
-    n: int, wanted: int, y: NDArray | None, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Draw rows without replacement, each class in proportion to its share, ascending."""
-    if y is None:
-        return np.sort(generator.choice(n, wanted, replace=False))
-    codes, counts = np.unique(y, return_inverse=True, return_counts=True)[1:]
-    shuffled = generator.permutation(n)
-    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
-    firsts = np.cumsum(counts) - counts
-    taken = [
-        by_class[first : first + quota]
-        for first, quota in zip(firsts, _quotas(counts, wanted), strict=True)
-    ]
-    return np.sort(np.concatenate(taken))
-
-
-def _quotas(counts: NDArray[np.intp], wanted: int) -> NDArray[np.intp]:
-    """Split ``wanted`` in proportion to ``counts`` by largest remainder, 1 each at the least."""
-    # With fewer places than classes the guarantee cannot hold, and shares alone decide.
-    floor = np.full(len(counts), int(wanted >= len(counts)))
-    rest = counts - floor
-    exact = rest * ((wanted - floor.sum()) / max(1, rest.sum()))
-    quotas = floor + exact.astype(np.intp)
-    largest = np.argsort(-(exact % 1), kind="stable")
-    quotas[largest[: wanted - quotas.sum()]] += 1
-    return quotas

@@ -1,12 +1,14 @@
 """The scatter plot of projected embeddings, coloured by label."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation import _style
-from evaluation._checks import check_1d, check_choice, check_rows
+from evaluation import _style, thumbnails
+from evaluation._checks import check_1d, check_choice, check_count, check_finite, check_rows
+from evaluation.pictures import as_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +38,10 @@ class ProjectionDisplay:
         Where each image lies.
     labels : ndarray of shape (m,)
         Its label.
+    images : ndarray or sequence of images, optional
+        Images to show some of on the map.
+    image_rows : ndarray of shape (m,), optional
+        Position in ``images`` of the image of each point; that of the point by default.
 
     Attributes
     ----------
@@ -47,11 +53,23 @@ class ProjectionDisplay:
         The points.
     texts_ : list of matplotlib Text
         Names written on the points.
+    thumbnails_ : list of matplotlib AxesImage
+        Images on the map.
+    thumbnail_indices_ : ndarray of shape (t,), int
+        The points whose images these are.
     """
 
-    def __init__(self, coordinates: NDArray, labels: NDArray) -> None:
+    def __init__(
+        self,
+        coordinates: NDArray,
+        labels: NDArray,
+        images: NDArray | Sequence[Any] | None = None,
+        image_rows: NDArray[np.int64] | None = None,
+    ) -> None:
         self.coordinates = coordinates
         self.labels = labels
+        self.images = images
+        self.image_rows = image_rows
 
     @classmethod
     def from_predictions(
@@ -59,6 +77,8 @@ class ProjectionDisplay:
         coordinates: "ArrayLike | _HasCoordinates",
         labels: ArrayLike,
         *,
+        images: NDArray | Sequence[Any] | None = None,
+        n_thumbnails: int = 150,
         names: str = "auto",
         title: str | None = None,
         ax: "Axes | None" = None,
@@ -72,6 +92,13 @@ class ProjectionDisplay:
         labels : array-like of shape (m,) or (n,)
             Classes or clusters, integers or strings. With a `Projection`, either one for each
             point or one for each row of the embeddings it was made from.
+        images : ndarray of shape (m, h, w) or (m, h, w, c), or sequence of m images, optional
+            Images to show on the map, for each point or, as labels, for each row of the embeddings.
+            Arrays are uint8, or float in [0, 1], with 1 (gray), 3 or 4 channels last; a sequence
+            may mix such arrays and PIL images of any size. Only the images shown are read.
+        n_thumbnails : int, default=150
+            Images on the map at most: the map is divided into square cells, and each that holds a
+            point shows the image nearest to its centre, framed in the colour of its label.
         names : {"auto", "points", "legend", "none"}, default="auto"
             Where to write labels: on the points, at the median of each; in a legend; nowhere.
             ``"auto"`` writes on the points up to 20 labels, and nowhere beyond.
@@ -87,9 +114,11 @@ class ProjectionDisplay:
         Raises
         ------
         ValueError
-            If there are not as many labels as points, or points are not on a plane.
+            If there are not as many labels or images as points, points are not on a plane or not
+            finite, or an image is not one.
         """
         labels = check_1d(labels, "labels")
+        n_thumbnails = check_count(n_thumbnails, "n_thumbnails")
         indices = getattr(coordinates, "indices", None)
         given: Any = getattr(coordinates, "coordinates", coordinates)
         points = check_rows(given, "coordinates")
@@ -98,17 +127,22 @@ class ProjectionDisplay:
                 f"coordinates have {points.shape[1]} columns, needed 2. Embeddings come here "
                 "through project(embeddings)."
             )
-        if indices is not None and len(labels) != len(points) and len(labels) > indices.max():
-            labels = labels[indices]
-        if len(labels) != len(points):
-            raise ValueError(
-                f"{len(labels)} labels for {len(points)} points, needed one each. If the "
-                "projection used a part of the rows, pass labels[projection.indices]."
-            )
-        return cls(points, labels).plot(ax, names=names, title=title)
+        check_finite(points, "coordinates")
+        labels = labels[_rows(len(labels), len(points), indices, "labels")]
+        image_rows = None
+        if images is not None:
+            image_rows = _rows(len(images), len(points), indices, "images")
+        return cls(points, labels, images, image_rows).plot(
+            ax, n_thumbnails=n_thumbnails, names=names, title=title
+        )
 
     def plot(
-        self, ax: "Axes | None" = None, *, names: str = "auto", title: str | None = None
+        self,
+        ax: "Axes | None" = None,
+        *,
+        n_thumbnails: int = 150,
+        names: str = "auto",
+        title: str | None = None,
     ) -> Self:
         """Draw the display.
 
@@ -116,6 +150,8 @@ class ProjectionDisplay:
         ----------
         ax : matplotlib Axes, optional
             Where to draw; a new figure by default.
+        n_thumbnails : int, default=150
+            Images on the map at most, if there are images.
         names : {"auto", "points", "legend", "none"}, default="auto"
             Where to write labels; see `from_predictions`.
         title : str, optional
@@ -142,6 +178,7 @@ class ProjectionDisplay:
             linewidths=0,
             rasterized=len(codes) > 5_000,
         )
+        self._draw_thumbnails(ax, colors[codes], check_count(n_thumbnails, "n_thumbnails"))
         self.texts_ = self._write_names(ax, distinct, codes, colors) if names == "points" else []
         if names == "legend":
             _add_legend(ax, distinct, colors)
@@ -155,6 +192,28 @@ class ProjectionDisplay:
             spine.set_visible(False)
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+    def _draw_thumbnails(self, ax: "Axes", colors: NDArray, n_thumbnails: int) -> None:
+        """Draw an image a cell of the map, framed in the colour of its point, (m, 4)."""
+        self.thumbnails_, self.thumbnail_indices_ = [], np.empty(0, np.intp)
+        images = self.images
+        if images is None:
+            return
+        rows = np.arange(len(self.coordinates)) if self.image_rows is None else self.image_rows
+        chosen, centers, side = thumbnails.choose(self.coordinates, n_thumbnails)
+        self.thumbnails_ = thumbnails.draw(
+            ax,
+            lambda i: as_rgb(images[int(rows[i])], int(rows[i])),
+            chosen,
+            centers,
+            side,
+            colors[chosen],
+        )
+        self.thumbnail_indices_ = chosen
+        # Each image has moved the limits to its own.
+        reach = np.stack([centers - side / 2, centers + side / 2])
+        ax.dataLim.update_from_data_xy(np.concatenate([reach.reshape(-1, 2), self.coordinates]))
+        ax.autoscale(True)
 
     def _write_names(
         self, ax: "Axes", distinct: NDArray, codes: NDArray[np.intp], colors: NDArray
@@ -181,6 +240,18 @@ class ProjectionDisplay:
                 )
             )
         return texts
+
+
+def _rows(n: int, n_points: int, indices: NDArray | None, name: str) -> NDArray[np.int64]:
+    """Return which of ``n`` labels or images belongs to each point."""
+    if n == n_points:
+        return np.arange(n_points)
+    if indices is not None and n > indices.max():
+        return indices
+    raise ValueError(
+        f"{n} {name} for {n_points} points, needed one each. If the projection used a part of the "
+        f"rows, pass {name}[projection.indices]."
+    )
 
 
 def _colors(distinct: NDArray) -> NDArray[np.float64]:

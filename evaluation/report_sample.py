@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation._checks import SKIPPED
-from evaluation.projection import draw_rows
 from evaluation.review import ClusterReview
+from evaluation.stratified import draw_rows
 
 _TYPICAL = 12  # of each cluster
 

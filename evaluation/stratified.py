@@ -1,4 +1,4 @@
-"""Rows drawn class by class: few-shot subsets, and rows held out to choose by.
+"""Rows drawn class by class: samples, few-shot subsets, and rows held out to choose by.
 
 Names: ``codes`` (n,), the classes as 0 to C - 1, each of them present.
 """
@@ -7,6 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Codes = NDArray[np.intp]
+
+
+def draw_rows(n: int, wanted: int, y: NDArray | None, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Draw ``wanted`` of ``n`` rows, each class in proportion to its share, ascending.
+
+    At least one row of each class, as long as there are places enough; any rows where ``y``, the
+    classes, is None.
+    """
+    if y is None:
+        return np.sort(rng.choice(n, wanted, replace=False))
+    codes, counts = np.unique(y, return_inverse=True, return_counts=True)[1:]
+    least = np.full_like(counts, wanted >= len(counts))
+    return _draw(codes, _shares(counts, wanted, least, counts), rng)
 
 
 def few_shot(codes: Codes, fraction: float, rng: np.random.Generator) -> NDArray[np.intp]:

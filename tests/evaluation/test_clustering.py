@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from sklearn import metrics
 
 from evaluation import clustering_scores
 
@@ -53,7 +55,7 @@ labelings = st.integers(1, 25).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(labelings)
 def test_scores_equal_their_definitions(labels):
     true, pred = labels
@@ -63,6 +65,87 @@ def test_scores_equal_their_definitions(labels):
     assert scores.nmi == pytest.approx(loop_nmi(true, pred), abs=1e-9)
     assert scores.accuracy <= scores.purity + 1e-12
     assert (scores.n_samples, scores.n_ignored) == (len(true), 0)
+
+
+@settings(deadline=None, max_examples=80)
+@given(labelings)
+def test_scores_equal_those_of_sklearn(labels):
+    scores = clustering_scores(*labels)
+    expected = {
+        "nmi": metrics.normalized_mutual_info_score(*labels),
+        "ami": metrics.adjusted_mutual_info_score(*labels),
+        "ari": metrics.adjusted_rand_score(*labels),
+        "homogeneity": metrics.homogeneity_score(*labels),
+        "completeness": metrics.completeness_score(*labels),
+        "v_measure": metrics.v_measure_score(*labels),
+    }
+    for name, value in expected.items():
+        assert getattr(scores, name) == pytest.approx(value, abs=1e-9), name
+
+
+@pytest.mark.parametrize(("n_classes", "n_clusters"), [(12, 900), (60, 60), (700, 9), (1, 30)])
+def test_large_tables_equal_sklearn_and_the_dense_matching(n_classes, n_clusters):
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, n_classes, 4000)
+    related = true * max(1, n_clusters // n_classes) % n_clusters
+    pred = np.where(rng.random(4000) < 0.5, related, rng.integers(0, n_clusters, 4000))
+    scores = clustering_scores(true, pred)
+    table = metrics.cluster.contingency_matrix(true, pred)
+    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    assert scores.accuracy == matched / 4000
+    assert scores.ami == pytest.approx(metrics.adjusted_mutual_info_score(true, pred), abs=1e-8)
+
+
+def test_mutual_information_by_chance_does_not_show_its_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = rng.geometric(0.1, 500), rng.geometric(0.05, 500)
+    monkeypatch.setattr("evaluation.clustering._BLOCK", 7)
+    expected = metrics.adjusted_mutual_info_score(*labels)
+    assert clustering_scores(*labels).ami == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("true", "pred"),
+    [
+        ([0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 2]),
+        ([0, 0, 0, 0, 1, 2], [0, 0, 0, 1, 1, 1]),
+        ([0, 1, 0, 1, 0, 1], [0, 1, 2, 3, 3, 3]),
+    ],
+)
+def test_chance_level_of_purity_is_its_mean_over_every_order_of_the_images(true, pred):
+    purities = [loop_purity(order, pred) for order in permutations(true)]
+    error = np.std(purities) / np.sqrt(400)  # 400 draws
+    assert clustering_scores(true, pred).purity_chance == pytest.approx(
+        np.mean(purities), abs=4 * error
+    )
+
+
+def test_chance_level_of_purity_in_its_extremes():
+    assert clustering_scores([0, 1, 2], [2, 1, 0]).purity_chance == 1  # every image apart
+    assert clustering_scores([0, 0, 1], [4, 4, 4]).purity_chance == pytest.approx(2 / 3)
+    assert clustering_scores([5, 5, 5], [0, 1, 1]).purity_chance == 1
+
+
+def test_chance_level_of_purity_is_accurate_and_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    true, pred = rng.integers(0, 10, 1000), rng.integers(0, 50, 1000)
+    chances = []
+    for _ in range(8):
+        order = rng.permutation(1000)
+        chances.append(clustering_scores(true[order], pred).purity_chance)
+    assert np.std(chances) < 0.0005
+    assert clustering_scores(true, pred) == clustering_scores(true, pred)
+
+
+def test_one_class_or_one_cluster():
+    scores = clustering_scores([3, 3, 3, 3], [0, 0, 1, 2])
+    assert (scores.homogeneity, scores.purity, scores.purity_chance) == (1, 1, 1)
+    assert (scores.completeness, scores.nmi, scores.ami, scores.ari) == (0, 0, 0, 0)
+    scores = clustering_scores([0, 0, 1, 2], [3, 3, 3, 3])
+    assert (scores.homogeneity, scores.completeness, scores.ami) == (0, 1, 0)
+    assert (scores.purity, scores.purity_chance, scores.accuracy) == (0.5, 0.5, 0.5)
+    both = clustering_scores([0, 0], [1, 1])
+    assert (both.nmi, both.ami, both.ari, both.v_measure, both.accuracy) == (1, 1, 1, 1, 1)
 
 
 @settings(deadline=None, max_examples=30)

@@ -14,8 +14,11 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import evaluation._fast_search
 import evaluation.neighbors
-from evaluation import KNNClassifier, knn_accuracy, nearest_neighbors
+from evaluation import KNNClassifier, knn_accuracy, knn_scores, nearest_neighbors
+from evaluation.neighbors import Index
+from evaluation.voting import votes_of
 
 BACKENDS = ["faiss", "torch"]
 
@@ -127,6 +130,7 @@ def test_blocks_do_not_show(backend, monkeypatch):
     queries, database = data("copies", 40, 8, 0), data("copies", 500, 8, 0)
     whole = nearest_neighbors(queries, database, 9, backend=backend)
     monkeypatch.setattr(evaluation.neighbors, "_BLOCK", 64)
+    monkeypatch.setattr(evaluation._fast_search, "_BLOCK", 64)
     blocked = nearest_neighbors(queries, database, 9, backend=backend)
     np.testing.assert_array_equal(whole[0], blocked[0])
     np.testing.assert_array_equal(whole[1], blocked[1])
@@ -326,6 +330,91 @@ def test_shares_sum_to_one_and_low_temperatures_do_not_overflow(digits):
     np.testing.assert_array_equal(cold.predict(test), KNNClassifier(1).fit(train, y).predict(test))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n", [31, 700, 5000])
+@pytest.mark.parametrize("width", [1, 30])
+def test_the_fast_search_proposes_the_largest(backend, n, width, monkeypatch):
+    # Rows in order of their similarity to the first query: each block beats the one before.
+    database = data("random", n, 8, 0)
+    database = database[np.argsort(database @ database[0])]
+    queries = data("random", 70, 8, 1)
+    queries[0] = database[-1]
+    expected = np.sort(queries @ database.T, axis=1)[:, : -width - 1 : -1]
+    monkeypatch.setattr(evaluation._fast_search, "_BLOCK", 70 * 1000)
+    propose, rounding = evaluation._fast_search.proposer(database, backend)
+    similarities, indices = propose(queries, width)
+    assert rounding == 0
+    order = np.argsort(-similarities, axis=1)
+    np.testing.assert_allclose(np.take_along_axis(similarities, order, 1), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        np.einsum("qd,qwd->qw", queries, database[indices]), similarities, atol=1e-4
+    )
+    assert all(len(set(row)) == width for row in indices.tolist())
+
+
+def exact_winners(queries, database, codes, k, temperature):
+    """Votes of exact neighbours: what no shortcut may change."""
+    similarities, indices = nearest_neighbors(queries, database, k)
+    return votes_of(similarities, codes[indices], codes.max() + 1, temperature).argmax(axis=1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from(BACKENDS),
+    st.integers(2, 120),
+    st.integers(1, 5),
+    st.sampled_from([1e-6, 1e-3, 0.07, 1.0, 100.0]),
+    st.integers(0, 2**31),
+    st.data(),
+)
+def test_predictions_are_those_of_exact_neighbours(kind, backend, n, n_classes, t, seed, draw):
+    k = draw.draw(st.integers(1, n))
+    queries, database = data(kind, 17, 5, seed), data(kind, n, 5, seed + 1)
+    codes = np.random.default_rng(seed).integers(0, n_classes, n)
+    codes = np.unique(codes, return_inverse=True)[1]
+    found = KNNClassifier(k, t, backend=backend).fit(database, codes).predict(queries)
+    np.testing.assert_array_equal(found, exact_winners(queries, database, codes, k, t))
+
+
+@pytest.mark.parametrize("size", [1e-4, 3e-3])
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+def test_predictions_stand_whatever_the_fast_search_gets_wrong(size, temperature, monkeypatch):
+    # Errors as large as the bound allows, against rows that lie about as close to each other.
+    rng = np.random.default_rng(0)
+
+    def wrong(rows, _):
+        def propose(queries, width):
+            products = (queries @ rows.T).astype(np.float64)
+            products += rng.uniform(-size, size, products.shape)
+            indices = np.argsort(-products, axis=1)[:, :width]
+            return np.take_along_axis(products, indices, 1).astype(np.float32), indices
+
+        return propose, size
+
+    queries, database = (1 + 0.15 * data("random", n, 16, n) for n in (400, 300))
+    codes = np.random.default_rng(1).integers(0, 3, 300)
+    for k in (1, 2, 7, 40, 299, 300):
+        expected = exact_winners(queries, database, codes, k, temperature)
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation.neighbors, "_proposer", wrong)
+            found = KNNClassifier(k, temperature).fit(database, codes).predict(queries)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_ordinary_predictions_need_no_exact_similarities(digits, monkeypatch):
+    exact = []
+    search = Index.search
+    monkeypatch.setattr(
+        Index,
+        "search",
+        lambda *args, **kwargs: exact.append(len(args[1])) or search(*args, **kwargs),
+    )
+    train, test, y, _ = digits
+    KNNClassifier().fit(train, y).predict(test)
+    assert sum(exact) < 0.05 * len(test)
+
+
 def test_tied_votes_go_to_the_first_class():
     model = KNNClassifier(2).fit([[1, 0], [1, 0], [0, 1]], ["b", "a", "c"])
     assert model.predict([[1, 0]]).tolist() == ["a"]
@@ -335,7 +424,7 @@ def test_classifier_predicts_in_blocks(digits, monkeypatch):
     train, test, y, _ = digits
     model = KNNClassifier().fit(train, y)
     expected = model.predict(test)
-    monkeypatch.setattr("evaluation.knn._BLOCK", 37)
+    monkeypatch.setattr("evaluation.voting._BLOCK", 37)
     np.testing.assert_array_equal(model.predict(test), expected)
 
 
@@ -374,9 +463,11 @@ def test_accuracy_equals_a_loop_for_every_k(digits):
 
 def test_several_k_cost_one_search(digits, monkeypatch):
     calls = []
+    search = Index.search_roughly
     monkeypatch.setattr(
-        "evaluation.knn.nearest_neighbors",
-        lambda *args, **kwargs: calls.append(args) or nearest_neighbors(*args, **kwargs),
+        Index,
+        "search_roughly",
+        lambda *args, **kwargs: calls.append(args) or search(*args, **kwargs),
     )
     train, test, y, y_test = digits
     knn_accuracy(train, y, test, y_test, k=[1, 5, 10])
@@ -397,10 +488,83 @@ def test_classes_unseen_in_training_count_as_wrong():
     assert knn_accuracy(np.eye(2), [0, 1], np.eye(2), [0, 2], k=1) == 0.5
 
 
+def test_rows_of_skipped_images_are_left_out_and_counted(digits, tmp_path):
+    train, test, y, y_test = digits
+    gone, gone_test = np.arange(0, 1400, 9), np.arange(3, 300, 11)
+    there, there_test = np.delete(np.arange(len(train)), gone), np.delete(np.arange(300), gone_test)
+    holes, holes_test = train.copy(), test.copy()
+    holes[gone], holes_test[gone_test] = np.nan, np.nan
+    np.save(tmp_path / "test.npy", holes_test)
+    expected = knn_scores(train[there], y[there], test[there_test], y_test[there_test])
+    for given_test in (holes_test, np.load(tmp_path / "test.npy", mmap_mode="r")):
+        found = knn_scores(holes, y, given_test, y_test)
+        assert found.accuracy == expected.accuracy
+        assert found.n_ignored == len(gone) + len(gone_test)
+        assert (found.n_train, found.n_test) == (len(there), len(there_test))
+        assert knn_accuracy(holes, y, given_test, y_test, k=20) == expected.accuracy[20]
+    alone = knn_scores(holes, y, k=5)
+    assert alone.accuracy == knn_scores(train[there], y[there], k=5).accuracy
+    assert (alone.n_test, alone.n_ignored) == (len(there), len(gone))
+
+
+def test_a_row_partly_nan_is_an_error_that_names_it():
+    train, test = np.eye(6), np.eye(6)
+    test[1] = np.nan
+    test[4, 2] = np.nan
+    with pytest.raises(ValueError, match=r"test holds NaN or infinity \(first in row 4\)"):
+        knn_scores(train, np.arange(6), test, np.arange(6), k=1)
+
+
+def test_scores_count_what_they_rest_on(digits):
+    train, test, y, y_test = digits
+    few = y < 8
+    found = knn_scores(train[few], y[few], test, y_test)
+    assert list(found.accuracy) == [10, 20, 100, 200]
+    assert found.n_unseen == (y_test >= 8).sum()
+    assert found.n_classes == 8
+    assert (found.n_train, found.n_test, found.n_ignored) == (few.sum(), 300, 0)
+    assert found.accuracy[10] < 1 - found.n_unseen / 300 + 1e-9
+    # Alone of its class, an image has no neighbour that could speak for it.
+    assert knn_scores(np.eye(3), ["a", "a", "b"], k=1).n_unseen == 1
+
+
+def test_numbers_of_neighbours_that_do_not_fit():
+    x, y = data("random", 101, 4, 0), np.arange(101) % 2
+    assert list(knn_scores(x, y).accuracy) == [10, 20, 100]
+    assert list(knn_scores(x, y, x[:3], y[:3]).accuracy) == [10, 20, 100]
+    assert list(knn_scores(x[:100], y[:100]).accuracy) == [10, 20]
+    assert list(knn_scores(x, y, k=[3, 3, 2]).accuracy) == [3, 2]
+    with pytest.raises(ValueError, match="k=200 exceeds the 100 other rows"):
+        knn_scores(x, y, k=(10, 20, 100, 200))
+    with pytest.raises(ValueError, match=r"There are 9 other rows .* needed at least 10"):
+        knn_scores(x[:10], y[:10])
+
+
+def test_one_class_only():
+    x = data("random", 30, 4, 0)
+    scores = knn_scores(x, np.zeros(30, int), x, np.arange(30) % 3)
+    assert set(scores.accuracy.values()) == {1 / 3}
+    assert (scores.n_classes, scores.n_unseen) == (1, 20)
+    assert knn_scores(x, ["cat"] * 30).accuracy == {10: 1.0, 20: 1.0}
+
+
+def test_queries_are_read_in_batches(digits, monkeypatch):
+    train, test, y, y_test = digits
+    whole = knn_scores(train, y, test, y_test)
+    alone = knn_scores(train, y)
+    monkeypatch.setattr("evaluation.voting.TOGETHER", 7)
+    assert knn_scores(train, y, test, y_test) == whole
+    assert knn_scores(train, y) == alone
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"k": 3}, "k=3 exceeds the 2 rows"),
+        ({"train": np.full((2, 2), np.nan)}, "All 2 rows of train are NaN"),
+        ({"test": np.full((2, 2), np.nan)}, "All 2 rows of test are NaN"),
+        ({"y_train": [0.0, np.nan]}, "y_train holds NaN"),
+        ({"test": np.eye(3)[:2]}, "train has 2 features and test 3"),
         ({"k": ()}, "k is an empty sequence"),
         ({"k": (1, 0)}, "k=0, needed an integer"),
         ({"temperature": -1}, "temperature=-1"),

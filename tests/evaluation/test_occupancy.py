@@ -150,6 +150,61 @@ def test_display_compares_models_on_the_axes_given():
     display.figure_.canvas.draw()
 
 
+def test_display_compares_models_with_different_numbers_of_clusters():
+    models = {"few": [0, 0, 0, 1], "many": np.arange(4) % 3}
+    numbers = {"many": 8, "few": 4}
+    display = OccupancyDisplay.from_predictions(models, numbers)
+    ax = display.ax_
+    assert ax.get_xlim() == (0, 1)
+    assert ax.get_xlabel() == "Share of the clusters, largest first"
+    np.testing.assert_allclose(display.lines_[0].get_xdata(), [0, 0.25, 0.5])
+    np.testing.assert_allclose(display.lines_[0].get_ydata(), [3, 1, 1])
+    np.testing.assert_allclose(display.lines_[1].get_xdata(), [0, 0.125, 0.25, 0.375])
+    np.testing.assert_allclose(display.lines_[1].get_ydata(), [4, 2, 2, 2])
+    starts = [(each.get_x(), each.get_width()) for each in ax.patches]
+    np.testing.assert_allclose(starts, [(0.5, 0.5), (0.375, 0.625)])
+    legend = [each.get_text() for each in ax.get_legend().get_texts()]
+    assert legend == [
+        "few: K = 4, 50.0 % empty, largest 3.0",
+        "many: K = 8, 62.5 % empty, largest 4.0",
+    ]
+    display.figure_.canvas.draw()
+    assert "60 %" in [each.get_text() for each in ax.get_xticklabels()]
+
+
+def test_display_draws_what_was_measured():
+    measured = {"a": cluster_occupancy([0, 1, 1], 2), "b": cluster_occupancy([0, 0, 2], 3)}
+    display = OccupancyDisplay.from_occupancies(measured)
+    expected = OccupancyDisplay.from_predictions({"a": [0, 1, 1], "b": [0, 0, 2]}, {"a": 2, "b": 3})
+    for one, other in zip(display.lines_, expected.lines_, strict=True):
+        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
+        assert one.get_label() == other.get_label()
+    _, ax = plt.subplots()
+    single = OccupancyDisplay.from_occupancies(measured["a"], name="a", ax=ax)
+    assert single.ax_ is ax
+    assert single.lines_[0].get_label() == "a: 0.0 % empty, largest 1.3"
+
+
+@pytest.mark.parametrize(
+    ("occupancies", "name", "message"),
+    [
+        ({}, None, "occupancies is an empty mapping"),
+        ({"a": [0, 1]}, None, "hold list for 'a', needed what cluster_occupancy returns"),
+        ({"a": cluster_occupancy([0], 1)}, "b", "name='b' came with a mapping"),
+    ],
+)
+def test_display_of_measures_explains_bad_input(occupancies, name, message):
+    with pytest.raises(ValueError, match=message):
+        OccupancyDisplay.from_occupancies(occupancies, name=name)
+
+
+def test_the_two_mappings_must_be_of_the_same_models():
+    with pytest.raises(ValueError, match=r"labels are of \['a'\] and n_clusters of \['b'\]"):
+        OccupancyDisplay.from_predictions({"a": [0]}, {"b": 1})
+    with pytest.raises(ValueError, match="n_clusters came as a mapping with the labels of one"):
+        OccupancyDisplay.from_predictions([0], {"a": 1})
+
+
 def test_display_can_be_drawn_again():
     display = OccupancyDisplay.from_predictions([0, 1], 2)
     first = display.ax_

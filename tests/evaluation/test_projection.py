@@ -110,6 +110,23 @@ def test_subsample_keeps_the_shares_of_classes(blobs):
         assert abs((names[found.indices] == name).sum() - 50 * share) <= 1
 
 
+def test_rows_of_skipped_images_are_left_out(blobs):
+    x, y = blobs
+    holes = x.copy()
+    holes[::10] = np.nan
+    there = np.flatnonzero(np.arange(150) % 10)
+    found = project(holes, random_state=0, perplexity=5)
+    np.testing.assert_array_equal(found.indices, there)
+    expected = project(x[there], random_state=0, perplexity=5)
+    np.testing.assert_array_equal(found.coordinates, expected.coordinates)
+    few = project(holes, max_samples=30, y=y, random_state=0)
+    assert len(few.indices) == 30
+    assert set(few.indices) <= set(there)
+    assert set(y[few.indices]) == {0, 1, 2}
+    display = ProjectionDisplay.from_predictions(few, y)
+    np.testing.assert_array_equal(display.labels, y[few.indices])
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.data())
 def test_quotas_fill_the_places_and_keep_every_class(counts, data):
     counts = np.array(counts)
@@ -132,7 +149,8 @@ def test_quotas_fill_the_places_and_keep_every_class(counts, data):
         ({"y": [0]}, "embeddings has 6 rows and y has 1"),
         ({"embeddings": np.eye(3)}, "embeddings have 3 rows, needed at least 4"),
         ({"embeddings": np.ones(9)}, "needed .rows, features."),
-        ({"embeddings": np.full((9, 2), np.nan)}, "embeddings holds NaN or infinity"),
+        ({"embeddings": np.full((9, 2), np.nan)}, "embeddings have 0 rows that are not NaN"),
+        ({"embeddings": [[1, 2]] * 7 + [[1, np.nan]]}, "embeddings holds NaN .*first in row 7"),
     ],
 )
 def test_bad_input_is_explained(changes, message):
@@ -226,3 +244,98 @@ def test_display_takes_a_projection_with_labels_of_all_rows_or_of_the_points():
 def test_display_explains_bad_input(coordinates, labels, names, message):
     with pytest.raises(ValueError, match=message):
         ProjectionDisplay.from_predictions(coordinates, labels, names=names)
+
+
+class Read:
+    """A sequence of flat gray images that remembers which were read."""
+
+    def __init__(self, n, shape=(6, 6)):
+        self.n, self.shape, self.read = n, shape, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return np.full(self.shape, i % 256, np.uint8)
+
+
+@pytest.mark.parametrize("n", [1, 2, 40, 200])
+@pytest.mark.parametrize("wanted", [1, 7, 30])
+def test_thumbnails_are_the_nearest_of_their_cells_and_do_not_overlap(n, wanted):
+    xy, images = points(n) * [3, 1], Read(n)
+    display = ProjectionDisplay.from_predictions(
+        xy, np.zeros(n, int), images=images, n_thumbnails=wanted
+    )
+    shown = display.thumbnail_indices_.tolist()
+    assert 1 <= len(shown) <= wanted
+    assert images.read == shown
+    boxes = np.array([each.get_extent() for each in display.thumbnails_])
+    centers = np.stack([boxes[:, :2].mean(axis=1), boxes[:, 2:].mean(axis=1)], axis=1)
+    side = (boxes[0, 1] - boxes[0, 0]) / 0.9
+    for picture, i, center in zip(display.thumbnails_, shown, centers, strict=True):
+        assert (picture.get_array() == i).all()
+        inside = (np.abs(xy - center) <= side / 2 + 1e-9).all(axis=1)
+        distances = np.where(inside, ((xy - center) ** 2).sum(axis=1), np.inf)
+        assert inside[i]
+        assert distances[i] == pytest.approx(distances.min())
+    for i in range(len(boxes)):
+        apart = np.abs(centers[i] - np.delete(centers, i, axis=0)).max(axis=1)
+        assert (apart >= side * (1 - 1e-6)).all()
+    # Every point lies in a cell that shows one.
+    gaps = np.abs(xy[:, None] - centers).max(axis=2).min(axis=1)
+    assert (gaps <= side / 2 * (1 + 1e-6)).all()
+    low, high = np.transpose([display.ax_.get_xlim(), display.ax_.get_ylim()])
+    assert (low <= xy.min(axis=0)).all()
+    assert (high >= xy.max(axis=0)).all()
+    assert (boxes[:, [0, 2]] >= low).all()
+    assert (boxes[:, [1, 3]] <= high).all()
+    display.figure_.canvas.draw()
+
+
+def test_thumbnails_fill_the_places():
+    rng = np.random.default_rng(0)
+    display = ProjectionDisplay.from_predictions(
+        rng.random((3000, 2)), np.zeros(3000, int), images=Read(3000, (2, 2)), n_thumbnails=100
+    )
+    assert len(display.thumbnails_) == 100
+
+
+def test_thumbnails_keep_their_proportions_and_take_the_colors_of_their_labels():
+    display = ProjectionDisplay.from_predictions(
+        np.array([[0.0, 0], [4, 4]]), ["a", "b"], images=Read(2, (5, 10)), n_thumbnails=2
+    )
+    for each in display.thumbnails_:
+        left, right, bottom, top = each.get_extent()
+        assert (right - left) / (top - bottom) == pytest.approx(2)
+    frames = [each.get_edgecolor() for each in display.ax_.patches]
+    order = display.thumbnail_indices_
+    names = {each.get_text(): each.get_color() for each in display.texts_}
+    for i, frame in zip(order, frames, strict=True):
+        np.testing.assert_allclose(frame[:3], np.array(names["ab"[i]])[:3] / 0.62)
+
+
+def test_thumbnails_of_a_projection_with_images_of_all_rows_or_of_the_points():
+    indices = np.array([1, 4, 7])
+    projection = Projection(points(3), indices, "tsne", "openTSNE")
+    for images, expected in ((Read(9), {1, 4, 7}), (Read(3), {0, 1, 2})):
+        display = ProjectionDisplay.from_predictions(projection, np.arange(3), images=images)
+        assert set(images.read) == expected
+        assert {int(each.get_array().max()) for each in display.thumbnails_} == expected
+    display = ProjectionDisplay.from_predictions(projection, np.arange(3))
+    assert display.thumbnails_ == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": Read(2)}, "2 images for 3 points, needed one each"),
+        ({"n_thumbnails": 0}, "n_thumbnails=0, needed an integer of at least 1"),
+        ({"images": Read(3, (2, 3, 8))}, r"Image \d has shape \(2, 3, 8\)"),
+        ({"coordinates": [[0, 0], [1, np.nan], [1, 1]]}, "coordinates holds NaN"),
+    ],
+)
+def test_thumbnails_explain_bad_input(changes, message):
+    arguments = {"coordinates": points(3), "labels": [0, 1, 2], "images": Read(3)} | changes
+    with pytest.raises(ValueError, match=message):
+        ProjectionDisplay.from_predictions(**arguments)

@@ -1,0 +1,137 @@
+"""Weighted k-nearest-neighbour classification as a scikit-learn estimator."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from evaluation._checks import check_count, check_positive
+from evaluation.neighbors import Backend, Index
+from evaluation.voting import TOGETHER, predicted_codes, votes_of
+
+
+class KNNClassifier(ClassifierMixin, BaseEstimator):
+    """Weighted k-nearest-neighbour classifier for embeddings.
+
+    Each of the ``n_neighbors`` training rows of highest cosine similarity votes
+    ``exp(similarity / temperature)`` for its class. Neighbours are exact; equal similarities are
+    taken lowest training row first, and equal votes go to the first class in sorted order.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=20
+        Number of voters, at most the number of training rows.
+    temperature : float, default=0.07
+        Above 0. Lower values trust the nearest neighbour more; DINO uses 0.07.
+    backend : {"auto", "faiss", "torch"}, default="auto"
+        See `nearest_neighbors`; it does not change the result.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, sorted.
+    n_features_in_ : int
+        Number of features seen by ``fit``.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, when ``X`` has string ones.
+
+    Examples
+    --------
+    >>> from evaluation import KNNClassifier
+    >>> X, y = [[1, 0], [0.9, 0.1], [0, 1]], ["cat", "cat", "dog"]
+    >>> KNNClassifier(n_neighbors=2).fit(X, y).predict([[1, 0.2]])
+    array(['cat'], dtype='<U3')
+    """
+
+    def __init__(
+        self, n_neighbors: int = 20, temperature: float = 0.07, backend: Backend = "auto"
+    ) -> None:
+        self.n_neighbors = n_neighbors
+        self.temperature = temperature
+        self.backend: Backend = backend
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Remember the training rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, d)
+            Real, finite rows.
+        y : array-like of shape (n_samples,)
+            Class labels, integers or strings.
+
+        Returns
+        -------
+        self : KNNClassifier
+
+        Raises
+        ------
+        ValueError
+            If there are fewer rows than neighbours, or a parameter is out of range.
+        """
+        n_neighbors = check_count(self.n_neighbors, "n_neighbors")
+        check_positive(self.temperature, "temperature")
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        check_classification_targets(y)
+        if n_neighbors > len(X):
+            raise ValueError(
+                f"n_neighbors={n_neighbors} exceeds n_samples={len(X)}: each neighbour is a "
+                "different training row. Lower n_neighbors, or fit more rows."
+            )
+        self.classes_, self._codes = np.unique(y, return_inverse=True)
+        self._rows = X
+        return self
+
+    def predict(self, X: Any) -> NDArray:
+        """Return the class with most votes for each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, d)
+            Real, finite rows. Beside the training rows, memory is bounded for any number of them.
+
+        Returns
+        -------
+        y : ndarray of shape (n_queries,)
+        """
+        X = self._checked(X)
+        predicted = np.empty(len(X), self.classes_.dtype)
+        codes = predicted_codes(
+            X, self._rows, self._codes, [self.n_neighbors], self.temperature, self.backend
+        )
+        for positions, winners in codes:
+            predicted[positions] = self.classes_[winners[0]]
+        return predicted
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return each class's share of the votes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, d)
+            Real, finite rows.
+
+        Returns
+        -------
+        shares : ndarray of shape (n_queries, n_classes), float64
+            Rows sum to 1; columns follow ``classes_``.
+        """
+        X = self._checked(X)
+        shares = np.empty((len(X), len(self.classes_)))
+        index = Index.of(self._rows, metric="cosine", backend=self.backend)
+        for start in range(0, len(X), TOGETHER):
+            positions = np.arange(start, min(start + TOGETHER, len(X)))
+            queries = index.prepare(X[positions], "X", positions)
+            similarities, indices = index.search(queries, self.n_neighbors)
+            votes = votes_of(
+                similarities, self._codes[indices], len(self.classes_), self.temperature
+            )
+            shares[positions] = votes / votes.sum(axis=1, keepdims=True)
+        return shares
+
+    def _checked(self, X: Any) -> NDArray:
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
