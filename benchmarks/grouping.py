@@ -12,14 +12,14 @@ turns; printed is the median of the ratios of a turn, and the memory of a proces
 else, beyond what it has before.
 
 With a run that ``save`` wrote, of the images of an npz with ``images`` and ``labels`` (or of
-"digits"), in their order: groups by ``predict(n_clusters=k)`` against k-means, and Ward's method on
-all images up to 20,000, on the same projections and on the backbone's features.
+"digits"), in their order: groups by ``predict(n_clusters=k)`` and by other places of the clusters,
+against k-means, and Ward's method on all images up to 20,000, on the same projections and on the
+backbone's features.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,7 +37,7 @@ from sklearn.datasets import load_digits
 
 from evaluation import clustering_scores
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.grouping import cut, merge_tree
+from sklearn_excb.grouping import cut, group_centroids, merge_tree
 
 SIZES = (1_000, 8_000, 65_536)
 DIM = 256
@@ -63,7 +63,7 @@ def products(rows: npt.NDArray[np.float32]) -> None:
     database = torch.from_numpy(rows)
     for block in database.split(BLOCK):
         for other in database.split(BLOCK):
-            block @ other.T
+            torch.mm(block, other.T)
 
 
 def ways(K: int) -> dict[str, Callable[[], Any]]:
@@ -109,13 +109,19 @@ def speed(sizes: list[int], repeats: int) -> None:
             subprocess.run(command, check=True)
 
 
+def most_held() -> int:
+    """Kilobytes at the peak of this process (Linux; getrusage tells its parent's where larger)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
 def peak(K: int, name: str) -> None:
     """Print what this process needs for one of the ways."""
     run = ways(K)[name]
     ways(64)[name]()  # what libraries load at their first call
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_held()
     run()
-    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    megabytes = (most_held() - before) / 1024
     print(f"K = {K:,}: {name} takes {megabytes:,.0f} MB", flush=True)
 
 
@@ -148,9 +154,18 @@ def quality(data: str, run: Path, n_groups: int) -> None:
 
     K = excb.resolved_params_["K"]
     show(f"K = {K:,} merged to {n_groups}", [excb.predict(images, n_clusters=n_groups)])
-    sizes = excb.relative_cluster_sizes_
-    by_centroids = merge_tree(excb.cluster_centers_, sizes)
-    show("  by the centroids alone", [cut(by_centroids, n_groups)[excb.labels_]])
+    sums = np.zeros((K, embeddings["backbone"].shape[1]), np.float32)
+    np.add.at(sums, excb.labels_, embeddings["backbone"])
+    means = sums / np.maximum(np.bincount(excb.labels_, minlength=K), 1)[:, None]
+    for name, places in {
+        "directions of mean features": group_centroids(sums, excb.labels_, excb.cluster_centers_),
+        "mean features": means,
+        "centroids": excb.cluster_centers_,
+    }.items():
+        tree = merge_tree(places, excb.relative_cluster_sizes_)
+        show(f"  by {name}", [cut(tree, n_groups)[excb.labels_]])
+    lengths = np.linalg.norm(embeddings["backbone"], axis=1, keepdims=True)
+    embeddings["backbone, unit rows"] = embeddings["backbone"] / np.maximum(lengths, 1e-12)
     for name, rows in embeddings.items():
         kmeans = [
             KMeans(n_groups, n_init=10, random_state=seed).fit_predict(rows)

@@ -5,7 +5,6 @@ Names: ``queries`` (rows, d), ``database`` (n, d), ``width`` candidates a query.
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from itertools import repeat
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ Propose = Callable[[Floats, int], tuple[Floats, Ints]]
 
 _BLOCK = 2**25  # similarities held at once: 128 MB
 _FEWEST, _MOST = 256, 1024  # queries at once: products of fewer are slower
-_SELECTED = 64  # queries whose neighbours a thread selects at once: what it copies stays in cache
+_COPIED = 2**19  # similarities that a thread copies at once while it selects: they stay in cache
 _GROUP = 32  # similarities whose largest stands for all
 _WIDEST_ON_GPU = 2048  # the most neighbours FAISS selects there
 
@@ -30,15 +29,8 @@ _WIDEST_ON_GPU = 2048  # the most neighbours FAISS selects there
 def proposer(rows: Floats, backend: Backend) -> tuple[Propose, float]:
     """Return the fast search over ``rows`` and how far it rounds the inputs."""
     if backend == "auto":
-        backend = _fastest()
+        backend = "faiss" if importable("faiss") else "torch"
     return _faiss_proposer(rows) if backend == "faiss" else _torch_proposer(rows)
-
-
-def _fastest() -> Backend:
-    """FAISS where it has a GPU or torch is missing; on a CPU the products below are faster."""
-    if not importable("torch"):
-        return "faiss" if importable("faiss") else "torch"
-    return "faiss" if importable("faiss") and _n_gpus(import_module("faiss")) else "torch"
 
 
 def _n_gpus(faiss: Any) -> int:
@@ -89,7 +81,7 @@ def _torch_proposer(rows: Floats) -> tuple[Propose, float]:
             for first in range(0, len(queries), together):
                 batch = queries[first : first + together]
                 groups = scratch[: len(batch)]
-                share = min(_SELECTED, -(-len(batch) // n_threads))
+                share = min(max(1, _COPIED // (width * _GROUP)), -(-len(batch) // n_threads))
                 parts = [slice(i, i + share) for i in range(0, len(batch), share)]
                 best = None
                 for start in range(0, n, step):

@@ -209,7 +209,9 @@ def _expected_mutual_information(
         for part in np.split(np.arange(len(b)), np.flatnonzero(np.diff(ends // _BLOCK)) + 1):
             which = np.repeat(part, lengths[part])
             starts = ends[part] - lengths[part]
-            common = np.arange(starts[0], ends[part[-1]]) - np.repeat(starts, lengths[part])
+            common = np.arange(int(starts[0]), int(ends[part[-1]])) - np.repeat(
+                starts, lengths[part]
+            )
             common += first[which]
             other = b[which]
             log_chance = (

@@ -113,7 +113,7 @@ def _certain_winners(
 
 
 def votes_of(
-    similarities: Floats, codes: NDArray[Any], n_classes: int, temperature: float
+    similarities: NDArray[np.floating], codes: NDArray[Any], n_classes: int, temperature: float
 ) -> NDArray[np.float64]:
     """Sum the votes for each class, (rows, n_classes), scaled so that the nearest votes 1."""
     logits = similarities.astype(np.float64) / temperature

@@ -1,8 +1,8 @@
 """A fitted estimator on disk: tensors as safetensors, the rest as JSON; nothing is executed.
 
 A folder holds ``teacher.safetensors`` (the parameters and buffers of f, h and C),
-``arrays.safetensors`` (labels, statistics of rows) and ``estimator.json`` (version, parameters,
-settings, history).
+``arrays.safetensors`` (labels, where clusters lie for merging, statistics of rows) and
+``estimator.json`` (version, parameters, settings, history).
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def save_estimator(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {field.name: getattr(fitted.recipe, field.name) for field in fields(fitted.recipe)}
-    arrays = {"labels": fitted.labels}
+    arrays: dict[str, np.ndarray[Any, Any]] = {"labels": fitted.labels}
+    if fitted.group_centroids is not None:
+        arrays["group_centroids"] = fitted.group_centroids
     if isinstance(fitted.recipe, RowRecipe):
         arrays["mean"] = recipe.pop("mean")
     description = {
@@ -153,6 +155,7 @@ def load_estimator(
         _tuples(description["image_shape"]),
         arrays["labels"],
         [{key: _number(value) for key, value in e.items()} for e in description["history"]],
+        arrays.get("group_centroids"),
     )
     facts = {name: _tuples(value) for name, value in description["facts"].items()}
     if "feature_names_in_" in facts:

@@ -155,7 +155,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         N_c K / N of each cluster, N being all that have one; 1 is balanced, 0 empty.
     linkage_ : ndarray of shape (K - 1, 4), float64
         Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``), of
-        which :meth:`predict` gives the groups: Ward's method on the centroids, each weighing
+        which :meth:`predict` gives the groups: Ward's method on the clusters' means in the
+        backbone's features (:func:`sklearn_excb.grouping.group_centroids`), each weighing
         ``relative_cluster_sizes_``. Made when it is first asked for.
     history_ : list of dict
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
@@ -513,7 +514,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         """Tree of the clusters; see the class."""
         check_is_fitted(self)
         if self._linkage is None:
-            self._linkage = merge_tree(self.cluster_centers_, self.relative_cluster_sizes_)
+            places = self._fitted.group_centroids
+            if places is None:  # saved by an earlier version
+                places = self.cluster_centers_
+            self._linkage = merge_tree(places, self.relative_cluster_sizes_)
         return self._linkage
 
     def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from sklearn_excb import auto
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, inference_inputs, n_ahead, number_of_jobs
 from sklearn_excb.devices import available_memory, resolve_precision
+from sklearn_excb.grouping import group_centroids
 from sklearn_excb.history import EpochRecord, entry, filling
 from sklearn_excb.inference import assign
 from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound
@@ -61,6 +62,8 @@ class Fitted:
         Of the training samples, by plain inference.
     history : list of dict
         An entry an epoch, from 0.
+    group_centroids : ndarray of shape (K, d), float32, or None
+        Where clusters lie when they are merged; None in what an earlier version saved.
     """
 
     teacher: ClusterNetwork
@@ -70,6 +73,7 @@ class Fitted:
     image_shape: tuple[int, int]
     labels: npt.NDArray[np.int64]
     history: list[dict[str, Any]]
+    group_centroids: npt.NDArray[np.float32] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: with CPU tensors only, to load where there is no accelerator."""
@@ -284,13 +288,14 @@ def fit_source(
             device=device,
         )
 
-        def labels() -> npt.NDArray[np.int64]:
+        def labels(sums: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int64]:
             found = np.empty(len(source), dtype=np.int64)
-            assign(networks.teacher, whole(), out=found)
+            assign(networks.teacher, whole(), out=found, sums=sums)
             return found
 
         start_centroids(networks, batches.start(), settings, seed=seed)
-        last = labels()
+        sums = np.zeros((settings.K, n_features), np.float32)  # pages that nobody has touched yet
+        last = labels(None if settings.epochs else sums)
         history = [entry(0, inference=last, n_clusters=settings.K)]
         bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
         if settings.epochs:
@@ -304,12 +309,13 @@ def fit_source(
                 unsettled = settle_teacher(
                     networks.teacher, inputs, settings, n_samples=len(sample), seed=seed
                 )
-            last = labels()
+            last = labels(sums)
             unsettled = last if unsettled is None else unsettled
             history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")
             watch.look(history[-1], stacklevel=4)
     teacher = networks.teacher.cpu().eval()
-    return Fitted(teacher, settings, batches.recipe, n_features, facts.shape, last, history)
+    places = group_centroids(sums, last, teacher.centroids.unit().detach().numpy())
+    return Fitted(teacher, settings, batches.recipe, n_features, facts.shape, last, history, places)
 
 
 def run(

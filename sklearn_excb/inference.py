@@ -38,16 +38,25 @@ def outputs(
     embedding : {"projection", "backbone", "similarity"}
         h(f(x)) as unit rows (B, D); f(x), (B, d); or the cosine similarities z, (B, K).
     """
+    for features, rows in _outputs(teacher, batches, project=embedding != "backbone"):
+        if embedding == "similarity":
+            rows = teacher.centroids(rows)
+        yield features if embedding == "backbone" else rows
+
+
+@torch.inference_mode()
+def _outputs(
+    teacher: ClusterNetwork, batches: Iterable[Tensor], *, project: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features and projections of each batch; the features twice where that is enough."""
     teacher.eval()
     for batch in batches:
         # matrix kernels treat a remainder of rows differently, in the last bits: pad it away
         padded = F.pad(batch, [0, 0] * (batch.ndim - 1) + [0, -len(batch) % _MULTIPLE])
-        result = teacher.backbone(padded)
-        if embedding != "backbone":
-            result = F.normalize(teacher.projector(result), dim=-1)
-        if embedding == "similarity":
-            result = teacher.centroids(result)
-        yield result[: len(batch)].float()
+        features = rows = teacher.backbone(padded)
+        if project:
+            rows = F.normalize(teacher.projector(features), dim=-1)
+        yield features[: len(batch)].float(), rows[: len(batch)].float()
 
 
 def embed(
@@ -70,14 +79,26 @@ def assign(
     groups: npt.NDArray[np.int64] | None = None,
     *,
     out: npt.NDArray[np.int64],
+    sums: npt.NDArray[np.float32] | None = None,
 ) -> None:
     """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity.
 
-    With ``groups`` (K,), the group of that cluster.
+    Parameters
+    ----------
+    teacher, batches
+        As in :func:`outputs`.
+    groups : ndarray of shape (K,), optional
+        What to write for each cluster, if not its number.
+    out : ndarray of shape (n_samples,)
+        Where to write.
+    sums : ndarray of shape (K, d), optional
+        To which the backbone's features of the images of each cluster are added.
     """
     done = 0
-    for rows in outputs(teacher, batches, "projection"):
+    for features, rows in _outputs(teacher, batches):
         found = nearest(rows, teacher.centroids.weight).cpu().numpy()
+        if sums is not None:
+            np.add.at(sums, found, features.cpu().numpy())
         out[done : done + len(rows)] = found if groups is None else groups[found]
         done += len(rows)
 

@@ -136,7 +136,7 @@ def estimate_memory(
     try:
         trained, step = _step(networks, settings, making.views)
         start = _projecting(networks, settings, making.views[0])
-        labels = _assigning(networks, [n_inference, *making.image])
+        labels, n_features = _assigning(networks, [n_inference, *making.image])
     except Exception as error:  # whatever a module of the user's own does
         raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
 
@@ -159,6 +159,7 @@ def estimate_memory(
         opened = {"opened images": batches.n_jobs * making.thread}
         phases["views"] |= opened
         phases["labels"] |= opened
+        phases["labels"]["means of features"] = 2 * settings.K * n_features * _FLOAT
         if settings.epochs:
             kept = {"last sound teacher": size(tensors_of(networks.teacher))}
             phases["views"] |= kept
@@ -310,8 +311,8 @@ def _projecting(networks: StudentTeacher, settings: Settings, shape: Shape) -> i
 
 
 @torch.no_grad()
-def _assigning(networks: StudentTeacher, shape: Shape) -> int:
-    """Bytes that assigning a batch of whole images takes."""
+def _assigning(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
+    """Bytes that assigning a batch of whole images takes, and features that the backbone gives."""
     with fake(networks) as fakes:
         images = torch.empty(*shape)
         counted = LiveBytes("activations")
@@ -319,7 +320,8 @@ def _assigning(networks: StudentTeacher, shape: Shape) -> int:
         with counted:
             (rows,) = outputs(fakes.teacher, [images], "projection")
             nearest(rows, fakes.teacher.centroids.weight)
-    return counted.at_peak["activations"]
+        n_features = fakes.teacher.backbone(images).shape[1]
+    return counted.at_peak["activations"], n_features
 
 
 def _settling(n_samples: int, n_clusters: int) -> Bytes:

@@ -209,7 +209,7 @@ def _accuracies(
 
     neighbors = knn_scores(train, y_train, test, y_test)
     found: dict[str, Any] = {"knn": neighbors.accuracy}
-    if test is not None:
+    if test is not None and y_test is not None:
         probe = linear_probe_scores(train, y_train, test, y_test)
         found["probe"] = {"top1": probe.top1, f"top{probe.k}": probe.top5}
     return found

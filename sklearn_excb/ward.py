@@ -25,6 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 _MOST_ROWS = 1024  # clusters whose nearest is looked for together
 _FEWEST_ROWS = 8  # reading the centroids takes most of the time up to here
+_FEWEST_DISTANCES = 2**16  # what takes as long as asking for it
 _BLOCK = 2**19  # distances at once: they stay in the cache
 _DOUBLES_UP_TO = 16_384  # clusters; more are compared in single precision, in half the time
 _SLOW_GRAPH = 0.01  # of the clusters joined in a round: the graph is given up
@@ -75,7 +76,8 @@ class Merging:
             if not len(rows):
                 # Chains that lead to one cluster are all cut when it merges. As many are begun
                 # as the last ones came to.
-                n_rows = int(np.clip(4 * (self.n_merges - merges_before), _FEWEST_ROWS, n_rows * 2))
+                fewest = max(_FEWEST_ROWS, _FEWEST_DISTANCES // len(self.alive))
+                n_rows = int(np.clip(4 * (self.n_merges - merges_before), fewest, 2 * n_rows))
                 merges_before = self.n_merges
                 rows = np.flatnonzero(unknown)[: min(n_rows, _MOST_ROWS)]
             self._find(rows[:_MOST_ROWS])
@@ -209,4 +211,4 @@ def in_order(children: Ints, heights: Doubles, leaves: Ints) -> Linkage:
     number = np.arange(2 * K - 1)
     number[K + order] = np.arange(K, 2 * K - 1)
     pairs = np.sort(number[children[order]], axis=1)
-    return np.column_stack([pairs, heights[order], leaves[K + order]])
+    return np.column_stack([pairs, heights[order], leaves[K + order]]).astype(np.float64)

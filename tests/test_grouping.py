@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import sklearn
+from safetensors.numpy import load_file, save_file
 from scipy.cluster.hierarchy import cut_tree, dendrogram, fcluster, is_valid_linkage, linkage
 from sklearn.base import clone
 from sklearn.cluster import AgglomerativeClustering
@@ -17,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from sklearn_excb import ExCBEstimator, grouping, ward
-from sklearn_excb.grouping import cut, merge_tree
+from sklearn_excb.grouping import cut, group_centroids, merge_tree
 
 IMAGES = (load_digits().images[:150] / 16).astype(np.float32)
 
@@ -121,6 +122,7 @@ def test_copies_are_joined_first():
 def test_a_hub_near_to_all_does_not_slow_it_down(monkeypatch):
     """All are nearest to the lightest: one pair at a time, and still no K^3."""
     K = 512
+    monkeypatch.setattr(ward, "_FEWEST_DISTANCES", 0)
     looked = []
     find = ward.Merging._find
     monkeypatch.setattr(
@@ -203,6 +205,49 @@ def test_cuts_are_nested_and_numbered_by_the_lowest_leaf():
 def test_bad_arrays_are_explained(centroids, sizes, message):
     with pytest.raises(ValueError, match=message):
         merge_tree(centroids, sizes)
+
+
+@pytest.mark.parametrize("d", [5, 300])
+def test_places_are_directions_of_mean_features(d):
+    rng = np.random.default_rng(8)
+    labels = np.repeat([0, 1, 3, 4], [5, 9, 2, 14])
+    features = rng.normal(size=(30, d)) + rng.normal(size=(5, d))[labels]
+    sums = np.zeros((5, d), np.float32)
+    np.add.at(sums, labels, features)
+    centroids = np.eye(5, dtype=np.float32)
+    centroids[2] = [0, 0, 0.6, 0.8, 0]  # nearest to 3, and without images
+    places = group_centroids(sums, labels, centroids)
+    assert places.shape == (5, min(d, 256))
+    np.testing.assert_array_equal(places[2], places[3])
+    expected = np.stack([features[labels == i].mean(axis=0) for i in (0, 1, 3, 4)])
+    expected -= features.mean(axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    used = places[[0, 1, 3, 4]]
+    np.testing.assert_allclose(used @ used.T, expected @ expected.T, atol=1e-5)
+
+
+def test_a_fit_knows_where_its_clusters_lie(fitted):
+    excb = pickle.loads(pickle.dumps(fitted)).set_params(embedding="backbone")
+    features = excb.transform(IMAGES)
+    sums = np.zeros((12, features.shape[1]), np.float32)
+    np.add.at(sums, excb.labels_, features)
+    places = group_centroids(sums, excb.labels_, excb.cluster_centers_)
+    mine = excb._fitted.group_centroids
+    np.testing.assert_allclose(mine @ mine.T, places @ places.T, atol=1e-4)
+    expected = merge_tree(mine, excb.relative_cluster_sizes_)
+    np.testing.assert_array_equal(excb.linkage_, expected)
+    untrained = ExCBEstimator(K=3, epochs=0, random_state=0).fit(IMAGES)
+    assert len(np.unique(untrained.labels_)) == 1  # all images in one cluster, at their mean
+    np.testing.assert_array_equal(untrained.linkage_[:, 2], 0)
+
+
+def test_what_an_earlier_version_saved_is_merged_by_its_centroids(fitted, tmp_path):
+    fitted.save(tmp_path)
+    arrays = load_file(tmp_path / "arrays.safetensors")
+    del arrays["group_centroids"]
+    save_file(arrays, tmp_path / "arrays.safetensors")
+    expected = merge_tree(fitted.cluster_centers_, fitted.relative_cluster_sizes_)
+    np.testing.assert_array_equal(ExCBEstimator.load(tmp_path).linkage_, expected)
 
 
 def test_groups_are_unions_of_clusters(fitted):

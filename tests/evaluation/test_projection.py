@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.manifold import trustworthiness
 
-import evaluation.projection
 from evaluation import Projection, ProjectionDisplay, project
+from evaluation.stratified import draw_rows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -131,7 +131,10 @@ def test_rows_of_skipped_images_are_left_out(blobs):
 def test_quotas_fill_the_places_and_keep_every_class(counts, data):
     counts = np.array(counts)
     wanted = data.draw(st.integers(1, int(counts.sum())))
-    quotas = evaluation.projection._quotas(counts, wanted)
+    y = np.repeat(np.arange(len(counts)), counts)
+    drawn = draw_rows(len(y), wanted, y, np.random.default_rng(0))
+    assert len(np.unique(drawn)) == len(drawn)
+    quotas = np.bincount(y[drawn], minlength=len(counts))
     assert quotas.sum() == wanted
     assert (quotas <= counts).all()
     assert (quotas >= (wanted >= len(counts))).all()
