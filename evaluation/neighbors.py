@@ -35,7 +35,7 @@ def nearest_neighbors(
     *,
     metric: Metric = "cosine",
     backend: Backend = "auto",
-    batch_size: int = 1024,
+    batch_size: int = 4096,
     exclude_self: bool = False,
 ) -> tuple[Floats, Ints]:
     """Find the k most similar rows of a database for each query, exactly.
@@ -58,8 +58,9 @@ def nearest_neighbors(
     backend : {"auto", "faiss", "torch"}, default="auto"
         What proposes candidates. FAISS uses a GPU if it was built for one and one is present, torch
         if CUDA is available; on a CPU the products of ``"torch"`` are NumPy's. ``"auto"`` takes
-        FAISS where it is installed, else torch.
-    batch_size : int, default=1024
+        FAISS where it is installed, else torch; and torch for a hundred candidates and more on
+        several threads of a CPU.
+    batch_size : int, default=4096
         Queries handled at once. Beside the database in single precision, memory is bounded by a
         few hundred megabytes for any number of rows.
     exclude_self : bool, default=False
@@ -143,7 +144,9 @@ class Index:
         """Make a database ready; its ``name`` and ``positions`` are what errors speak of."""
         rows = _prepare(database, metric, name, positions=positions)
         propose, rounding = _proposer(rows, backend)
-        return cls(rows, metric, float(_norms(rows).max()), propose, rounding)
+        # Rounded to single precision, a row of length 1 is no longer than this.
+        largest = 1 + 2.0**-23 if metric == "cosine" else float(_norms(rows).max())
+        return cls(rows, metric, largest, propose, rounding)
 
     def prepare(self, queries: NDArray, name: str, positions: NDArray[np.int64]) -> Floats:
         """Make queries ready; ``positions`` are theirs in the whole array, for errors."""

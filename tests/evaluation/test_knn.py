@@ -196,6 +196,29 @@ def test_exclude_self_leaves_out_the_own_row_only(backend, kind):
         np.testing.assert_array_equal(row, expected)
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_auto_chooses_by_width_and_threads(n_threads, monkeypatch):
+    faiss, torch = pytest.importorskip("faiss"), pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("a rule of the CPU")
+    used = []
+    search = faiss.knn
+
+    def counted(queries, rows, width, **kwargs):
+        used.append(width)
+        return search(queries, rows, width, **kwargs)
+
+    monkeypatch.setattr(faiss, "knn", counted)
+    monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: n_threads)
+    queries, database = data("random", 4, 8, 0), data("random", 400, 8, 1)
+    propose, _ = evaluation._fast_search.proposer(database, "auto")
+    for width in (99, 100):
+        similarities, _ = propose(queries, width)
+        expected = np.sort(queries @ database.T)[:, -width:]
+        np.testing.assert_allclose(np.sort(similarities), expected, atol=1e-4)
+    assert used == ([99, 100] if n_threads == 1 else [99])
+
+
 @pytest.mark.parametrize("k", [3, 2100])
 def test_the_gpu_index_is_used_within_its_limit(k, monkeypatch):
     # No GPU needed: an index that stays where it is stands in for the copy on the device.
