@@ -91,6 +91,20 @@ def check_same_length(first: NDArray, second: NDArray, first_name: str, second_n
         )
 
 
+def check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: NDArray) -> None:
+    """Raise if the two sets do not speak of the same features, or name classes differently."""
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train has {train.shape[1]} features and test {test.shape[1]}: needed the same "
+            "number. Embed both with the same model."
+        )
+    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
+        raise ValueError(
+            f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}: needed classes named "
+            "the same way in both."
+        )
+
+
 def check_count(value: object, name: str, *, minimum: int = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:

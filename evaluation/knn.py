@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation._checks import (
     check_1d,
     check_choice,
+    check_comparable,
     check_count,
     check_positive,
     check_rows,
@@ -133,7 +134,7 @@ def knn_scores(
     else:
         test, y_test, looked_up = _checked_set(test, y_test, "test")  # pyright: ignore[reportArgumentType]
         ignored += int((~looked_up).sum())
-        _check_comparable(train, y_train, test, y_test)
+        check_comparable(train, y_train, test, y_test)
     if ignored:
         train, y_train, y_test = train[seen], y_train[seen], y_test[looked_up]
     ks = _that_fit(ks, len(train), alone)
@@ -270,17 +271,3 @@ def _checked_set(
     if y.dtype.kind == "f" and np.isnan(y[there]).any():
         raise ValueError(f"y_{name} holds NaN, needed a class for every image that has a row.")
     return x, y, there
-
-
-def _check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: NDArray) -> None:
-    """Raise if the two sets do not speak of the same features, or name classes differently."""
-    if train.shape[1] != test.shape[1]:
-        raise ValueError(
-            f"train has {train.shape[1]} features and test {test.shape[1]}: needed the same "
-            "number. Embed both with the same model."
-        )
-    if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
-        raise ValueError(
-            f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}: needed classes named "
-            "the same way in both."
-        )

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
-from evaluation._checks import check_1d, check_count, check_finite, check_rows, check_same_length
+from evaluation._checks import (
+    check_1d,
+    check_comparable,
+    check_count,
+    check_finite,
+    check_rows,
+    check_same_length,
+    missing_rows,
+)
 from evaluation.probe_classifier import LinearProbe, Solver
 from evaluation.probe_settings import Views
 from evaluation.stratified import few_shot
@@ -178,7 +186,7 @@ def linear_probe_scores(
             raise ValueError("seeds is an empty sequence, needed at least one.")
     x, y, kept = _usable(train, y_train, "train")
     x_test, y_test, kept_test = _usable(test, y_test, "test")
-    _check_alike(x, y, x_test, y_test)
+    check_comparable(x, y, x_test, y_test)
     data = _Data(x, y, np.flatnonzero(kept), x_test, y_test, len(kept), len(kept_test))
 
     scores = {
@@ -273,9 +281,7 @@ def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, ND
     """Rows and classes without those of skipped images, and which they are, (n_given,)."""
     labels, rows = check_1d(y, f"y_{name}"), check_rows(x, name)
     check_same_length(rows, labels, name, f"y_{name}")
-    kept = np.ones(len(rows), bool)
-    if rows.dtype.kind == "f":
-        np.logical_not(np.isnan(rows).all(axis=1), out=kept)
+    kept = ~missing_rows(rows)
     if not kept.any():
         raise ValueError(
             f"{name} holds NaN only, needed at least one row of an image that could be read."
@@ -284,20 +290,6 @@ def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, ND
     # NaN here and there: not a skipped image, and named by its row in the whole array
     check_finite(np.where(kept[:, None], rows, 0) if not kept.all() else rows, name)
     return (rows, labels, kept) if kept.all() else (rows[kept], labels[kept], kept)
-
-
-def _check_alike(x: NDArray, y: NDArray, x_test: NDArray, y_test: NDArray) -> None:
-    """Raise if training and test rows cannot be of one kind."""
-    if x.shape[1] != x_test.shape[1]:
-        raise ValueError(
-            f"train has {x.shape[1]} features and test {x_test.shape[1]}: needed embeddings of one "
-            "network."
-        )
-    if (y.dtype.kind in "US") != (y_test.dtype.kind in "US"):
-        raise ValueError(
-            f"y_train has dtype {y.dtype} and y_test {y_test.dtype}: needed classes named "
-            "the same way in both."
-        )
 
 
 def _check_fraction(value: object) -> float:
