@@ -23,31 +23,14 @@ _BLOCK = 2**25  # similarities held at once: 128 MB
 _FEWEST, _MOST = 256, 1024  # queries at once: products of fewer are slower
 _COPIED = 2**19  # similarities that a thread copies at once while it selects: they stay in cache
 _GROUP = 32  # similarities whose largest stands for all
-_WIDE = 100  # candidates from which FAISS collects them in a way that was slower
 _WIDEST_ON_GPU = 2048  # the most neighbours FAISS selects there
 
 
 def proposer(rows: Floats, backend: Backend) -> tuple[Propose, float]:
     """Return the fast search over ``rows`` and how far it rounds the inputs."""
     if backend == "auto":
-        return _auto_proposer(rows)
+        backend = "faiss" if importable("faiss") else "torch"
     return _faiss_proposer(rows) if backend == "faiss" else _torch_proposer(rows)
-
-
-def _auto_proposer(rows: Floats) -> tuple[Propose, float]:
-    """FAISS where it is; for many neighbours on several threads of a CPU, what is faster there."""
-    if not importable("faiss"):
-        return _torch_proposer(rows)
-    narrow, _ = _faiss_proposer(rows)
-    faiss = require("faiss", extra="faiss", purpose='backend="faiss"')
-    if _n_gpus(faiss) > 0 or faiss.omp_get_max_threads() == 1 or not importable("torch"):
-        return narrow, 0.0
-    wide, rounding = _torch_proposer(rows)
-
-    def search(queries: Floats, width: int) -> tuple[Floats, Ints]:
-        return (narrow if width < _WIDE else wide)(queries, width)
-
-    return search, rounding
 
 
 def _n_gpus(faiss: Any) -> int:
