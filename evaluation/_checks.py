@@ -69,6 +69,15 @@ def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
     return array
 
 
+def check_ids_below(labels: NDArray[np.int64], n_clusters: int) -> None:
+    """Raise if a cluster id is not one of ``n_clusters``."""
+    if labels.max() >= n_clusters:
+        raise ValueError(
+            f"labels hold {labels.max()} with n_clusters={n_clusters}, needed ids below "
+            "n_clusters. Pass the number of clusters the model has."
+        )
+
+
 def check_1d(values: ArrayLike, name: str) -> NDArray:
     """Return ``values`` as an array of shape (n,) with n > 0."""
     array = np.asarray(values)

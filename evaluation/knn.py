@@ -23,10 +23,10 @@ from evaluation._checks import (
     missing_rows,
 )
 from evaluation.knn_classifier import KNNClassifier
-from evaluation.neighbors import Backend, nearest_neighbors
+from evaluation.neighbors import Backend
 from evaluation.voting import predicted_codes
 
-__all__ = ["KNNClassifier", "KNNScores", "knn_accuracy", "knn_scores", "nearest_neighbors"]
+__all__ = ["KNNClassifier", "KNNScores", "knn_accuracy", "knn_scores"]
 
 PROTOCOL = (10, 20, 100, 200)
 """Numbers of neighbours that DINO reports."""

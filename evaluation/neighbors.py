@@ -57,8 +57,7 @@ def nearest_neighbors(
         with everything.
     backend : {"auto", "faiss", "torch"}, default="auto"
         What proposes candidates. FAISS uses a GPU if it was built for one and one is present, torch
-        if CUDA is available; on a CPU the products of ``"torch"`` are NumPy's. ``"auto"`` takes
-        FAISS where it is installed, else torch.
+        if CUDA is available. ``"auto"`` takes FAISS where it is installed, else torch.
     batch_size : int, default=4096
         Queries handled at once. Beside the database in single precision, memory is bounded by a
         few hundred megabytes for any number of rows.

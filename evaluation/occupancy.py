@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation._checks import SKIPPED, check_cluster_labels, check_count
+from evaluation._checks import SKIPPED, check_cluster_labels, check_count, check_ids_below
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +89,7 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
     """
     n_clusters = check_count(n_clusters, "n_clusters")
     labels = check_cluster_labels(labels, "labels")
-    if labels.max() >= n_clusters:
-        raise ValueError(
-            f"labels hold {labels.max()} with n_clusters={n_clusters}, needed ids below "
-            "n_clusters. Pass the number of clusters the model has."
-        )
+    check_ids_below(labels, n_clusters)
     counts = _count(labels, n_clusters)
     n_samples = int(counts.sum())
     if n_samples == 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from sklearn.utils import check_random_state
 
 from evaluation._checks import (
@@ -14,6 +15,7 @@ from evaluation._checks import (
     check_cluster_labels,
     check_count,
     check_finite,
+    check_ids_below,
     check_rows,
     check_same_length,
     missing_rows,
@@ -137,13 +139,10 @@ def review_clusters(
     check_same_length(x, labels, "embeddings", "labels")
     n_neighbors = check_count(n_neighbors, "n_neighbors")
     max_samples = check_count(max_samples, "max_samples", minimum=2)
-    largest = int(labels.max())
-    n_clusters = largest + 1 if n_clusters is None else check_count(n_clusters, "n_clusters")
-    if largest >= n_clusters:
-        raise ValueError(
-            f"labels hold {largest} with n_clusters={n_clusters}, needed ids below n_clusters. "
-            "Pass the number of clusters the model has."
-        )
+    n_clusters = check_count(
+        int(labels.max()) + 1 if n_clusters is None else n_clusters, "n_clusters"
+    )
+    check_ids_below(labels, n_clusters)
     kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(x))
     if len(kept) == 0:
         raise ValueError(f"All {len(x)} images were skipped: there is nothing to review.")
@@ -198,7 +197,7 @@ def _similarity_to_mean(
     step = max(1, _BLOCK // x.shape[1])
     parts = [slice(start, start + step) for start in range(0, len(kept), step)]
     for part in parts:
-        np.add.at(sums, clusters[part], _unit(x, kept[part]))
+        sums += _members(clusters[part], n_clusters) @ _unit(x, kept[part])
     means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-300)
     found = np.empty(len(kept), np.float32)
     for part in parts:
@@ -206,9 +205,15 @@ def _similarity_to_mean(
     return found
 
 
+def _members(clusters: NDArray[np.int64], n_clusters: int) -> csr_array:
+    """One where a row is in a cluster, (K, rows)."""
+    rows = np.arange(len(clusters))
+    return csr_array((np.ones(len(clusters)), (clusters, rows)), shape=(n_clusters, len(clusters)))
+
+
 def _unit(x: NDArray, rows: NDArray[np.intp]) -> NDArray[np.float64]:
     block = np.asarray(x[rows], np.float64)
-    check_finite(block, "embeddings")
+    check_finite(block, "embeddings", rows=rows)
     norms = np.linalg.norm(block, axis=1, keepdims=True)
     return block / np.where(norms > 0, norms, 1)
 

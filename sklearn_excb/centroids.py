@@ -67,7 +67,7 @@ def spherical_kmeans(
     CentroidStart
         Unit centroids, and the means of the last assignment.
     """
-    from evaluation.knn import nearest_neighbors
+    from evaluation.neighbors import nearest_neighbors
 
     rows = unit_rows(rows)
     first = np.random.default_rng(seed).choice(len(rows), n_clusters, replace=False)
