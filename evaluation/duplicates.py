@@ -71,8 +71,8 @@ def near_duplicates(
     x = check_rows(embeddings, "embeddings")
     tolerance = check_positive(tolerance, "tolerance")
     n_neighbors = check_count(n_neighbors, "n_neighbors")
-    least = _LEAST_ALONE if images is None else _LEAST_WITH_PIXELS
-    least = least if threshold is None else check_positive(threshold, "threshold")
+    if threshold is not None:
+        threshold = check_positive(threshold, "threshold")
     if images is not None:
         check_same_length(x, images, "embeddings", "images")  # pyright: ignore[reportArgumentType]
     kept = np.flatnonzero(~missing_rows(x))
@@ -81,7 +81,13 @@ def near_duplicates(
         return []
     similarities, neighbors = nearest_neighbors(x[kept], x[kept], k, exclude_self=True)
     return group_pairs(
-        kept, kept[neighbors], similarities, len(x), images, threshold=least, tolerance=tolerance
+        kept,
+        kept[neighbors],
+        similarities,
+        len(x),
+        images,
+        threshold=threshold,
+        tolerance=tolerance,
     )
 
 

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -36,11 +38,18 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def replace_file(file: Path, content: bytes) -> None:
-    """Write beside a file and put it in its place: a full disk leaves the old one."""
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a file to write to, and put it in the place of another: a failure leaves the old one.
+
+    Parameters
+    ----------
+    file : Path
+        As `check_writable` returns it; there or not. Its permissions stay.
+    """
     beside = _beside(file)
     try:
-        beside.write_bytes(content)
+        yield beside
         if file.exists():
             beside.chmod(file.stat().st_mode)
         beside.replace(file)

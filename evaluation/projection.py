@@ -25,7 +25,7 @@ __all__ = ["Projection", "ProjectionDisplay", "project"]
 
 RandomState = int | np.random.RandomState | None
 
-_FEWEST_ROWS = 4  # below, neither method has neighbourhoods to preserve
+FEWEST_ROWS = 4  # below, neither method has neighbourhoods to preserve
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +116,12 @@ def project(
         y = check_1d(y, "y")
         check_same_length(x, y, "embeddings", "y")
     if max_samples is not None:
-        max_samples = check_count(max_samples, "max_samples", minimum=_FEWEST_ROWS)
+        max_samples = check_count(max_samples, "max_samples", minimum=FEWEST_ROWS)
     indices = np.flatnonzero(~missing_rows(x)).astype(np.int64)
-    if len(indices) < _FEWEST_ROWS:
+    if len(indices) < FEWEST_ROWS:
         others = " that are not NaN" if len(indices) < len(x) else ""
         raise ValueError(
-            f"embeddings have {len(indices)} rows{others}, needed at least {_FEWEST_ROWS}: fewer "
+            f"embeddings have {len(indices)} rows{others}, needed at least {FEWEST_ROWS}: fewer "
             "have no neighbourhoods to preserve."
         )
 

@@ -1,7 +1,5 @@
 """A clustering as one HTML file that opens anywhere: figures, a map, every cluster, what is odd."""
 
-import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +17,23 @@ from evaluation._checks import (
     check_1d,
     check_cluster_labels,
     check_count,
+    check_ids_below,
     check_rows,
     check_same_length,
+    missing_rows,
 )
 from evaluation.duplicates import group_pairs
-from evaluation.output_files import check_writable, replace_file
-from evaluation.projection import Projection, project
+from evaluation.output_files import check_writable, replacing
+from evaluation.projection import FEWEST_ROWS, Projection, project
 from evaluation.report_charts import history_charts, occupancy_chart
+from evaluation.report_data import page_data
 from evaluation.report_figures import Model, figures_table, parameters_table
-from evaluation.report_images import Thumbnails, make_thumbnails
+from evaluation.report_images import make_thumbnails
 from evaluation.report_sample import choose
 from evaluation.review import ClusterReview, review_clusters
 
 _N_OUTLIERS = 24
 _MOST_DUPLICATES = 200  # groups
-_N_NEIGHBORS = 6  # of each image, in its details
-_FEWEST_ON_A_MAP = 4
-_NONE = 0xFFFFFFFF
 
 Baseline = Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
 
@@ -105,8 +103,8 @@ def write_report(
     n_clusters : int, optional
         K; one more than the largest label by default.
     images : ndarray or sequence of n images, optional
-        As for `ContactSheetDisplay`; of a sequence, only what is shown is read, item by item.
-        Without them the map has points and clusters have names.
+        As for `ContactSheetDisplay`; a sequence is read item by item: what is shown, and what may
+        be a near-duplicate. Without them the map has points and clusters have names.
     names : sequence of n str, optional
         What each image is called, such as its file; by default its position.
     y : array-like of shape (n,), optional
@@ -144,31 +142,35 @@ def write_report(
     file = check_writable(path)
     x, labels = check_rows(embeddings, "embeddings"), check_cluster_labels(labels, "labels")
     check_same_length(x, labels, "embeddings", "labels")
-    max_images = check_count(max_images, "max_images", minimum=4)
+    n_clusters = check_count(
+        int(labels.max()) + 1 if n_clusters is None else n_clusters, "n_clusters"
+    )
+    check_ids_below(labels, n_clusters)
+    max_images = check_count(max_images, "max_images", minimum=FEWEST_ROWS)
     if images is not None:
         check_same_length(images, labels, "images", "labels")  # pyright: ignore[reportArgumentType]
     if names is not None:
         names = [str(name) for name in names]
         check_same_length(names, labels, "names", "labels")  # pyright: ignore[reportArgumentType]
     if y is not None:
-        y = check_1d(y, "y").astype(str)
+        y = check_1d(y, "y")
         check_same_length(y, labels, "y", "labels")
+    labels = np.where(missing_rows(x), SKIPPED, labels)
+    if y is not None:
+        y = _classes(y, labels)
+    if projection is not None:
+        _check_projection(projection, labels)
+    tree = None if linkage is None else _tree(linkage, n_clusters)
+    models = [Model("this clustering", labels, x, n_clusters), *_models(baseline, labels)]
 
     review = review_clusters(x, labels, n_clusters, random_state=random_state)
-    tree = None if linkage is None else _tree(linkage, review.n_clusters)
-    labels = np.where(np.isnan(review.typicality), SKIPPED, labels)
     duplicates = _duplicates(review, len(labels), images)
     outliers = review.outliers(_N_OUTLIERS)
     if projection is None:
         shown = choose(review, labels, outliers, duplicates, max_images, y, random_state)
         projection = _map(x, shown, random_state)
-    _check_projection(projection, labels)
     shown = projection.indices
     thumbnails = None if images is None else make_thumbnails(images, shown)
-    models = [
-        Model("this clustering", labels, x, review.n_clusters),
-        *_models(baseline, labels),
-    ]
     figures, meanings = figures_table(models, review, y)
     page = Template(_asset("page.html")).substitute(
         title=escape(title or "Clusters"),
@@ -188,8 +190,8 @@ def write_report(
             for name, svg, lines in history_charts(history or [])
         ),
         parameters=parameters_table(params or {}),
-        data=_json(
-            _data(review, labels, projection, thumbnails, names, y, tree, duplicates, outliers)
+        data=page_data(
+            review, labels, projection, thumbnails, names, y, tree, duplicates, outliers
         ),
         sheets="\n".join(
             f'<script type="text/plain" class="sheet">{sheet}</script>'
@@ -197,7 +199,8 @@ def write_report(
         ),
     )
     encoded = page.encode("utf-8", errors="replace")
-    replace_file(file, encoded)
+    with replacing(file) as beside:
+        beside.write_bytes(encoded)
     return ReportSummary(
         path=file,
         n_bytes=len(encoded),
@@ -207,6 +210,16 @@ def write_report(
         suspects=tuple(review.suspects.tolist()),
         n_duplicates=len(duplicates),
     )
+
+
+def _classes(y: NDArray, labels: NDArray[np.int64]) -> NDArray[np.str_]:
+    """Return the classes as text, or raise if an image that has a cluster has none."""
+    if any(each is None or each != each for each in y[labels != SKIPPED].tolist()):
+        raise ValueError(
+            "y holds NaN or None, needed a class for every image that has a cluster. Leave y out, "
+            'or name the unknown: np.where(known, y, "unknown").'
+        )
+    return y.astype(str)
 
 
 def _tree(linkage: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
@@ -230,7 +243,7 @@ def _duplicates(
 
 def _map(x: NDArray, shown: NDArray[np.int64], random_state: int) -> Projection:
     """t-SNE of the rows that are shown; of few, or of one over and over, a line."""
-    if len(shown) < _FEWEST_ON_A_MAP or not np.ptp(x[shown], axis=0).any():
+    if len(shown) < FEWEST_ROWS or not np.ptp(x[shown], axis=0).any():
         line = np.stack([np.arange(len(shown)), np.zeros(len(shown))], axis=1)
         return Projection(line.astype(np.float32), shown, "none", "none")
     flat = project(x[shown], random_state=random_state)
@@ -255,7 +268,7 @@ def _check_projection(projection: Projection, labels: NDArray[np.int64]) -> None
 def _models(baseline: Baseline | None, labels: NDArray[np.int64]) -> list[Model]:
     models = []
     for name, given in (baseline or {}).items():
-        theirs, embeddings = given if isinstance(given, tuple) else (given, None)
+        theirs, embeddings = _pair(given)
         theirs = check_cluster_labels(theirs, f"labels of {name!r}")
         check_same_length(theirs, labels, f"labels of {name!r}", "labels")
         if embeddings is not None:
@@ -267,6 +280,13 @@ def _models(baseline: Baseline | None, labels: NDArray[np.int64]) -> list[Model]
             raise ValueError(f"labels of {name!r} are -1 wherever labels are not: nothing is left.")
         models.append(Model(str(name), theirs, embeddings, n_clusters))
     return models
+
+
+def _pair(given: Any) -> tuple[Any, Any]:
+    """Labels and embeddings, or labels alone, which may be a tuple too."""
+    if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 1:
+        return given
+    return given, None
 
 
 def _summary(review: ClusterReview, n_shown: int) -> str:
@@ -285,119 +305,6 @@ def _figure(svg: str, lines: Sequence[str]) -> str:
         f'<li class="key line-{place % 6}">{escape(name)}</li>' for place, name in enumerate(lines)
     )
     return f"<figure>{svg}{f'<ul class=keys>{keys}</ul>' if len(lines) > 1 else ''}</figure>"
-
-
-def _data(
-    review: ClusterReview,
-    labels: NDArray[np.int64],
-    projection: Projection,
-    thumbnails: Thumbnails | None,
-    names: Sequence[str] | None,
-    y: NDArray | None,
-    tree: NDArray[np.float64] | None,
-    duplicates: Sequence[NDArray[np.int64]],
-    outliers: NDArray[np.int64],
-) -> dict[str, Any]:
-    """What the script of the page reads; images by their place among those that are shown."""
-    shown = projection.indices
-    places, span = _on_the_page(projection.coordinates)
-    place = np.full(len(labels), -1)
-    place[shown] = np.arange(len(shown))
-    data: dict[str, Any] = {
-        "names": [_name(names, i) for i in shown],
-        "label": _packed(labels[shown], np.uint32),
-        "x": _packed(places[:, 0], np.uint16),
-        "y": _packed(places[:, 1], np.uint16),
-        "span": {"x": float(span[0]), "y": float(span[1])},
-        "typicality": _packed(review.typicality[shown], np.float32),
-        "doubt": _packed(review.doubt[shown], np.float32),
-        "neighbors": _packed(_neighbors(review, place, shown), np.uint32),
-        "counts": _packed(review.counts, np.uint32),
-        "tightness": _packed(review.tightness, np.float32),
-        "clusterDoubt": _packed(review.cluster_doubt, np.float32),
-        "suspects": review.suspects.tolist(),
-        "outliers": [int(place[i]) for i in outliers if place[i] >= 0],
-        "duplicates": [
-            g
-            for g in ([int(place[i]) for i in d if place[i] >= 0] for d in duplicates)
-            if len(g) > 1
-        ],
-    }
-    if y is not None:
-        classes, codes = np.unique(y, return_inverse=True)
-        common, share = _common_class(labels, codes, review.n_clusters)
-        data["classes"] = classes.tolist()
-        data["class"] = _packed(codes[shown], np.uint32)
-        data["commonClass"] = _packed(common, np.uint32)
-        data["commonShare"] = _packed(share, np.float32)
-    if tree is not None and len(tree):
-        from scipy.cluster.hierarchy import leaves_list
-
-        data["merges"] = _packed(tree[:, :2], np.uint32)
-        data["leaves"] = _packed(leaves_list(tree), np.uint32)
-    if thumbnails is not None:
-        data["thumbnails"] = {
-            "mime": thumbnails.mime,
-            "tile": thumbnails.tile,
-            "columns": thumbnails.columns,
-            "perSheet": thumbnails.per_sheet,
-            "widths": _packed(thumbnails.widths, np.uint8),
-            "heights": _packed(thumbnails.heights, np.uint8),
-        }
-    return data
-
-
-def _name(names: Sequence[str] | None, index: int) -> str:
-    return f"image {index}" if names is None else str(names[index])
-
-
-def _neighbors(
-    review: ClusterReview, place: NDArray[np.int64], shown: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Places of the nearest shown neighbours of each shown image, (m, 6), filled up."""
-    found = np.full((len(shown), _N_NEIGHBORS), _NONE)
-    row_of = {int(i): row for row, i in enumerate(review.searched)}
-    for here, i in enumerate(shown):
-        row = row_of.get(int(i))
-        if row is not None:
-            near = place[review.neighbors[row]]
-            near = near[near >= 0][:_N_NEIGHBORS]
-            found[here, : len(near)] = near
-    return found
-
-
-def _on_the_page(coordinates: NDArray[np.float32]) -> tuple[NDArray, NDArray[np.float64]]:
-    """Places in 16 bits, about the middle and downwards, one unit for both axes; their span."""
-    places = coordinates.astype(np.float64) * [1, -1]
-    low, high = places.min(axis=0), places.max(axis=0)
-    unit = float((high - low).max()) or 1.0
-    span = np.maximum((high - low) / unit, 0.05)
-    return ((places - (low + high) / 2) / unit + 0.5) * 65_535, span
-
-
-def _common_class(
-    labels: NDArray[np.int64], codes: NDArray[np.intp], n_clusters: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Class that most images of each cluster have, and their share, both (K,); 0 where empty."""
-    kept = labels != SKIPPED
-    pairs, counts = np.unique(np.stack([labels[kept], codes[kept]]), axis=1, return_counts=True)
-    order = np.lexsort((-pairs[1], counts))  # of equal ones the first class is written last
-    common, most = np.zeros(n_clusters, np.int64), np.zeros(n_clusters)
-    common[pairs[0, order]], most[pairs[0, order]] = pairs[1, order], counts[order]
-    sizes = np.bincount(labels[kept], minlength=n_clusters)
-    return common, most / np.maximum(sizes, 1)
-
-
-def _packed(values: NDArray[Any], dtype: Any) -> str:
-    """Little-endian numbers, base64."""
-    array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
-    return base64.b64encode(array.tobytes()).decode("ascii")
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside of a script element whatever the names in it hold."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _asset(name: str) -> str:

@@ -74,7 +74,7 @@ def save_estimator(
         "image_shape": fitted.image_shape,
         "history": fitted.history,
     }
-    text = json.dumps(_plain(description), indent=1, allow_nan=False)
+    text = json.dumps(plain(description), indent=1, allow_nan=False)
     # clones: safetensors refuses tensors that share memory, and other orders than the usual
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -177,16 +177,16 @@ def _read_recipe(
     return ViewRecipe(**values)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Value as JSON holds it; modules by the name of their class, NaN and generators as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, nn.Module):

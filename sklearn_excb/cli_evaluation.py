@@ -82,7 +82,7 @@ def embed(arguments: argparse.Namespace) -> int:
     """Write embeddings to a memory-mapped file, which is renamed when it is whole."""
     import numpy as np
 
-    from evaluation.output_files import check_writable
+    from evaluation.output_files import check_writable, replacing
     from sklearn_excb.images import open_source
 
     out = check_writable(arguments.out)
@@ -92,17 +92,11 @@ def embed(arguments: argparse.Namespace) -> int:
         raise ValueError("--out and --names are the same file: name two.")
     estimator = load_run(arguments).set_params(embedding=arguments.embedding)
     names = open_source(arguments.folder, on_error=estimator.on_error).names or []
-    beside = out.with_name(out.name + ".partial")
-    width = len(estimator.get_feature_names_out())
-    try:
-        rows = np.lib.format.open_memmap(
-            beside, mode="w+", dtype=np.float32, shape=(len(names), width)
-        )
+    shape = len(names), len(estimator.get_feature_names_out())
+    with replacing(out) as beside:
+        rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
         estimator.transform(arguments.folder, out=rows)
         rows.flush()
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
     if arguments.names:
         with open(
             arguments.names, "w", newline="", encoding="utf-8", errors="surrogateescape"
@@ -204,17 +198,10 @@ def _written(value: Any) -> str:
 
 
 def _write_json(found: Any, file: str) -> None:
-    text = json.dumps(_strict(found), indent=1, allow_nan=False) + "\n"
+    from sklearn_excb.checkpoint import plain
+
+    text = json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
     if file == "-":
         sys.stdout.write(text)
     else:
         Path(file).write_text(text, encoding="utf-8")
-
-
-def _strict(value: Any) -> Any:
-    """Value as JSON has it: NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(name): _strict(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sklearn_excb.centroids import spherical_kmeans, unit_rows
 from sklearn_excb.estimator import ExCBEstimator
-from sklearn_excb.images import are_rows, open_source
+from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.resampling import to_unit
 from sklearn_excb.sources import ArrayImages, ItemImages
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from evaluation import OccupancyDisplay, ReportSummary
 
 _THUMBNAIL = 128  # pixels of the short side that are decoded, where the format allows
-_FEWEST_IMAGES = 4  # on a map
 _SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
 
 
@@ -65,7 +64,18 @@ class Seen(NamedTuple):
 
 
 def see(estimator: ExCBEstimator, X: Any) -> Seen:
-    """Projections and labels, in one pass over the images."""
+    """Projections and labels, in one pass over the images.
+
+    Raises
+    ------
+    ValueError
+        If ``X`` can only be read once: what is done with these reads it again.
+    """
+    if is_stream(X):
+        raise ValueError(
+            f"X of type {type(X).__name__} can be read only once, and is read several times here: "
+            "pass a list, an array, a folder or a data set that can be indexed."
+        )
     projections = _embed(estimator, X, "projection")
     labels = np.full(len(projections), -1)
     kept = ~np.isnan(projections[:, 0])
@@ -116,13 +126,18 @@ def report(
     """
     from evaluation import write_report
     from evaluation.output_files import check_writable
+    from evaluation.projection import FEWEST_ROWS
 
     check_writable(path)
-    if max_images < _FEWEST_IMAGES:
-        raise ValueError(f"max_images={max_images}, needed at least {_FEWEST_IMAGES}.")
+    if max_images < FEWEST_ROWS:
+        raise ValueError(f"max_images={max_images}, needed at least {FEWEST_ROWS}: a map of some.")
     seen = see(estimator, X)
-    if y is not None and len(np.asarray(y)) != len(seen.labels):
-        raise ValueError(f"y has {len(np.asarray(y))} classes for {len(seen.labels)} images.")
+    classes = None if y is None else np.asarray(y)
+    if classes is not None and len(classes) != len(seen.labels):
+        raise ValueError(
+            f"y has {len(classes)} classes for {len(seen.labels)} images: needed one each, in "
+            "their order."
+        )
     K = estimator.resolved_params_["K"]
     names, pictures = None, None
     if not are_rows(X):
@@ -138,7 +153,7 @@ def report(
         n_clusters=K,
         images=pictures,
         names=names,
-        y=y,
+        y=classes,
         linkage=estimator.linkage_,
         history=estimator.history_,
         params=estimator.resolved_params_,
@@ -255,8 +270,8 @@ def compare(
 
 
 def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
-    """Adjusted Rand index over the images of both, by name, or by place where none has a name."""
-    from sklearn.metrics import adjusted_rand_score
+    """Agreement over the images of both, by name, or by place where none has a name."""
+    from evaluation import stability
 
     a, b = one.labels_, other.labels_
     if hasattr(one, "sample_names_") and hasattr(other, "sample_names_"):
@@ -264,8 +279,7 @@ def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
         a, b = a[here], b[there]
     elif hasattr(one, "sample_names_") or hasattr(other, "sample_names_") or len(a) != len(b):
         return float("nan")
-    kept = (a >= 0) & (b >= 0)
-    return float(adjusted_rand_score(a[kept], b[kept])) if kept.any() else float("nan")
+    return stability(a, b) if ((a >= 0) & (b >= 0)).any() else float("nan")
 
 
 def short_names(names: Sequence[str] | None) -> list[str] | None:

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from evaluation import clustering_scores, knn_accuracy
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
-from sklearn_excb.reporting import report, short_names
+from sklearn_excb.reporting import evaluate, report, short_names
 
 DIGITS = load_digits()
 
@@ -177,6 +177,14 @@ def test_bad_arguments_of_a_report_fail_before_the_work(run, train, tmp_path, mo
     monkeypatch.setattr("sklearn_excb.reporting.see", never)
     with pytest.raises(ValueError, match="max_images=1"):
         report(excb, train, tmp_path / "a.html", max_images=1)
+
+
+def test_what_can_be_read_only_once_is_refused(run, tmp_path):
+    excb = ExCBEstimator.load(run)
+    for use in (lambda X: report(excb, X, tmp_path / "a.html"), lambda X: evaluate(excb, X)):
+        with pytest.raises(ValueError, match="X of type generator can be read only once"):
+            use(image for image in DIGITS.images[:20] / 16)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_untrained_network_is_the_same_network(run, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ function box(report, images, options, shown = IN_A_BOX) {
 }
 
 // by a number, those without one last
-function byKey(key) {
+function ascending(key) {
   const of = (cluster) => (Number.isNaN(key(cluster)) ? Infinity : key(cluster));
   return (a, b) => {
     const [x, y] = [of(a), of(b)];
@@ -105,7 +105,7 @@ class ClusterList {
       group: (cluster) => this.rank[cluster],
     }[this.sort.value];
     const clusters = Array.from(report.counts.keys()).filter((cluster) => keep(cluster) && (!words || holding.has(cluster)));
-    clusters.sort(byKey(key));
+    clusters.sort(ascending(key));
     return { clusters, matches, words };
   }
 

@@ -44,11 +44,12 @@ class ImageMap {
     this.redraw();
   }
 
-  // sizes in CSS pixels; both axes have one scale, that of the shorter side, but for a margin
+  // in CSS pixels
   get size() {
     return { width: this.canvas.clientWidth, height: this.canvas.clientHeight };
   }
 
+  // of both axes: the map fills the side it is short of, but for a margin
   get scale() {
     const { width, height } = this.size;
     return Math.max(1, Math.min((width - 56) / this.report.span.x, (height - 56) / this.report.span.y)) * this.zoom;
@@ -131,7 +132,7 @@ class ImageMap {
     if (!source) return false;
     const scale = side / Math.max(width, height);
     const [w, h] = [width * scale, height * scale];
-    this.context.imageSmoothingEnabled = this.report.thumbnails.tile > 32;
+    this.context.imageSmoothingEnabled = !this.report.thumbnails.exact;
     this.context.drawImage(source, left, top, width, height, x - w / 2, y - h / 2, w, h);
     this.context.lineWidth = 2;
     this.context.strokeStyle = this.colors[image];

@@ -151,7 +151,6 @@ byId("zoom-in").addEventListener("click", () => map.zoomBy(1.6));
 byId("zoom-out").addEventListener("click", () => map.zoomBy(1 / 1.6));
 byId("zoom-reset").addEventListener("click", () => map.reset());
 
-
 function look(id, content) {
   byId(id).append(...(content.length ? content : [element(byId(id).tagName === "OL" ? "li" : "p", "", "None.")]));
 }

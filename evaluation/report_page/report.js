@@ -5,39 +5,24 @@ function unpack(text, Type) {
   return new Type(bytes.buffer);
 }
 
+const PACKED = {
+  label: Uint32Array, x: Uint16Array, y: Uint16Array, typicality: Float32Array, doubt: Float32Array,
+  neighbors: Uint32Array, counts: Uint32Array, tightness: Float32Array, clusterDoubt: Float32Array,
+  class: Uint32Array, commonClass: Uint32Array, commonShare: Float32Array, merges: Uint32Array, leaves: Uint32Array,
+};
+
+// what was not given is undefined: classes, the tree (merges, leaves), thumbnails
 function readReport() {
-  const raw = JSON.parse(document.getElementById("data").textContent);
-  const report = {
-    names: raw.names,
-    span: raw.span,
-    classes: raw.classes || null,
-    label: unpack(raw.label, Uint32Array),
-    x: unpack(raw.x, Uint16Array),
-    y: unpack(raw.y, Uint16Array),
-    typicality: unpack(raw.typicality, Float32Array),
-    doubt: unpack(raw.doubt, Float32Array),
-    neighbors: unpack(raw.neighbors, Uint32Array),
-    counts: unpack(raw.counts, Uint32Array),
-    tightness: unpack(raw.tightness, Float32Array),
-    clusterDoubt: unpack(raw.clusterDoubt, Float32Array),
-    suspects: raw.suspects,
-    outliers: raw.outliers,
-    duplicates: raw.duplicates,
-    class: raw.class ? unpack(raw.class, Uint32Array) : null,
-    commonClass: raw.commonClass ? unpack(raw.commonClass, Uint32Array) : null,
-    commonShare: raw.commonShare ? unpack(raw.commonShare, Float32Array) : null,
-    merges: raw.merges ? unpack(raw.merges, Uint32Array) : null,
-    leaves: raw.leaves ? unpack(raw.leaves, Uint32Array) : null,
-    thumbnails: raw.thumbnails || null,
-  };
+  const report = JSON.parse(document.getElementById("data").textContent);
+  for (const [name, Type] of Object.entries(PACKED)) if (report[name]) report[name] = unpack(report[name], Type);
   report.n = report.names.length;
   report.K = report.counts.length;
   report.total = report.counts.reduce((sum, count) => sum + count, 0);
   report.members = membersByTypicality(report);
   if (report.thumbnails) {
-    report.thumbnails.widths = unpack(raw.thumbnails.widths, Uint8Array);
-    report.thumbnails.heights = unpack(raw.thumbnails.heights, Uint8Array);
-    report.sheets = openSheets(raw.thumbnails.mime);
+    report.thumbnails.widths = unpack(report.thumbnails.widths, Uint8Array);
+    report.thumbnails.heights = unpack(report.thumbnails.heights, Uint8Array);
+    report.sheets = openSheets();
     defineSheets(report);
   }
   return report;
@@ -51,9 +36,9 @@ function membersByTypicality(report) {
   return members;
 }
 
-function openSheets(mime) {
+function openSheets() {
   return Array.from(document.querySelectorAll("script.sheet"), (element) => {
-    const url = URL.createObjectURL(new Blob([unpack(element.textContent, Uint8Array)], { type: mime }));
+    const url = URL.createObjectURL(new Blob([unpack(element.textContent, Uint8Array)], { type: "image/webp" }));
     element.remove();
     return { url, image: null };
   });
@@ -71,7 +56,7 @@ function sheetImage(report, sheet, ready) {
 }
 
 function defineSheets(report) {
-  const { tile, columns, perSheet } = report.thumbnails;
+  const { tile, columns, perSheet, exact } = report.thumbnails;
   const rules = report.sheets.map((sheet, place) => {
     const tiles = Math.min(columns, report.n - place * perSheet);
     return `.sheet-${place}{background-image:url("${sheet.url}");--sheet-w:${tiles * tile}}`;
@@ -79,7 +64,7 @@ function defineSheets(report) {
   const style = document.createElement("style");
   style.textContent = `:root{--tile:${tile}}` + rules.join("");
   document.head.append(style);
-  document.body.classList.toggle("pixels", tile <= 32);
+  document.body.classList.toggle("pixels", exact);
 }
 
 // where an image lies: sheet, left and top of its tile, width and height, in pixels
@@ -143,18 +128,16 @@ function commonClass(report, images) {
 // group of each cluster when the tree is cut into `wanted` groups, numbered by the leaves' order
 function cutTree(report, wanted) {
   const { K, merges, leaves } = report;
-  const parent = new Int32Array(2 * K - 1).fill(-1);
-  for (let merge = 0; merge < K - wanted; merge += 1) {
-    parent[merges[2 * merge]] = K + merge;
-    parent[merges[2 * merge + 1]] = K + merge;
+  const root = Int32Array.from({ length: 2 * K - 1 }, (_, node) => node);
+  for (let merge = K - 1 - wanted; merge >= 0; merge -= 1) { // from above: a node knows its root before its parts ask
+    root[merges[2 * merge]] = root[K + merge];
+    root[merges[2 * merge + 1]] = root[K + merge];
   }
   const numbers = new Map();
   const groups = new Int32Array(K);
   for (const leaf of leaves) {
-    let root = leaf;
-    while (parent[root] >= 0) root = parent[root];
-    if (!numbers.has(root)) numbers.set(root, numbers.size);
-    groups[leaf] = numbers.get(root);
+    if (!numbers.has(root[leaf])) numbers.set(root[leaf], numbers.size);
+    groups[leaf] = numbers.get(root[leaf]);
   }
   return groups;
 }

@@ -107,6 +107,20 @@ def test_a_baseline_has_a_number_of_clusters_of_its_own(written):
     assert cells[:2] == ["5", "0.0 %"]
 
 
+def test_labels_of_a_baseline_may_be_a_tuple(tmp_path):
+    summary = write_report(
+        tmp_path / "a.html", embeddings=np.eye(4), labels=[0, 0, 1, 1], baseline={"b": (0, 1, 2, 3)}
+    )
+    assert "<td>4</td>" in summary.path.read_text()
+
+
+def test_an_unknown_class_of_a_skipped_image_is_no_matter(tmp_path):
+    y = ["a", None, "b", "b", "b"]
+    rows = np.insert(np.eye(4), 1, np.nan, axis=0)
+    summary = write_report(tmp_path / "a.html", embeddings=rows, labels=[0, -1, 1, 1, 1], y=y)
+    assert (summary.n_images, summary.n_ignored) == (4, 1)
+
+
 def test_names_are_taken_in_their_order(tmp_path):
     names = pd.Series(["a", "b", "c", "d"], index=[3, 2, 1, 0])
     summary = write_report(
@@ -142,14 +156,12 @@ def test_hardly_any_images(n, tmp_path):
 def test_of_many_images_the_typical_the_odd_and_a_draw_are_shown(tmp_path):
     found = digits(600)
     labels = np.random.default_rng(0).integers(0, 20, 600)
-    seen = []
 
     class Images:
         def __len__(self):
             return 600
 
         def __getitem__(self, index):
-            seen.append(index)
             return found.images[index]
 
     summary = write_report(
@@ -183,7 +195,7 @@ def test_shares_of_classes_are_those_of_all_images(browser, tmp_path):
 def test_thumbnails_are_the_images_and_small_ones_keep_every_pixel():
     found = digits(100)
     thumbnails = make_thumbnails(found.images, np.arange(1, 100))
-    assert (thumbnails.tile, len(thumbnails.sheets)) == (8, 1)
+    assert (thumbnails.tile, len(thumbnails.sheets), thumbnails.exact) == (8, 1, True)
     sheet = Image.open(io.BytesIO(base64.b64decode(thumbnails.sheets[0]))).convert("RGB")
     for row, image in enumerate(found.images[1:]):
         x, y = row % thumbnails.columns * 8, row // thumbnails.columns * 8
@@ -196,9 +208,19 @@ def test_thumbnails_of_photos_keep_their_shape_and_fill_several_sheets():
     images = [generator.integers(0, 256, (200, 100 + i % 3, 3), np.uint8) for i in range(300)]
     thumbnails = make_thumbnails(images, np.arange(300))
     assert (thumbnails.tile, thumbnails.columns, thumbnails.per_sheet) == (128, 16, 256)
+    assert not thumbnails.exact
     assert len(thumbnails.sheets) == 2
     assert set(thumbnails.heights) == {128}
     assert set(thumbnails.widths) == {64, 65}
+
+
+def test_photos_that_had_to_be_shrunk_far_are_photos_still(monkeypatch):
+    """Kept to the last bit, they would take several times the room."""
+    monkeypatch.setattr("evaluation.report_images._BUDGET", 10_000)
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (100, 100, 3), np.uint8) for _ in range(300)]
+    thumbnails = make_thumbnails(images, np.arange(300))
+    assert (thumbnails.tile, thumbnails.exact) == (32, False)
 
 
 def test_charts_of_a_history():
@@ -216,9 +238,14 @@ def test_charts_of_a_history():
     assert history_charts(history[:1]) == []
 
 
+def never(*_, **__):
+    raise AssertionError("worked before everything was checked")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"y": [None] * 600}, "y holds NaN or None"),
         ({"labels": [0, 1]}, "600 rows and labels has 2"),
         ({"names": ["a"]}, "names has 1"),
         ({"images": np.zeros((3, 8, 8))}, "images has 3"),
@@ -238,16 +265,14 @@ def test_charts_of_a_history():
         ({"projection": Projection(np.zeros((0, 2)), np.arange(0), "", "")}, "at least one image"),
     ],
 )
-def test_what_does_not_fit_together(written, changed, message, tmp_path):
+def test_what_does_not_fit_together(written, changed, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.report.review_clusters", never)
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path / "a.html", **{**written.given, **changed})
     assert not list(tmp_path.iterdir())
 
 
 def test_whether_it_can_be_written_is_tried_first(tmp_path, monkeypatch):
-    def never(*args, **kwargs):
-        raise AssertionError("worked before it knew where to write")
-
     monkeypatch.setattr("evaluation.report.review_clusters", never)
     given = {"embeddings": np.eye(4), "labels": [0, 1, 2, 3]}
     with pytest.raises(IsADirectoryError, match="needed a file"):
