@@ -24,9 +24,9 @@ from PIL import Image
 
 from benchmarks.views import RECIPE, write_photos
 from sklearn_excb import ExCBEstimator, auto
-from sklearn_excb.fitting import view_recipe
 from sklearn_excb.folders import list_images
 from sklearn_excb.images import open_source
+from sklearn_excb.preparing import view_recipe
 from sklearn_excb.sources import ItemImages
 from sklearn_excb.views import ViewRecipe
 

@@ -37,8 +37,8 @@ from benchmarks.figures import Outcome, figures
 from sklearn_excb import ExCBEstimator, __version__
 from sklearn_excb.auto import Facts, Settings, resolve
 from sklearn_excb.devices import resolve_precision
-from sklearn_excb.fitting import facts_of
 from sklearn_excb.images import open_source
+from sklearn_excb.preparing import facts_of
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

@@ -28,7 +28,8 @@ from sklearn_excb import ExCBEstimator, images
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
 from sklearn_excb.devices import resolve_precision
-from sklearn_excb.fitting import build, facts_of, own_randomness, view_recipe
+from sklearn_excb.generators import own_randomness
+from sklearn_excb.preparing import build, facts_of, view_recipe
 from sklearn_excb.training import Plan, TeacherRates, build_optimizer, in_precision, set_rates
 
 DEVICE = torch.device("cpu")

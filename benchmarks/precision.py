@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from sklearn_excb import ExCBEstimator, auto
-from sklearn_excb.fitting import build
+from sklearn_excb.preparing import build
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
 

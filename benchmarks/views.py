@@ -37,9 +37,9 @@ from torchvision.transforms import v2
 
 from sklearn_excb import files, finishing
 from sklearn_excb.batches import ViewBatches
-from sklearn_excb.fitting import IMAGENET_MEAN, IMAGENET_STD
 from sklearn_excb.images import open_source
 from sklearn_excb.making_views import begin_crops
+from sklearn_excb.preparing import IMAGENET_MEAN, IMAGENET_STD
 from sklearn_excb.sources import ItemImages
 from sklearn_excb.threads import reading_threads
 from sklearn_excb.views import ViewRecipe

@@ -42,6 +42,9 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 def replacing(file: Path) -> Iterator[Path]:
     """Give a file to write to, and put it in the place of another: a failure leaves the old one.
 
+    The new one is on the disk before it takes that place, so a machine that loses its power has one
+    of the two.
+
     Parameters
     ----------
     file : Path
@@ -52,9 +55,21 @@ def replacing(file: Path) -> Iterator[Path]:
         yield beside
         if file.exists():
             beside.chmod(file.stat().st_mode)
+        _flush(beside)
         beside.replace(file)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _flush(file.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or which files a folder has."""
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _beside(file: Path) -> Path:

@@ -6,7 +6,8 @@ Axes: ``rows`` are (view, image) pairs, ``K`` clusters. ``z`` are cosine similar
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +41,13 @@ class Balancing(Protocol):
 
     def update(self, labels: Tensor) -> None:
         """Look at the labels of the step, after it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next steps depend on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
 
 
 def relative_sizes(sizes: Tensor) -> Tensor:
@@ -181,3 +189,11 @@ class ClusterSizes:
         batch_sizes = count_labels(labels, self.n_clusters).to(self.sizes.dtype) / labels.numel()
         self.sizes.mul_(self.momentum).add_(batch_sizes, alpha=1.0 - self.momentum)
         self.sizes /= self.sizes.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sizes."""
+        return {"sizes": self.sizes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from sizes measured before."""
+        self.sizes.copy_(state["sizes"])

@@ -98,18 +98,29 @@ class ViewBatches:
     device: torch.device
     n_ahead: int = 0
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches of an epoch; the last partial one is dropped."""
+        return len(self.source) // self.batch_size
+
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the shuffled full batches of every epoch; the last partial one is dropped."""
-        n_kept = len(self.source) // self.batch_size * self.batch_size
-        orders = (
-            (epoch, permutation(self.seed, epoch, len(self.source))[:n_kept])
-            for epoch in range(1, self.n_epochs + 1)
-        )
+        """Yield the shuffled full batches of every epoch."""
+        return self.from_step(0)
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield the batches that are left after so many steps, the same ones as in a whole run."""
+        done, within = divmod(step, self.steps_per_epoch)
         return self._batches(
             (epoch, rows, None)
-            for epoch, order in orders
-            for rows in order.reshape(-1, self.batch_size)
+            for epoch in range(done + 1, self.n_epochs + 1)
+            for rows in self.order(epoch)[within if epoch == done + 1 else 0 :]
         )
+
+    def order(self, epoch: int) -> Indices:
+        """Rows of each step of an epoch, (steps, B); a function of (seed, epoch)."""
+        n_kept = self.steps_per_epoch * self.batch_size
+        rows = permutation(self.seed, epoch, len(self.source))[:n_kept]
+        return rows.reshape(-1, self.batch_size)
 
     def start(self) -> Iterator[Batch]:
         """Every image once, as epoch 0, one global view: the first and the second by turns.

@@ -1,8 +1,9 @@
 """A fitted estimator on disk: tensors as safetensors, the rest as JSON; nothing is executed.
 
-A folder holds ``teacher.safetensors`` (the parameters and buffers of f, h and C),
-``arrays.safetensors`` (labels, where clusters lie for merging, statistics of rows) and
-``estimator.json`` (version, parameters, settings, history).
+A folder holds ``estimator.json`` (version, parameters, settings, history) and the file that this
+names, ``tensors-....safetensors``: the parameters and buffers of f, h and C, labels, where clusters
+lie for merging, statistics of rows. Both have checksums. The description is written last, so that a
+folder in which a save was cut off still has the one before.
 """
 
 from __future__ import annotations
@@ -10,28 +11,36 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.backbones import build_backbone
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.networks import build_networks
+from sklearn_excb.packing import pack, unpack
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.sources import Skipped
+from sklearn_excb.tensor_files import DamagedFileError, read_tensors, text_checksum, write_tensors
 from sklearn_excb.views import ViewRecipe
 
-FORMAT = 6
-_DESCRIPTION, _TEACHER, _ARRAYS = "estimator.json", "teacher.safetensors", "arrays.safetensors"
+FORMAT = 7
+_DESCRIPTION = "estimator.json"
+_TENSORS = "tensors-*.safetensors"
+_NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
+_TEACHER = "teacher."
+_PARTS = {
+    *("format", "checksum", "tensors", "tensors_checksum"),
+    *("parameters", "resolved", "facts", "settings", "recipe", "own_backbone"),
+    *("n_backbone_features", "image_shape", "history"),
+}
 
 
 def save_estimator(
@@ -54,42 +63,90 @@ def save_estimator(
     fitted : Fitted
         What it learned.
     """
+    from evaluation.output_files import replacing
+
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {field.name: getattr(fitted.recipe, field.name) for field in fields(fitted.recipe)}
-    arrays: dict[str, np.ndarray[Any, Any]] = {"labels": fitted.labels}
+    arrays: dict[str, Any] = {"labels": fitted.labels}
     if fitted.group_centroids is not None:
         arrays["group_centroids"] = fitted.group_centroids
     if isinstance(fitted.recipe, RowRecipe):
         arrays["mean"] = recipe.pop("mean")
-    description = {
-        "format": FORMAT,
-        "parameters": parameters,
-        "resolved": resolved,
-        "facts": facts,
-        "settings": fitted.settings.as_dict(),
-        "recipe": {"kind": type(fitted.recipe).__name__, **recipe},
-        "own_backbone": not isinstance(fitted.settings.backbone, str),
-        "n_backbone_features": fitted.n_backbone_features,
-        "image_shape": fitted.image_shape,
-        "history": fitted.history,
-    }
-    text = json.dumps(plain(description), indent=1, allow_nan=False)
-    # clones: safetensors refuses tensors that share memory, and other orders than the usual
-    state = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in fitted.teacher.state_dict().items()
-    }
-    _replace(folder / _TEACHER, lambda file: save_file(state, file))
-    _replace(folder / _ARRAYS, lambda file: save_arrays(arrays, file))
-    _replace(folder / _DESCRIPTION, lambda file: file.write_text(text, encoding="utf-8"))
+    weights = fitted.teacher.state_dict()
+    arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
+    before = set(folder.glob(_TENSORS))
+    checksum = write_tensors(folder / "tensors.partial", *pack(arrays))
+    file = folder / f"tensors-{checksum[:16]}.safetensors"
+    (folder / "tensors.partial").replace(file)
+    description = plain(
+        {
+            "format": FORMAT,
+            "tensors": file.name,
+            "tensors_checksum": checksum,
+            "parameters": parameters,
+            "resolved": resolved,
+            "facts": facts,
+            "settings": fitted.settings.as_dict(),
+            "recipe": {"kind": type(fitted.recipe).__name__, **recipe},
+            "own_backbone": not isinstance(fitted.settings.backbone, str),
+            "n_backbone_features": fitted.n_backbone_features,
+            "image_shape": fitted.image_shape,
+            "history": fitted.history,
+        }
+    )
+    described = {**description, "checksum": _checksum(description)}
+    with replacing(folder / _DESCRIPTION) as beside:
+        beside.write_text(json.dumps(described, indent=1, allow_nan=False), encoding="utf-8")
+    for old in before - {file}:
+        old.unlink()
 
 
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the file and put it in its place: what was there stays until it is replaced."""
-    beside = file.with_name(file.name + ".partial")
-    write(beside)
-    beside.replace(file)
+def _checksum(description: Mapping[str, Any]) -> str:
+    return text_checksum(json.dumps(description, sort_keys=True))
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Description, and tensors and arrays, as they were written."""
+    file = folder / _DESCRIPTION
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"No saved estimator in {folder}: it has no {_DESCRIPTION}. Pass the folder that "
+            "save() wrote."
+        )
+    try:
+        description = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DamagedFileError(f"{file} is damaged: {error}.") from error
+    known = description.get("format") if isinstance(description, dict) else None
+    if known != FORMAT:
+        raise ValueError(
+            f"{file} has format {known!r}; this version of sklearn_excb reads "
+            f"format {FORMAT}. Load it with the version that wrote it."
+        )
+    _check_names(file, description, _PARTS, "parts")
+    if description.pop("checksum") != _checksum(description):
+        raise DamagedFileError(
+            f"{file} is damaged, or was edited: its checksum is not that of what is in it."
+        )
+    name = description["tensors"]
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{file} names {name!r}, which is no file of tensors beside it.")
+    tensors, rest, checksum = read_tensors(folder / name)
+    if checksum != description["tensors_checksum"]:
+        raise DamagedFileError(f"{folder / name} is not the file that {file} was written with.")
+    return description, unpack(tensors, rest)
+
+
+def _check_names(file: Path, found: Iterable[str], needed: Iterable[str], kind: str) -> None:
+    """Refuse a description with more or less than is known here."""
+    missing, unknown = sorted({*needed} - {*found}), sorted({*found} - {*needed})
+    if missing or unknown:
+        raise ValueError(
+            f"{file} has other {kind} than this version of sklearn_excb knows: "
+            f"{', '.join(unknown) or 'none'} unknown, {', '.join(missing) or 'none'} missing. Load "
+            "it with the version that wrote it."
+        )
 
 
 def load_estimator(
@@ -102,22 +159,11 @@ def load_estimator(
     FileNotFoundError
         If there is none.
     ValueError
-        If the format is unknown, or the user's own backbone is needed and not given, or another
-        than the one that was fitted.
+        If the format is unknown or a file is damaged, or the user's own backbone is needed and not
+        given, or another than the one that was fitted.
     """
     folder = Path(path)
-    file = folder / _DESCRIPTION
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"No saved estimator in {folder}: it has no {_DESCRIPTION}. Pass the folder that "
-            "save() wrote."
-        )
-    description = json.loads(file.read_text())
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} has format {description.get('format')!r}; this version of sklearn_excb reads "
-            f"format {FORMAT}. Load it with the version that wrote it."
-        )
+    description, arrays = _read(folder)
     parameters, settings = description["parameters"], description["settings"]
     if description["own_backbone"]:
         if backbone is None:
@@ -126,9 +172,10 @@ def load_estimator(
                 "load(path, backbone=module) with a module of the same architecture."
             )
         parameters["backbone"] = settings["backbone"] = backbone
+    known = (field.name for field in fields(Settings))
+    _check_names(folder / _DESCRIPTION, settings, known, "settings")
     settings = Settings(**{name: _tuples(value) for name, value in settings.items()})
     parameters = {name: _tuples(value) for name, value in parameters.items()}
-    arrays = load_arrays(folder / _ARRAYS)
     with torch.random.fork_rng(devices=[]):  # the fresh weights are drawn only to be replaced
         teacher = build_networks(
             build_backbone(
@@ -141,7 +188,8 @@ def load_estimator(
             head_width=settings.head_width,
         ).teacher
     try:
-        teacher.load_state_dict(load_file(folder / _TEACHER))
+        weights = {n: value for n, value in arrays.items() if n.startswith(_TEACHER)}
+        teacher.load_state_dict({n.removeprefix(_TEACHER): value for n, value in weights.items()})
     except RuntimeError as error:
         raise ValueError(
             f"The weights in {folder} do not fit the backbone, which must have the architecture of "
@@ -156,6 +204,7 @@ def load_estimator(
         arrays["labels"],
         [{key: _number(value) for key, value in e.items()} for e in description["history"]],
         arrays.get("group_centroids"),
+        description["resolved"]["random_state"],
     )
     facts = {name: _tuples(value) for name, value in description["facts"].items()}
     if "feature_names_in_" in facts:
@@ -167,9 +216,7 @@ def load_estimator(
     return parameters, resolved, facts, fitted
 
 
-def _read_recipe(
-    description: dict[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]
-) -> ViewRecipe | RowRecipe:
+def _read_recipe(description: dict[str, Any], arrays: Mapping[str, Any]) -> ViewRecipe | RowRecipe:
     kind = description.pop("kind")
     values = {name: _tuples(value) for name, value in description.items()}
     if kind == "RowRecipe":
@@ -191,7 +238,7 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, nn.Module):
         return type(value).__name__
-    if isinstance(value, torch.device):
+    if isinstance(value, (torch.device, os.PathLike)):
         return str(value)
     return value if isinstance(value, (str, int, bool)) else None
 

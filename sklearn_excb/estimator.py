@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
-from sklearn_excb.fitting import Fitted, fit_source, memory_of
+from sklearn_excb.fitting import Fitted, Snapshot, fit_source
 from sklearn_excb.grouping import check_n_groups, cut, merge_tree
 from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.inference import Embedding, assign, embed, of_stream
 from sklearn_excb.memory import MemoryEstimate
+from sklearn_excb.memory_budget import memory_of
 from sklearn_excb.recipes import recipe
 from sklearn_excb.skipping import (
     labels_of_all,
@@ -50,6 +51,8 @@ _INPUT_FACTS = (
     "skipped_",
     "ignored_files_",
 )
+
+_OF_RUNS = ("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start")
 
 
 class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -141,6 +144,26 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     random_state : int, RandomState or None, default=None
         An int makes fits on a CPU identical bit for bit (same packages, number of threads and
         processor). Global random state is left alone.
+    checkpoint_dir : str or path-like, optional
+        Folder, made if it is not there, to which the state of the training is written as it goes
+        on. A fit that finds a state there goes on from it (``resume``): after a crash, a kill or a
+        pre-emption, the same line of code finishes the run, on a CPU bit for bit as if nothing had
+        happened. One fit at a time. See ``docs/reliability.md``.
+    checkpoint_every : int or "auto", default="auto"
+        Steps between two states; the end of an epoch always has one. "auto" is the end of each
+        epoch, and ten minutes since the last, unless writing would take more than a twentieth of
+        the time.
+    n_checkpoints : int, default=2
+        States that are kept: the last ones. Besides, that of the epoch with the lowest loss stays
+        as ``best.safetensors``.
+    resume : {"auto", True, False}, default="auto"
+        What a fit does about a state in ``checkpoint_dir``: goes on from it if there is one;
+        True, there has to be one; False, there must be none.
+    warm_start : bool, default=False
+        Go on from the last fit's networks, sizes and optimiser, or from the state in
+        ``checkpoint_dir``, with parameters or images that may have changed; ``epochs`` counts those
+        before too. False starts anew, and goes on in ``checkpoint_dir`` only with the same
+        parameters and images.
     verbose : int, default=0
         1 shows a progress bar; 0 is silent.
 
@@ -168,7 +191,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ``relabelled_fraction``, the share of labels that balancing changed; and
         ``teacher_entropy`` and ``student_entropy`` of the softmaxes, over log K: 1 says nothing.
     resolved_params_ : dict
-        Every parameter with "auto" replaced, the seed that was drawn, and what follows from them.
+        Every parameter with "auto" replaced, the seed that was drawn, and what follows from them;
+        those of states (``checkpoint_dir`` and the like) are not among them.
     sample_names_ : ndarray of shape (n_samples,), str
         The file of each label; only after fitting a folder or a list of files.
     skipped_ : list of Skipped
@@ -243,6 +267,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         n_jobs: int | str | None = "auto",
         device: str | torch.device = "auto",
         random_state: int | np.random.RandomState | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | str = "auto",
+        n_checkpoints: int = 2,
+        resume: bool | str = "auto",
+        warm_start: bool = False,
         verbose: int = 0,
     ) -> None:
         self.K = K
@@ -275,6 +304,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.n_jobs = n_jobs
         self.device = device
         self.random_state = random_state
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
+        self.n_checkpoints = n_checkpoints
+        self.resume = resume
+        self.warm_start = warm_start
         self.verbose = verbose
 
     @classmethod
@@ -324,8 +358,17 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             If a parameter or the data cannot be used; ``ImageError``, one of its kind, names the
             image.
         FloatingPointError
-            If the training diverges in its first epoch. Whatever is raised, what was learned before
-            is kept.
+            If the training diverges in its first epoch; ``DivergedError``, one of its kind, has the
+            rows of the batch in which it showed. Whatever is raised, what was learned before is
+            kept.
+        OSError
+            If ``checkpoint_dir`` cannot be written to at the start.
+        RuntimeError
+            If another fit is at work in ``checkpoint_dir``.
+        KeyboardInterrupt
+            If Ctrl-C was pressed while it trained: after the step that was under way the training
+            ends, and the images are assigned, so that the estimator is fitted when this is raised.
+            A second Ctrl-C leaves at once, with what was learned before.
 
         Warns
         -----
@@ -334,18 +377,22 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             later, with the epoch at which it then stopped.
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
+        CheckpointWarning
+            If a state could not be written, in which case the fit goes on; or not be read, in which
+            case it goes on from the one before.
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         device = resolve_device(self.device)
         seed = _seed(self.random_state)
+        kept = self._state_kept() if self.warm_start else None
         with _unchanged_on_error(self):
             source = self._open(X, fitting=True)
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = leave_out_unusable(source, n_jobs, progress=bool(self.verbose))
             skipped_before = skipped_of(source)
             warn_of(skipped_before, len(source), stacklevel=2)
-            fitted = fit_source(usable, parameters, seed=seed, device=device)
+            fitted = fit_source(usable, parameters, seed=seed, device=device, kept=kept)
             if not isinstance(source, Rows):
                 self.image_shape_ = fitted.image_shape
                 self.n_channels_ = source.n_channels
@@ -358,11 +405,17 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             run = {
                 "n_jobs": n_jobs,
                 "device": str(device),
-                "random_state": seed,
+                "random_state": fitted.seed,
             }
-            self._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
+            of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
+            self._set_fitted(fitted, of_result | run | fitted.settings.as_dict())
         if len(self.skipped_) > len(skipped_before):  # while it was fitted
             warn_of(self.skipped_, len(source), stacklevel=2)
+        if fitted.stopped:
+            raise KeyboardInterrupt(
+                f"The training was stopped in epoch {self.history_[-1]['epoch']} of "
+                f"{fitted.settings.epochs}. The estimator is fitted as it was then."
+            )
         return self
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
@@ -501,9 +554,16 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         FileNotFoundError
             If nothing was saved there.
         ValueError
-            If it was written by a version that is not known here, or needs ``backbone``.
+            If it was written by a version that is not known here, needs ``backbone``, or is not as
+            it was written; ``DamagedFileError``, one of its kind.
         """
         parameters, resolved, facts, fitted = load_estimator(path, backbone)
+        unknown = sorted(parameters.keys() - cls().get_params(deep=False))
+        if unknown:
+            raise ValueError(
+                f"{path} has parameters that this {cls.__name__} does not know: "
+                f"{', '.join(unknown)}. Load it with the version that wrote it."
+            )
         estimator = cls(**parameters)
         estimator.__dict__.update(facts)
         estimator._set_fitted(fitted, resolved)
@@ -531,6 +591,17 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         labelled = fitted.labels[fitted.labels >= 0]
         counts = np.bincount(labelled, minlength=fitted.settings.K)
         self.relative_cluster_sizes_ = counts * (fitted.settings.K / len(labelled))
+
+    def _state_kept(self) -> Snapshot | None:
+        """State of the fit before, for a warm start; None before the first fit."""
+        fitted: Fitted | None = self.__dict__.get("_fitted")
+        if fitted is not None and fitted.state is None and self.checkpoint_dir is None:
+            raise ValueError(
+                "warm_start=True, but the fit before kept no state of its training: it was made "
+                "with warm_start=False, or it diverged, or was loaded. Set warm_start=True before "
+                "the first fit, or go on from a checkpoint_dir."
+            )
+        return None if fitted is None else fitted.state
 
     def _open(self, X: Any, *, fitting: bool) -> Source:
         """Open the samples; those of inference have to be of the kind that was fitted."""

@@ -88,6 +88,23 @@ class EpochRecord:
         self._plain += count_labels(plain_labels, self._n_clusters)
         self._steps += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the steps taken in so far."""
+        sums = {"sums": self._sums, "balanced": self._balanced, "plain": self._plain}
+        return {**sums, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such sums."""
+        self._sums.copy_(state["sums"])
+        self._balanced.copy_(state["balanced"])
+        self._plain.copy_(state["plain"])
+        self._steps = state["steps"]
+
+    @property
+    def steps(self) -> int:
+        """Steps taken in."""
+        return self._steps
+
     def summary(self, epoch: int) -> dict[str, Any]:
         """Entry of ``history_``: means of the losses, occupancy by the epoch's labels."""
         measured = dict(zip(_MEANS, (self._sums / self._steps).tolist(), strict=True))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
-from sklearn_excb.memory import MemoryEstimate, estimate_memory, readable
+from sklearn_excb.devices import available_memory
+from sklearn_excb.generators import own_randomness
+from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound, readable
 from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.sources import ItemImages, Source
 
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
 
@@ -56,3 +66,59 @@ def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches
         f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
         stacklevel=5,  # whoever called fit
     )
+
+
+def memory_of(
+    source: Source, parameters: Mapping[str, Any], device: torch.device
+) -> MemoryEstimate:
+    """What a fit of the source would take in memory; ``micro_batch="auto"`` is settled by it."""
+    with own_randomness(0):
+        facts = facts_of(source)
+        networks, settings, _, batches = prepare(source, facts, parameters, 0, device)
+        return _settle_memory(networks, settings, batches, parameters)[1]
+
+
+def _settle_memory(
+    networks: StudentTeacher,
+    settings: Settings,
+    batches: ViewBatches,
+    parameters: Mapping[str, Any],
+) -> tuple[Settings, MemoryEstimate]:
+    if parameters["micro_batch"] == "auto":
+        return fit_into(available_memory(batches.device), networks, settings, batches)
+    return settings, estimate_memory(networks, settings, batches)
+
+
+def _may_be_short(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> bool:
+    if isinstance(batches.source, ItemImages):
+        return True  # of any size; opening them takes longer than the estimate
+    return generous_bound(networks, settings, batches) > available_memory(batches.device)
+
+
+def within_memory(
+    networks: StudentTeacher,
+    settings: Settings,
+    batches: ViewBatches,
+    parameters: Mapping[str, Any],
+) -> Settings:
+    """Settle the micro-batch, say what the fit will take, and warn if the device has less.
+
+    A module of the user's own is run on fake tensors only if that is asked for: it might keep them
+    (in a cache, say) and meet them again in training.
+    """
+    asked = parameters["micro_batch"] == "auto"
+    told = parameters["verbose"] or _may_be_short(networks, settings, batches)
+    if not asked and not (told and isinstance(settings.backbone, str)):
+        return settings
+    try:
+        settings, estimate = _settle_memory(networks, settings, batches, parameters)
+    except ValueError as error:
+        if asked:
+            raise
+        said = str(error)  # it can be trained all the same
+    else:
+        said = f"{estimate}"
+        warn_if_short(estimate, available_memory(batches.device), batches)
+    if parameters["verbose"]:
+        tqdm.write(f"ExCB: {said}", file=sys.stderr)
+    return settings

@@ -6,6 +6,9 @@ Both are affine maps of each column of the similarities too, so they take the pl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +42,14 @@ class NoBalancing:
 
     def update(self, labels: Tensor) -> None:
         """Nothing follows from the labels."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bias between two steps."""
+        return {"bias": self._bias}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a bias."""
+        self._bias = state["bias"].to(self._bias)
 
 
 class Centering(NoBalancing):
@@ -126,6 +137,16 @@ class Sinkhorn(NoBalancing):
         self._queue = taking_part[: self._n_rows]
         bias = _column_scaling(taking_part, centroids, temperature, self.n_iterations)
         self._bias = temperature * bias
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the bias and the queue."""
+        return {**super().state_dict(), "queue": self._queue}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a bias and queue."""
+        super().load_state_dict(state)
+        queue = state["queue"]
+        self._queue = None if queue is None else queue.to(self._bias)
 
 
 def _column_scaling(

@@ -211,7 +211,7 @@ class ItemImages:
         """Channels of the first image; where others are skipped, of most of those looked at."""
         if not self.skips:
             return self._attempt(0, lambda: self._read(0, 1)).shape[0]
-        for indices in (_probes(self), range(len(self))):
+        for indices in (probes(self), range(len(self))):
             images = (self._attempt(i, lambda i=i: self._read(i, 1)) for i in indices)
             counts = Counter(image.shape[0] for image in images if image is not None)
             if counts:
@@ -221,7 +221,7 @@ class ItemImages:
     def _pictures_channels(self) -> int | None:
         """3 for pictures, 1 if none of those looked at has colour; None for what is no picture."""
         gray = []
-        for index in _probes(self):
+        for index in probes(self):
             image = self._attempt(index, lambda index=index: self._open(index))
             if isinstance(image, EncodedPicture):
                 gray.append(image.is_gray)
@@ -301,7 +301,7 @@ def _reason(error: Exception) -> str:
 Source = Rows | ArrayImages | ItemImages
 
 
-def _probes(source: Source, n_probes: int = _PROBES) -> list[int]:
+def probes(source: Source, n_probes: int = _PROBES) -> list[int]:
     """Indices of up to ``n_probes`` samples, evenly spaced."""
     spaced = np.linspace(0, len(source) - 1, n_probes)
     return np.unique(spaced.astype(np.int64)).tolist()
@@ -320,7 +320,7 @@ def typical_shape(source: ArrayImages | ItemImages) -> Shape:
     """Median height and width over up to 64 images, evenly spaced in the source."""
     if isinstance(source, ArrayImages):
         return source.shape(0)
-    shapes = [shape for index in _probes(source) if (shape := source.shape(index))]
+    shapes = [shape for index in probes(source) if (shape := source.shape(index))]
     if not shapes:
         raise source.none_usable()
     height, width = np.median(shapes, axis=0)
@@ -333,7 +333,7 @@ def channel_statistics(
     """Mean and standard deviation of each channel over up to 1,024 images, in [0, 1]."""
     moments = torch.zeros(2, source.n_channels, dtype=torch.float64)
     n_pixels = 0
-    for image in _each(source, _probes(source, _STATISTICS)):
+    for image in _each(source, probes(source, _STATISTICS)):
         pixels = to_unit(image).flatten(1).double()
         moments += torch.stack([pixels.sum(dim=1), (pixels**2).sum(dim=1)])
         n_pixels += pixels.shape[1]

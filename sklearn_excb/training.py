@@ -237,11 +237,13 @@ def train_step(
 def train(
     networks: StudentTeacher,
     balancing: Balancing,
+    optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     settings: Settings,
     plan: Plan,
     *,
     seed: int,
+    first_step: int = 0,
 ) -> Iterator[StepReport]:
     """Run Algorithm 1 over the batches, yielding after each step.
 
@@ -251,18 +253,21 @@ def train(
         On the device of the batches; changed in place.
     balancing : Balancing
         Changed in place.
+    optimizer : Optimizer
+        Of the student, from :func:`build_optimizer`.
     batches : iterable of Batch
-        ``plan.total_steps`` of them, in order.
+        Those of the run from ``first_step`` on, in order.
     settings : Settings
         Of the fit.
     plan : Plan
         Length of the run.
     seed : int
         Of dropout and drop path; each step's randomness is a function of (seed, step).
+    first_step : int, default=0
+        Steps that were taken before.
     """
     networks.fitting()
-    optimizer = build_optimizer(networks.student, settings)
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches, first_step):
         torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         set_rates(optimizer, settings, step, plan)
         rates = TeacherRates.of(settings, step, plan)
@@ -270,7 +275,6 @@ def train(
             networks, balancing, optimizer, batch.groups, batch.n_images, settings, rates
         )
         yield StepReport(step, batch.epoch, outcome)
-    optimizer.zero_grad()  # nobody needs the memory of the last gradients any more
 
 
 @torch.no_grad()

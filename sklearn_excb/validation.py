@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -99,6 +100,14 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
         lambda value: isinstance(value, (str, torch.device)),
         "the name of a device or a torch.device",
     ),
+    "checkpoint_dir": (
+        lambda value: value is None or isinstance(value, (str, os.PathLike)),
+        "None or a path",
+    ),
+    "checkpoint_every": _integer(1),
+    "n_checkpoints": _integer(1),
+    "resume": (lambda value: isinstance(value, bool), "True or False"),
+    "warm_start": (lambda value: isinstance(value, bool), "True or False"),
     "verbose": (lambda value: isinstance(value, (bool, Integral)), "an integer"),
 }
 _NOT_AUTO = frozenset(
@@ -107,6 +116,7 @@ _NOT_AUTO = frozenset(
     if name.endswith("_temperature")
     or name in {"embedding", "n_global", "local_in_loss_h", "verbose"}
     or name in {"balancing", "count_labels", "on_error"}
+    or name in {"checkpoint_dir", "n_checkpoints", "warm_start"}
 )
 
 

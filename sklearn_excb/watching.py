@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from sklearn_excb.auto import Settings, learning_rate
+from sklearn_excb.gradients import Divergence
 from sklearn_excb.networks import ClusterNetwork
 
 _UNEVEN = 3  # so few clusters may be uneven by nature, and their targets unsure: no judgement
@@ -23,6 +24,7 @@ _FIRST_EPOCH = 3  # whose labels are looked at; those of the first ones are stil
 _LEARNING, _FEWEST_EPOCHS = 0.25, 5  # of the run, until something should have been learned
 _FEWEST_STEPS = 100  # below which plain labels are still those of an untrained network
 _PUBLISHED_TEMPERATURE = 0.04
+_ROWS_TOLD = 64  # in what is said of a divergence
 
 
 def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int) -> str | None:
@@ -131,6 +133,18 @@ def _more_balance(settings: Settings) -> str:
     )
 
 
+class DivergedError(FloatingPointError):
+    """A training diverged before anything was learned.
+
+    Attributes
+    ----------
+    rows : list of int
+        Of the batch in which it showed; empty where that is not known.
+    """
+
+    rows: list[int] = []  # noqa: RUF012 - replaced, never changed
+
+
 class Watch:
     """Warns once of a collapse, and keeps the last teacher that was sound.
 
@@ -149,46 +163,87 @@ class Watch:
         self._settings = settings
         self._steps_per_epoch = steps_per_epoch
         self._kept: dict[str, Any] | None = None
-        self._warned = False
+        self._when = ""
+        self.warned = False
+
+    def keep(self, when: str) -> None:
+        """Keep the teacher as it is: it is sound.
+
+        Parameters
+        ----------
+        when : str
+            As it is told, "after epoch 3".
+        """
+        self._when = when
+        state = self._teacher.state_dict()
+        self._kept = {name: _copy(value) for name, value in state.items()}
 
     def sound(self, record: Mapping[str, Any]) -> bool:
         """Whether everything is finite; if so, its teacher is kept."""
-        if not (math.isfinite(record["loss"]) and all(map(_finite, _learned(self._teacher)))):
+        if not (math.isfinite(record["loss"]) and all_finite(self._teacher)):
             return False
-        state = self._teacher.state_dict()
-        self._kept = {name: _copy(value) for name, value in state.items()}
+        self.keep(f"after epoch {record['epoch']}")
         return True
 
     def look(self, record: Mapping[str, Any], *, stacklevel: int) -> None:
         """Warn of a collapse that an entry of the history shows, unless there was a warning."""
-        if self._warned:
+        if self.warned:
             return
         reason = collapse(record, self._settings, self._steps_per_epoch)
         if reason is not None:
-            self._warned = True
+            self.warned = True
             warnings.warn(reason, ConvergenceWarning, stacklevel=stacklevel)
 
-    def recover(self, record: Mapping[str, Any]) -> None:
+    def recover(
+        self,
+        epoch: int,
+        loss: float,
+        rows: Sequence[int] = (),
+        divergence: Divergence | None = None,
+    ) -> None:
         """Go back to the last sound teacher, with a warning.
+
+        Parameters
+        ----------
+        epoch : int
+            In which it diverged.
+        loss : float
+            There.
+        rows : sequence of int, optional
+            Of the batch in which it showed.
+        divergence : Divergence, optional
+            What is known of the step.
 
         Raises
         ------
-        FloatingPointError
+        DivergedError
             If no epoch was sound.
         """
-        diverged = (
-            f"The training diverged in epoch {record['epoch']} of {self._settings.epochs}, with a "
-            f"loss of {record['loss']}. Lower learning_rate, now {self._settings.learning_rate:g}."
-        )
+        rate = f"Lower learning_rate, now {self._settings.learning_rate:g}."
+        said = f"The training diverged in epoch {epoch} of {self._settings.epochs}"
+        if divergence is None:
+            said += f", with a loss of {loss}. {rate}"
+        else:
+            named = ", ".join(map(str, rows[:_ROWS_TOLD]))
+            more = f" and {len(rows) - _ROWS_TOLD} more" if len(rows) > _ROWS_TOLD else ""
+            said += f", step {divergence.step + 1}, with a loss of {loss}. {rate} {divergence}"
+            said += f" Rows of the batch: {named}{more}."
         if self._kept is None:
-            raise FloatingPointError(diverged)
+            error = DivergedError(said)
+            error.rows = list(rows)
+            raise error
         self._teacher.load_state_dict(self._kept)
-        self._warned = True
+        self.warned = True
         warnings.warn(
-            f"{diverged} The fit stops with what it was after epoch {record['epoch'] - 1}.",
+            f"{said} The fit stops with what it was {self._when}.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,  # whoever called fit
         )
+
+
+def all_finite(module: nn.Module) -> bool:
+    """Whether nothing that was learned is NaN or infinite."""
+    return all(map(_finite, _learned(module)))
 
 
 def _learned(module: nn.Module) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sklearn_excb.fitting
+import sklearn_excb.running
 import sklearn_excb.training
 from benchmarks import plain_loss
 from sklearn_excb import ExCBEstimator
@@ -259,11 +259,11 @@ def digits_curve(monkeypatch, loss_of=None):
             raise Enough
         return report
 
-    def in_float64(networks, sizes, batches, *arguments, **options):
+    def in_float64(networks, sizes, optimizer, batches, *arguments, **options):
         networks.double()
         sizes.sizes = sizes.sizes.double()
         doubled = (batch._replace(groups=[g.double() for g in batch.groups]) for batch in batches)
-        return train(networks, sizes, doubled, *arguments, **options)
+        return train(networks, sizes, optimizer, doubled, *arguments, **options)
 
     def plain_targets(*arguments, **options):
         p, labels, plain_labels = plain_loss.targets(*arguments, **options)
@@ -278,7 +278,7 @@ def digits_curve(monkeypatch, loss_of=None):
     images = (load_digits().images / 16).astype(np.float32)
     with monkeypatch.context() as patched:
         patched.setattr(sklearn_excb.training, "train_step", recorded)
-        patched.setattr(sklearn_excb.fitting, "train", in_float64)
+        patched.setattr(sklearn_excb.running, "train", in_float64)
         if loss_of is not None:
             patched.setattr(sklearn_excb.training, "teacher_targets", plain_targets)
             patched.setattr(sklearn_excb.training, "excb_loss", plain)

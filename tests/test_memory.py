@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 import sklearn_excb.devices
-import sklearn_excb.fitting
+import sklearn_excb.memory_budget
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.devices import available_memory
@@ -189,7 +189,7 @@ def test_every_thread_has_an_image_open_and_no_more(tmp_path):
 
 
 def has(monkeypatch, available):
-    monkeypatch.setattr(sklearn_excb.fitting, "available_memory", lambda device: available)
+    monkeypatch.setattr(sklearn_excb.memory_budget, "available_memory", lambda device: available)
 
 
 def test_fit_says_what_it_will_take(capsys):
@@ -220,13 +220,13 @@ def test_fit_warns_when_the_device_has_less(monkeypatch):
 )
 def test_what_is_not_looked_at_is_far_from_short(X, parameters, monkeypatch):
     bounds = []
-    bound = sklearn_excb.fitting.generous_bound
+    bound = sklearn_excb.memory_budget.generous_bound
 
     def recorded(*arguments):
         bounds.append(bound(*arguments))
         raise Enough
 
-    monkeypatch.setattr(sklearn_excb.fitting, "generous_bound", recorded)
+    monkeypatch.setattr(sklearn_excb.memory_budget, "generous_bound", recorded)
     excb = ExCBEstimator(random_state=0, **parameters)
     with pytest.raises(Enough):
         excb.fit(X)
@@ -237,7 +237,7 @@ def test_a_fit_that_is_small_beside_the_memory_is_not_looked_at(monkeypatch):
     def looked_at(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(sklearn_excb.fitting, "estimate_memory", looked_at)
+    monkeypatch.setattr(sklearn_excb.memory_budget, "estimate_memory", looked_at)
     has(monkeypatch, 10**12)
     small(epochs=1).fit(IMAGES)
 

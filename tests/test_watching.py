@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.fitting
+import sklearn_excb.running
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.watching import collapse
@@ -154,7 +154,7 @@ def test_the_defaults_are_not_warned_of():
 
 
 def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
-    train, sound = sklearn_excb.fitting.train, {}
+    train, sound = sklearn_excb.running.train, {}
 
     def poisoned(networks, *arguments, **options):
         for report in train(networks, *arguments, **options):
@@ -165,7 +165,7 @@ def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
                 sound.update(copy.deepcopy(networks.teacher.state_dict()))
             yield report
 
-    monkeypatch.setattr(sklearn_excb.fitting, "train", poisoned)
+    monkeypatch.setattr(sklearn_excb.running, "train", poisoned)
     excb = ExCBEstimator(K=6, epochs=4, batch_size=64, settle_passes=0, random_state=0)
     with pytest.warns(ConvergenceWarning, match="diverged in epoch 3 of 4.*after epoch 2"):
         excb.fit(DIGITS)

@@ -1,0 +1,107 @@
+"""What a run is a run of: its data and parameters, told apart from changed ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sklearn_excb.generators import generators_kept
+from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source, probes
+
+_ALL_BYTES = 2**30  # of arrays up to this every byte is looked at, of larger ones 1,024 samples
+_SAMPLES = 1024
+_PIXELS = 64  # of the short side of an image that is opened to look at it
+
+# they change where or how a fit runs, not what it gives
+_WITHOUT_EFFECT = frozenset(
+    ("n_jobs", "device", "verbose", "embedding", "on_error", "random_state")
+) | frozenset(("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start"))
+
+
+def of_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters that a result depends on, a module by the name of its class."""
+    return {
+        name: _plain(value) for name, value in parameters.items() if name not in _WITHOUT_EFFECT
+    }
+
+
+def of_source(source: Source) -> dict[str, Any]:
+    """Facts of a source that change when its samples do.
+
+    Every byte of arrays up to 1 GB, 1,024 samples of larger ones; of files every name, less the
+    folder that all are in, and 64 pictures. Items that are another each time they are read (a
+    data set that draws) cannot be compared and are left out.
+    """
+    facts: dict[str, Any] = {
+        "kind": source.kind,
+        "n_samples": len(source),
+        "n_channels": source.n_channels,
+    }
+    if isinstance(source, ItemImages):
+        if source.names:
+            facts["names"] = _digest(_without_folder(source.names))
+        with generators_kept():  # items may draw from them
+            facts["contents"] = _digest(_looked_at(source))
+    else:
+        facts["contents"] = _digest(_blocks(source))
+    return facts
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, in words: "K was 74, now 80"."""
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [
+        f"{name} changed"
+        if name in ("names", "contents")
+        else f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in differing
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
+
+
+def _digest(parts: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _without_folder(names: list[str]) -> Iterator[bytes]:
+    try:
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    except ValueError:  # some from the root, others from here; or on several drives
+        folder = ""
+    for name in names:
+        yield os.fsencode(os.path.relpath(name, folder) if folder else name) + b"\0"
+
+
+def _blocks(source: ArrayImages | Rows) -> Iterator[bytes]:
+    one = _bytes(source, np.arange(1))
+    every = len(one) * len(source) <= _ALL_BYTES
+    rows = np.arange(len(source)) if every else np.array(probes(source, _SAMPLES))
+    for first in range(0, len(rows), 256):
+        yield _bytes(source, rows[first : first + 256])
+
+
+def _bytes(source: ArrayImages | Rows, rows: np.ndarray[Any, Any]) -> bytes:
+    return np.ascontiguousarray(source.load(rows)).tobytes()
+
+
+def _looked_at(source: ItemImages) -> Iterator[bytes]:
+    for index in probes(source):
+        first, second = (source.load_one(index, _PIXELS) for _ in range(2))
+        if torch.equal(first, second):
+            yield first.contiguous().numpy().tobytes()

@@ -1,0 +1,63 @@
+"""Generators of random numbers: a fit's own, and those that a user's data set may draw from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed torch inside, on every device, and leave its global generators as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _mps_state_kept():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _mps_state_kept() -> Iterator[None]:
+    if not torch.backends.mps.is_available():
+        yield
+        return
+    state = torch.mps.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(state)
+
+
+def generator_states() -> dict[str, Any]:
+    """States of torch's generators on every device, and of the global ones of NumPy and Python."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        "numpy": np.random.get_state(),  # noqa: NPY002 - the global one
+        "python": random.getstate(),
+    }
+
+
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Give every generator that is there the state it had."""
+    torch.set_rng_state(states["torch"])
+    for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, number)
+    if states["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    random.setstate(states["python"])
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put every generator back at the end, whatever the body draws."""
+    states = generator_states()
+    try:
+        yield
+    finally:
+        set_generators(states)

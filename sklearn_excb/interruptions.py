@@ -1,0 +1,70 @@
+"""Signals as wishes: a run that is asked to stop does so between two steps, its state saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Wishes:
+    """Signals that came and have not been answered.
+
+    Attributes
+    ----------
+    stop : bool
+        Ctrl-C was pressed (SIGINT).
+    save : bool
+        The process will be ended (SIGTERM, as before a pre-emption).
+    """
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.save = False
+        self._before: dict[int, object] = {}
+
+    def pass_on(self) -> None:
+        """Let SIGTERM do now what it would have done without us; return if that was nothing."""
+        self.save = False
+        with _handlers({signal.SIGTERM: self._before[signal.SIGTERM]}):
+            signal.raise_signal(signal.SIGTERM)
+
+    def _take(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.stop:  # for the second time: at once
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self.stop = True
+        elif self.save:
+            self.pass_on()
+        else:
+            self.save = True
+
+
+@contextmanager
+def awaited(*, saves: bool) -> Iterator[Wishes]:
+    """Take Ctrl-C, and SIGTERM if something is there to save, as wishes while the body runs.
+
+    A second signal of the same kind does at once what it would have done without us, and so does
+    each outside of the main thread, or where the caller has replaced Python's way with Ctrl-C.
+    """
+    wishes = Wishes()
+    ours: dict[int, object] = {}
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            ours[signal.SIGINT] = wishes._take
+        if saves and signal.getsignal(signal.SIGTERM) is not None:  # None: not one of Python's
+            ours[signal.SIGTERM] = wishes._take
+    wishes._before = {number: signal.getsignal(number) for number in ours}
+    with _handlers(ours):
+        yield wishes
+
+
+@contextmanager
+def _handlers(handlers: dict[int, object]) -> Iterator[None]:
+    before = {number: signal.signal(number, on) for number, on in handlers.items()}  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

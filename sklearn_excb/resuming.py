@@ -1,0 +1,189 @@
+"""Going on from an earlier state of a run: which one, whether it fits, and what it settles."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_excb.auto import Settings
+from sklearn_excb.fingerprints import changes, of_parameters, of_source
+from sklearn_excb.run_folder import CheckpointWarning, RunFolder
+from sklearn_excb.sources import Source
+
+_PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
+# what weights and moments are of
+_STRUCTURE = ("K", "backbone", "n_channels", "head_width", "optimizer", "balancing")
+_ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # the data's
+
+
+def about(source: Source, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is a run of, and what it runs on."""
+    return {
+        "parameters": of_parameters(parameters),
+        "data": of_source(source),
+        "versions": {
+            **{name: _version(name) for name in _PACKAGES},
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # used from where it lies
+        return None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The state that a fit goes on from.
+
+    Attributes
+    ----------
+    state : dict
+        See :meth:`sklearn_excb.running.Run.state_dict`, with ``about``.
+    differing : list of str
+        What is no longer as it was, in words; empty where a run is taken up as it is.
+    """
+
+    state: Mapping[str, Any]
+    differing: list[str]
+
+    def seed(self, random_state: Any, drawn: int) -> int:
+        """Seed to go on with: the run's own, unless another one is asked for in a warm start."""
+        return drawn if self.differing and isinstance(random_state, Integral) else self._run["seed"]
+
+    def parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters with "auto" as the run has resolved it: all of them, or those of its networks.
+
+        An auto rule may have changed since, or the machine that ``micro_batch`` goes by.
+        """
+        names = _ALL & {*_STRUCTURE, "image_size", "local_size"} if self.differing else _ALL
+        if self._run["data"]["kind"] == "rows":
+            names -= {"image_size", "local_size", "flip"}
+        before, settings = self._run["parameters"], self._run["settings"]
+        return {
+            name: settings[name] if name in names and _both_auto(before[name], value) else value
+            for name, value in parameters.items()
+        }
+
+    def first_step(self, settings: Settings, n_samples: int) -> int:
+        """Step to go on with: that of the state; its epoch anew where epochs have another length.
+
+        Raises
+        ------
+        ValueError
+            If the networks are others, or fewer epochs are asked for than are done.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If a warm start has nothing to train.
+        """
+        before, now = self._run["settings"], settings.as_dict()
+        others = changes({n: before[n] for n in _STRUCTURE}, {n: now[n] for n in _STRUCTURE})
+        if others:
+            raise ValueError(
+                f"A warm start goes on with the networks of before, but {', '.join(others)}. Set "
+                "them as they were, or begin anew with warm_start=False and another checkpoint_dir."
+            )
+        per_epoch = settings.steps_per_epoch(n_samples)
+        step, was = self.state["step"], self._run["steps_per_epoch"]
+        first = step if per_epoch == was else step // was * per_epoch
+        if first > settings.epochs * per_epoch:
+            raise ValueError(
+                f"epochs={settings.epochs}, but {-(-step // was)} are begun: epochs counts those "
+                "before a warm start too. Raise it."
+            )
+        return first
+
+    @property
+    def _run(self) -> Mapping[str, Any]:
+        return self.state["about"]
+
+
+def earlier_of(
+    folder: RunFolder | None,
+    now: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    kept: Mapping[str, Any] | None,
+) -> Earlier | None:
+    """Find what a fit goes on from; None to begin.
+
+    Parameters
+    ----------
+    folder : RunFolder or None
+        Of the run.
+    now : mapping
+        Of :func:`about`.
+    parameters : mapping
+        The estimator's.
+    kept : mapping or None
+        State of the fit before, in memory.
+
+    Raises
+    ------
+    ValueError
+        If data or parameters are not those of before, saying which, and it is no warm start; if
+        ``resume`` says there must be a state, or none, and it is the other way.
+    """
+    resume, warm = parameters["resume"], parameters["warm_start"]
+    if resume is True and folder is None:
+        raise ValueError("resume=True needs a checkpoint_dir to go on from.")
+    state = None if folder is None else folder.newest()
+    if folder is not None and state is None and resume is True:
+        raise ValueError(f"resume=True, but {folder.path} holds no state of a run.")
+    if folder is not None and state is not None and resume is False:
+        raise ValueError(
+            f'resume=False, but {folder.path} holds a run. Go on with it (resume="auto"), choose '
+            "another checkpoint_dir, or remove it."
+        )
+    state = kept if state is None and warm else state
+    if state is None:
+        return None
+    before = state["about"]
+    differing = changes(before["parameters"], now["parameters"])
+    differing += [f"of X, {change}" for change in changes(before["data"], now["data"])]
+    random_state = parameters["random_state"]
+    if isinstance(random_state, Integral) and int(random_state) != before["seed"]:
+        differing.append(f"random_state was {before['seed']}, now {random_state}")
+    if differing and not warm:
+        where = folder.path if folder is not None else "The state"
+        raise ValueError(
+            f"{where} holds a run that this fit does not go on with: {'; '.join(differing)}. Set "
+            "them as they were, choose another checkpoint_dir, or set warm_start=True to go on "
+            "from there with what is new."
+        )
+    others = changes(before["versions"], now["versions"])
+    if others and not differing:
+        warnings.warn(
+            f"The run goes on with other packages or threads than it had ({'; '.join(others)}): "
+            "its result may differ from an uninterrupted one in the last bits.",
+            CheckpointWarning,
+            stacklevel=4,  # whoever called fit
+        )
+    return Earlier(state, differing)
+
+
+def warn_of_no_epochs(epochs: int) -> None:
+    """Warn of a warm start with nothing to train."""
+    warnings.warn(
+        f"A warm start with nothing to train: epochs={epochs} are done. epochs counts those before "
+        "it too: raise it.",
+        ConvergenceWarning,
+        stacklevel=4,  # whoever called fit
+    )
+
+
+def _both_auto(*values: Any) -> bool:
+    return all(isinstance(value, str) and value == "auto" for value in values)

@@ -1,0 +1,212 @@
+"""The folder of a run: its states, the last ones and the best, whole, for one run at a time.
+
+``step-000001234.safetensors`` is the state after so many steps, ``best.safetensors`` that of the
+epoch with the lowest loss, ``lock`` what keeps a second run out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sklearn_excb.packing import pack, unpack
+from sklearn_excb.tensor_files import DamagedFileError, read_tensors, write_tensors
+
+FORMAT = 1
+_AUTO_SECONDS = 600.0  # between two states within an epoch
+_AUTO_SHARE = 20.0  # times as long as the last one took to write, at least: 5 % of the run
+
+
+class CheckpointWarning(UserWarning):
+    """A state of a run could not be written, or not be read."""
+
+
+class RunFolder:
+    """States of a run; made by :func:`run_folder`.
+
+    Parameters
+    ----------
+    path : Path
+        The folder, which is there.
+    every : int or "auto"
+        Steps between two states; see :meth:`due`.
+    n_kept : int
+        States that are kept, besides the best.
+
+    Attributes
+    ----------
+    written : int or None
+        Steps before the state that was written or read last.
+    """
+
+    def __init__(self, path: Path, every: int | str, n_kept: int) -> None:
+        self.path = path
+        self._every = every
+        self._n_kept = n_kept
+        self._last, self._took = time.monotonic(), 0.0
+        self.written: int | None = None
+
+    def due(self, step: int, *, epoch_ends: bool) -> bool:
+        """Whether a state is to be written after so many steps.
+
+        With ``every=n``, each n steps and at each end of an epoch. "auto" is the end of each epoch,
+        and ten minutes after the last state, unless writing took more than a twentieth of the time
+        since.
+        """
+        if self._every != "auto":
+            return epoch_ends or step % int(self._every) == 0
+        since = time.monotonic() - self._last
+        return since >= self._took * _AUTO_SHARE and (epoch_ends or since >= _AUTO_SECONDS)
+
+    def write(self, step: int, state: dict[str, Any], *, best: bool = False) -> bool:
+        """Write the state after so many steps, and remove the oldest; warn if that fails.
+
+        A run does not end for want of room: it goes on, and the states before stay.
+
+        Returns
+        -------
+        bool
+            Whether it is written.
+        """
+        begun = time.monotonic()
+        file = self._file(step)
+        try:
+            write_tensors(file, *pack({"format": FORMAT, **state}))
+            if best:
+                self._keep_as_best(file)
+            files = self._files()
+            here = files.index(file)  # later ones are of a run that this one has taken the place of
+            for old in files[:here] + files[here + self._n_kept :]:
+                old.unlink()
+            self.written = step
+        except OSError as error:
+            warnings.warn(
+                f"The state after {step:,} steps could not be written to {self.path}: {error}. "
+                f"The fit goes on; {self._what_is_left()}.",
+                CheckpointWarning,
+                stacklevel=6,  # whoever called fit
+            )
+            return False
+        finally:
+            self._last = time.monotonic()
+            self._took = self._last - begun
+        return True
+
+    def newest(self) -> dict[str, Any] | None:
+        """Read the newest state that is whole, warning of others; None if none is there.
+
+        Raises
+        ------
+        ValueError
+            If there are states, and none can be read.
+        """
+        files, failed = self._files(), ""
+        for file in files:
+            try:
+                state = read_state(file)
+            except (DamagedFileError, OSError) as error:
+                failed = str(error)
+                continue
+            if failed:
+                warnings.warn(
+                    f"{failed} The fit goes on from {file.name}, the one before.",
+                    CheckpointWarning,
+                    stacklevel=5,  # whoever called fit
+                )
+            self.written = state["step"]
+            return state
+        if files:
+            raise ValueError(
+                f"{self.path} holds {len(files)} states of a run, and none can be read. {failed} "
+                "To start anew, remove them or choose another checkpoint_dir."
+            )
+        return None
+
+    def _what_is_left(self) -> str:
+        files = self._files()
+        return f"{files[0].name} is the last that was" if files else "none was before"
+
+    def _file(self, step: int) -> Path:
+        return self.path / f"step-{step:09d}.safetensors"
+
+    def _files(self) -> list[Path]:
+        """States that are there, the newest first."""
+        return sorted(self.path.glob("step-*.safetensors"), reverse=True)
+
+    def _keep_as_best(self, file: Path) -> None:
+        from evaluation.output_files import replacing
+
+        with replacing(self.path / "best.safetensors") as beside:
+            beside.unlink()
+            try:
+                os.link(file, beside)  # the same bytes under a second name
+            except OSError:  # a file system without links
+                shutil.copyfile(file, beside)
+
+
+@contextmanager
+def run_folder(
+    path: str | os.PathLike[str] | None, every: int | str, n_kept: int
+) -> Iterator[RunFolder | None]:
+    """Open the folder of a run, made if it is not there, for this run alone; None without a path.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written to.
+    RuntimeError
+        If another run has it open.
+    """
+    if path is None:
+        yield None
+        return
+    folder = Path(path).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise type(error)(
+            error.errno, f"checkpoint_dir cannot be written to ({error.strerror})", str(folder)
+        ) from error
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"Another fit is at work in checkpoint_dir={str(folder)!r}. Wait until it ends, or "
+            "give each fit a folder of its own."
+        ) from None
+    try:
+        for left in folder.glob(".*.partial"):  # by a process that was killed while it wrote
+            left.unlink()
+        yield RunFolder(folder, every, n_kept)
+    finally:
+        lock.release()
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read a state that :meth:`RunFolder.write` wrote.
+
+    Raises
+    ------
+    DamagedFileError
+        If it is not what was written.
+    ValueError
+        If it is of another format.
+    """
+    tensors, rest, _ = read_tensors(file)
+    state = unpack(tensors, rest)
+    if state["format"] != FORMAT:
+        raise ValueError(
+            f"{file} has format {state['format']!r}; this version of sklearn_excb reads format "
+            f"{FORMAT}. Go on with the version that wrote it, or choose another checkpoint_dir."
+        )
+    return state

@@ -1,0 +1,251 @@
+"""A run: all that a step depends on, so that it can be put down after one and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sklearn_excb.auto import Settings
+from sklearn_excb.balancing import Balancing
+from sklearn_excb.batches import Batch, ViewBatches
+from sklearn_excb.generators import generator_states
+from sklearn_excb.gradients import Divergence, Gradients
+from sklearn_excb.history import EpochRecord
+from sklearn_excb.interruptions import awaited
+from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.rivals import build_balancing
+from sklearn_excb.run_folder import RunFolder
+from sklearn_excb.sources import ItemImages
+from sklearn_excb.training import Plan, build_optimizer, train
+from sklearn_excb.watching import Watch, all_finite
+
+Ending = Literal["done", "stopped", "diverged"]
+
+
+@dataclass
+class Run:
+    """What the steps of a training change.
+
+    Learning rates, temperatures, data order and the draws of a step follow from the seed and the
+    number of the step.
+
+    Attributes
+    ----------
+    networks : StudentTeacher
+        On the device of the batches.
+    balancing : Balancing
+        Cluster sizes, or what a rival goes by.
+    optimizer : Optimizer
+        Of the student.
+    record : EpochRecord
+        Of the epoch that is under way.
+    watch : Watch
+        Warns once.
+    history : list of dict
+        Entries of the epochs that are done, from 0.
+    step : int
+        Steps that are done.
+    generators : dict
+        Their states after the last step.
+    """
+
+    networks: StudentTeacher
+    balancing: Balancing
+    optimizer: torch.optim.Optimizer
+    record: EpochRecord
+    watch: Watch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    generators: dict[str, Any] = field(default_factory=generator_states)
+
+    @classmethod
+    def of(cls, networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> Run:
+        """Build a run that has done nothing."""
+        return cls(
+            networks,
+            build_balancing(settings, batches.device),
+            build_optimizer(networks.student, settings),
+            EpochRecord(settings.K, batches.device),
+            Watch(networks.teacher, settings, batches.steps_per_epoch),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it, not copied."""
+        return {
+            "step": self.step,
+            "networks": self.networks.state_dict(),
+            "balancing": self.balancing.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "record": self.record.state_dict(),
+            "history": self.history,
+            "warned": self.watch.warned,
+            "generators": self.generators,
+        }
+
+    def go_on_from(self, state: Mapping[str, Any], step: int) -> None:
+        """Take up such a state; generators are left to whoever takes it up.
+
+        Parameters
+        ----------
+        state : mapping
+            Of :meth:`state_dict`, perhaps read from a file.
+        step : int
+            That of the state; another one begins an epoch anew.
+
+        Raises
+        ------
+        ValueError
+            If the networks are others.
+        """
+        try:
+            self.networks.load_state_dict(state["networks"])
+        except RuntimeError as error:
+            raise ValueError(
+                "The state is of another network than this one: pass the backbone that the run "
+                f"had. {error}"
+            ) from error
+        self.balancing.load_state_dict(state["balancing"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._lay_out_as_parameters()
+        if step == state["step"]:
+            self.record.load_state_dict(state["record"])
+        self.history = [dict(of_epoch) for of_epoch in state["history"]]
+        self.step = step
+        self.generators = state["generators"]
+        self.watch.warned = state["warned"]
+        if self.step:
+            self.watch.keep(f"after step {self.step}")
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Entries of the epochs that are done, and of the one that is under way."""
+        if not self.record.steps:
+            return self.history
+        return [*self.history, self.record.summary(self.history[-1]["epoch"] + 1)]
+
+    def _lay_out_as_parameters(self) -> None:
+        """Give the optimiser's tensors the memory format they would have had: sums depend on it."""
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def train_on(
+    run: Run,
+    batches: ViewBatches,
+    settings: Settings,
+    bar: tqdm[Any],
+    folder: RunFolder | None,
+    about: Mapping[str, Any],
+) -> Ending:
+    """Train to the end, keeping an entry an epoch, showing progress, and writing states.
+
+    Parameters
+    ----------
+    run : Run
+        Changed in place; may have steps behind it.
+    batches : ViewBatches
+        Of the whole fit.
+    settings : Settings
+        Of the fit.
+    bar : tqdm
+        Counts images.
+    folder : RunFolder or None
+        Where states go.
+    about : mapping
+        What goes with each of them.
+
+    Returns
+    -------
+    {"done", "stopped", "diverged"}
+        "stopped" by Ctrl-C, within an epoch perhaps. "diverged" is after a warning, with the
+        teacher of the last sound epoch.
+
+    Raises
+    ------
+    DivergedError
+        If the first epoch diverges.
+    """
+    plan = Plan.of(settings, len(batches.source))
+    gradients = Gradients(run.networks.student)
+    bar.reset(total=plan.total_steps * settings.batch_size)
+    bar.n = bar.initial = run.step * settings.batch_size
+    bar.set_description("ExCB")
+
+    def save(*, best: bool = False) -> None:
+        if folder is not None and folder.written != run.step and all_finite(run.networks):
+            folder.write(run.step, {"about": about, **run.state_dict()}, best=best)
+
+    def diverged(epoch: int, loss: float, divergence: Divergence | None) -> Ending:
+        rows = [] if divergence is None else rows_of(batches, divergence.step)
+        run.record = EpochRecord(settings.K, batches.device)
+        run.watch.recover(epoch, loss, rows, divergence)
+        return "diverged"
+
+    save()
+    with awaited(saves=folder is not None) as wishes:
+        for report in train(
+            run.networks,
+            run.balancing,
+            run.optimizer,
+            _saved_if_unreadable(batches.from_step(run.step), save),
+            settings,
+            plan,
+            seed=batches.seed,
+            first_step=run.step,
+        ):
+            run.record.add(report)
+            run.step = report.step + 1
+            run.generators = generator_states()
+            bar.update(settings.batch_size)
+            epoch_ends = run.step % plan.steps_per_epoch == 0
+            divergence = gradients.look(report) or (gradients.ask() if epoch_ends else None)
+            if divergence is not None:
+                return diverged(report.epoch, divergence.loss, divergence)
+            best = False
+            if epoch_ends:
+                last = run.record.summary(report.epoch)
+                if not run.watch.sound(last):
+                    return diverged(report.epoch, last["loss"], None)
+                run.record = EpochRecord(settings.K, batches.device)
+                run.watch.look(last, stacklevel=5)
+                best = all(last["loss"] < entry["loss"] for entry in run.history[1:])
+                run.history.append(last)
+                bar.set_postfix_str(
+                    f"epoch {report.epoch}/{settings.epochs}, loss {last['loss']:.3f}, "
+                    f"empty before balancing {last['empty_fraction_plain']:.1%}"
+                )
+            asked = wishes.save or wishes.stop or run.step == plan.total_steps
+            if asked or (folder is not None and folder.due(run.step, epoch_ends=epoch_ends)):
+                save(best=best)
+            if wishes.save:
+                wishes.pass_on()
+            if wishes.stop:
+                return "stopped"
+    return "done"
+
+
+def _saved_if_unreadable(batches: Iterator[Batch], save: Callable[[], None]) -> Iterator[Batch]:
+    """Yield the batches; where one cannot be read, nothing of the steps before it is lost."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception:
+            save()
+            raise
+        yield batch
+
+
+def rows_of(batches: ViewBatches, step: int) -> list[int]:
+    """Rows of X in a step, in their order there."""
+    epoch, within = divmod(step, batches.steps_per_epoch)
+    rows = batches.order(epoch + 1)[within]
+    source = batches.source
+    return (source.places[rows] if isinstance(source, ItemImages) else rows).tolist()

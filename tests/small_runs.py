@@ -1,0 +1,175 @@
+"""Small fits to be broken off in every way, and what tells two of their results apart."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import sklearn_excb.running
+import sklearn_excb.tensor_files
+from sklearn_excb import ExCBEstimator
+
+DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
+STEPS_PER_EPOCH, EPOCHS = 3, 3
+
+
+def small(**parameters):
+    """Estimator of 9 steps, 3 an epoch."""
+    few = {"K": 4, "epochs": EPOCHS, "batch_size": 16, "head_width": 16, "n_local": 0, "n_jobs": 1}
+    return ExCBEstimator(**(few | {"random_state": 0} | parameters))
+
+
+def result(fitted):
+    """All that a fit has learned, as bytes by name."""
+    weights = fitted._fitted.teacher.state_dict()
+    learned = {name: weight.numpy().tobytes() for name, weight in weights.items()}
+    learned["labels"] = fitted.labels_.tobytes()
+    learned["history"] = json.dumps(fitted.history_).encode()
+    return learned
+
+
+def assert_same_bits(fitted, other):
+    """Two fits, or what they have learned, are the same to the last bit."""
+    ours, theirs = (of if isinstance(of, dict) else result(of) for of in (fitted, other))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def finite(fitted):
+    """Whether no weight is NaN or infinite."""
+    weights = fitted._fitted.teacher.state_dict().values()
+    return all(torch.isfinite(weight).all() for weight in weights)
+
+
+def states(folder):
+    """Numbers of the steps after which states were written, the newest first."""
+    names = (file.stem for file in Path(folder).glob("step-*.safetensors"))
+    return sorted((int(name.removeprefix("step-")) for name in names), reverse=True)
+
+
+class BreaksOffError(Exception):
+    """In the place of a crash."""
+
+
+@contextmanager
+def breaking_off(*, after):
+    """Have fits fail after so many steps of theirs, before the state of the last is written."""
+    train = sklearn_excb.running.train
+
+    def broken(*arguments, **options):
+        for number, report in enumerate(train(*arguments, **options), 1):
+            if number == after:
+                raise BreaksOffError
+            yield report
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sklearn_excb.running, "train", broken)
+        yield
+
+
+def trains():
+    """Whether training steps are what this is called for, in whichever thread."""
+    frames = sys._current_frames().values()
+    return any(frame.f_code is sklearn_excb.running.train_on.__code__ for frame in walked(frames))
+
+
+def walked(frames):
+    """Frames and all that called them."""
+    for frame in frames:
+        here = frame
+        while here is not None:
+            yield here
+            here = here.f_back
+
+
+class Drawing:
+    """A data set that draws from every global generator, one item after the other."""
+
+    def __getitem__(self, index):
+        noise = random.random() + np.random.random() + torch.rand(()).item()  # noqa: NPY002
+        return DIGITS[index] * np.float32(0.5 + noise / 6)
+
+    def __len__(self):
+        return len(DIGITS)
+
+
+class Failing:
+    """A data set that does something when it is read for the n-th time by training steps."""
+
+    def __init__(self, images, at, act):
+        self.images, self.at, self.act, self.n_reads = images, at, act, 0
+
+    def __getitem__(self, index):
+        self.n_reads += trains()
+        if self.n_reads == self.at and trains():
+            self.act()
+        return self.images[index]
+
+    def __len__(self):
+        return len(self.images)
+
+
+def fit_in_a_process(folder, out, parameters, limit=None):
+    """Fit, and write what was learned; for processes that may be killed at any moment."""
+    torch.set_num_threads(1)
+    if limit is not None:
+        wait_before_each_step(limit)
+    fitted = small(checkpoint_dir=folder, **parameters).fit(DIGITS)
+    beside = Path(out).with_suffix(".partial")
+    beside.write_bytes(pickle.dumps(result(fitted)))
+    beside.replace(out)
+
+
+def wait_before_each_step(seconds):
+    """Slow a fit of this process down, so that signals come within a step's time."""
+    train = sklearn_excb.running.train
+
+    def slow(*arguments, **options):
+        for report in train(*arguments, **options):
+            time.sleep(seconds)
+            yield report
+
+    sklearn_excb.running.train = slow
+
+
+def dying(stage, number):
+    """Kill this process with SIGKILL at a stage of the n-th write of a state."""
+    write, count = sklearn_excb.tensor_files.save_file, 0
+    replace = Path.replace
+
+    def save_file(tensors, file, metadata):
+        nonlocal count
+        count += 1
+        if count == number and stage == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(tensors, file, metadata)
+        if count == number and stage == "half":
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if count == number and stage == "written":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def replaced(file, target):
+        found = replace(file, target)
+        if count == number and stage == "renamed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    sklearn_excb.tensor_files.save_file = save_file
+    Path.replace = replaced
+
+
+def fit_and_die(folder, out, parameters, stage, number):
+    """Fit in a process that dies within a save."""
+    dying(stage, number)
+    fit_in_a_process(folder, out, parameters)
