@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,10 @@ class RowMLP(nn.Sequential):
         )
 
 
+def _cnn_width(image_size: int) -> int:
+    return min(64, image_size)
+
+
 def _near(name: str, known: list[str]) -> str:
     """Sentence that names the known names most like this one."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
@@ -94,13 +99,22 @@ def _timm(name: str, n_channels: int, image_size: int) -> nn.Module:
     if not timm.is_model(name):
         known = [*SMALL, *timm.list_models()]
         raise _unknown(name, known)
-    options = {"pretrained": False, "num_classes": 0, "in_chans": n_channels}
-    model = timm.create_model(name, **options)
-    if isinstance(model, timm.models.vision_transformer.VisionTransformer):
-        # local views are smaller than global ones: its positions are resampled for them
-        options |= {"img_size": image_size, "dynamic_img_size": True}
+    model = timm.create_model(name, num_classes=0, in_chans=n_channels)
+    options = _timm_options(model, n_channels, image_size)
+    if "img_size" in options:
         model = timm.create_model(name, **options, drop_path_rate=_DROP_PATH)
     return model
+
+
+def _timm_options(model: nn.Module, n_channels: int, image_size: int) -> dict[str, Any]:
+    """What timm builds a backbone with, by what it is."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": n_channels}
+    if isinstance(model, VisionTransformer):
+        # local views are smaller than global ones: its positions are resampled for them
+        options |= {"img_size": image_size, "dynamic_img_size": True}
+    return options
 
 
 def _torchvision(name: str, n_channels: int) -> nn.Module:
@@ -174,13 +188,50 @@ def build_backbone(
     if image_size is None:
         return RowMLP(n_channels)
     if backbone == "cnn":
-        built = SmallCNN(n_channels, width=min(64, image_size))
+        built = SmallCNN(n_channels, _cnn_width(image_size))
     elif backbone.startswith(_TORCHVISION):
         built = _torchvision(backbone, n_channels)
     else:
         built = _timm(backbone, n_channels, image_size)
     # channels last: convolutions take the order of their weights, and this one is the faster
     return built.to(memory_format=torch.channels_last)
+
+
+def rebuilding(
+    name: str | nn.Module, backbone: nn.Module, *, n_channels: int, image_size: int | None
+) -> dict[str, Any]:
+    """What builds a backbone again, without this package where it is another's.
+
+    Parameters
+    ----------
+    name, n_channels, image_size
+        As in :func:`build_backbone`.
+    backbone : nn.Module
+        What that made of them.
+
+    Returns
+    -------
+    dict
+        "library", "architecture" and "arguments"; of a module of the user's only the class, as
+        "architecture". Of torchvision's also "identity", the name of the linear layer in whose
+        place an ``nn.Identity`` is, and "stem", that of the convolution of other images than RGB.
+    """
+    if isinstance(name, nn.Module):
+        return {"architecture": f"{type(name).__module__}.{type(name).__qualname__}"}
+    if image_size is None:
+        return _described("sklearn_excb.backbones", "RowMLP", n_features=n_channels)
+    if name == "cnn":
+        width = _cnn_width(image_size)
+        return _described("sklearn_excb.backbones", "SmallCNN", n_channels=n_channels, width=width)
+    if name.startswith(_TORCHVISION):
+        found = _described("torchvision", name.removeprefix(_TORCHVISION), weights=None)
+        found["identity"] = _last(backbone, nn.Identity)
+        return found if n_channels == 3 else found | {"stem": _first(backbone, nn.Conv2d)}
+    return _described("timm", name, **_timm_options(backbone, n_channels, image_size))
+
+
+def _described(library: str, architecture: str, **arguments: Any) -> dict[str, Any]:
+    return {"library": library, "architecture": architecture, "arguments": arguments}
 
 
 def output_dim(backbone: nn.Module, examples: list[Tensor]) -> int:

@@ -188,11 +188,12 @@ def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
     The short side is resized to 8/7 of the global views and the centre cropped; below 64 px,
     where a margin is a large part of the image, it is resized to the size itself.
     """
-    resized = resize_short_side(trim_length(images), _whole_side(recipe))
+    resized = resize_short_side(trim_length(images), whole_side(recipe))
     return normalize(centre_crop(resized, recipe.global_size), recipe.mean, recipe.std)
 
 
-def _whole_side(recipe: ViewRecipe) -> int:
+def whole_side(recipe: ViewRecipe) -> int:
+    """Pixels that the short side of a whole image is resized to."""
     size = recipe.global_size
     return size if size < 64 else round(size * 8 / 7)
 
@@ -242,7 +243,7 @@ def _opened(
             def open_part(part: slice) -> None:
                 scratch = Scratch()
                 for into, row in zip(room[part], rows[part].tolist(), strict=True):
-                    image = source.load_one(row, 2 * _whole_side(recipe), scratch=scratch)
+                    image = source.load_one(row, 2 * whole_side(recipe), scratch=scratch)
                     into.copy_(whole_images(image[None], recipe)[0])
 
             opened = read(open_part, parts(0, len(rows)))

@@ -46,6 +46,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--n-clusters", type=int, help="groups to merge the clusters into")
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
+
+    export = commands.add_parser("export", help="write a fit as files that need no sklearn_excb")
+    export.add_argument("run", help="folder that fit wrote")
+    export.add_argument("--onnx", help="file for all of inference, as in clusters.onnx")
+    export.add_argument(
+        "--embedding",
+        choices=["projection", "backbone", "similarity"],
+        help="which embedding the ONNX file gives (default: that of the fit)",
+    )
+    export.add_argument(
+        "--dtype",
+        choices=["float32", "uint8", "float64"],
+        help="of the input of the ONNX file (default: float32)",
+    )
+    export.add_argument("--backbone", help="file for its weights, as in backbone.safetensors")
+
     for command in (fit, predict):
         command.add_argument(
             "--on-error", choices=["raise", "skip"], help="what becomes of images that are broken"
@@ -108,6 +124,27 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from evaluation.output_files import check_writable
+    from sklearn_excb import ExCBEstimator
+
+    files = [file for file in (arguments.onnx, arguments.backbone) if file]
+    if not files:
+        raise ValueError("There is nothing to write: name a file, --onnx FILE or --backbone FILE.")
+    if not arguments.onnx and (arguments.embedding or arguments.dtype):
+        raise ValueError("--embedding and --dtype are of an ONNX file: name it, --onnx FILE.")
+    for file in files:
+        check_writable(file)
+    estimator = ExCBEstimator.load(arguments.run)
+    if arguments.embedding:
+        estimator.set_params(embedding=arguments.embedding)
+    if arguments.backbone:
+        estimator.export_backbone(arguments.backbone)
+    if arguments.onnx:
+        estimator.export_onnx(arguments.onnx, dtype=arguments.dtype or "float32")
+    return 0
+
+
 def _write(file: Any, table: list[tuple[str, int]]) -> None:
     writer = csv.writer(file)
     writer.writerow(("path", "label"))
@@ -139,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 after an error of the user's, which is printed to standard error.
     """
     arguments = _parser().parse_args(argv)
-    run = {"fit": _fit, "predict": _predict, **COMMANDS}[arguments.command]
+    run = {"fit": _fit, "predict": _predict, "export": _export, **COMMANDS}[arguments.command]
     try:
         return run(arguments)
     except BrokenPipeError:  # whoever read the table has seen enough

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
+from sklearn_excb.exporting import export_backbone, export_onnx
 from sklearn_excb.fitting import Fitted, Snapshot, fit_source
 from sklearn_excb.grouping import check_n_groups, cut, merge_tree
 from sklearn_excb.images import are_rows, is_stream, open_source
@@ -568,6 +569,66 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         estimator.__dict__.update(facts)
         estimator._set_fitted(fitted, resolved)
         return estimator
+
+    def export_onnx(self, path: str | os.PathLike[str], *, dtype: str = "float32") -> None:
+        """Write what :meth:`predict` and :meth:`transform` do as one ONNX file.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file; replaced if it is there. Weights of more than 1.5 GB lie beside it, in a file
+            of that name with ".data" at its end, which has to go wherever it goes.
+        dtype : {"float32", "uint8", "float64"}, default="float32"
+            Of the input. Images may be float32 in [0, 1], or uint8; rows float32 or float64.
+
+        Raises
+        ------
+        ImportError
+            If the extra "onnx" is not installed.
+        OSError
+            If the file cannot be written.
+        ValueError
+            If ``dtype`` is none of those, or torch.export cannot take the backbone.
+        RuntimeError
+            If onnxruntime does not compute what this estimator does, as is tried before the file is
+            written.
+
+        Notes
+        -----
+        The input, "images" of shape (n, c, height, width), takes any number of images of any one
+        size: they are resized, cropped and normalised inside. Or it is "rows", (n, d), which are
+        standardised inside. The outputs are "embedding", what ``embedding`` names now, float32;
+        "cluster", (n,), int64; and "similarity", the cosine to each centroid, (n, K), float32. How
+        the samples are prepared, K, and the versions are in the file's metadata. See
+        ``docs/exporting.md``.
+        """
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        export_onnx(self._fitted, path, embedding=cast(Embedding, self.embedding), dtype=dtype)
+
+    def export_backbone(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights of the backbone alone, as safetensors.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file; replaced if it is there. Its metadata say what builds the network they belong
+            to, and how images are prepared for it.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+
+        Notes
+        -----
+        Their names are those of the library that the backbone comes from: timm's
+        ``create_model("resnet18", num_classes=0, checkpoint_path=path)`` takes them as they are,
+        and gives in evaluation mode what :meth:`transform` does with ``embedding="backbone"``.
+        ``docs/exporting.md`` has the others.
+        """
+        check_is_fitted(self)
+        export_backbone(self._fitted, path)
 
     @property
     def linkage_(self) -> npt.NDArray[np.float64]:

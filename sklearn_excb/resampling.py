@@ -46,7 +46,26 @@ def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -
     start, length = start[..., None, None].float(), length[..., None, None].float()
     pixel = torch.arange(in_size, device=start.device) - start  # (..., 1, in)
     out = torch.arange(out_size, device=start.device)[:, None]
-    scale = length / out_size
+    return filter_weights(pixel, out, length, length / out_size)
+
+
+def filter_weights(pixel: Tensor, out: Tensor, length: Tensor, scale: Tensor) -> Tensor:
+    """Weights of the pixels of a segment in some pixels of the result.
+
+    Parameters
+    ----------
+    pixel : Tensor of shape (..., 1, in)
+        Places of the side's pixels in the segment; those outside of it get no weight.
+    out : Tensor of shape (..., out, 1)
+        Which pixels of the result.
+    length, scale : Tensors of shape (..., 1, 1), float32
+        Pixels of the segment, and how many of them are one of the result.
+
+    Returns
+    -------
+    Tensor of shape (..., out, in), float32
+        Each row sums to 1.
+    """
     stretch = scale.clamp(min=1.0)  # antialias: the filter widens when the segment shrinks
     centre = (out + 0.5) * scale
     weights = _cubic((pixel + 0.5 - centre) / stretch)

@@ -50,7 +50,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
     checksum = _checksum(tensors, text)
     try:
         with replacing(file) as beside:
-            save_file(dict(tensors), beside, metadata={"description": text, "checksum": checksum})
+            mode = beside.stat().st_mode
+            said = {"description": text, "checksum": checksum}
+            save_file(dict(tensors), beside, metadata=said)
+            beside.chmod(mode)  # safetensors makes a file anew, which only its owner can read
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from error
     return checksum

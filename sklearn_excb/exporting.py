@@ -1,0 +1,264 @@
+"""A fitted estimator without this package: as an ONNX file, or as the weights of its backbone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sklearn_excb.backbones import rebuilding
+from sklearn_excb.batches import whole_images, whole_side
+from sklearn_excb.end_to_end import EndToEnd, StandardRows, WholeImages
+from sklearn_excb.fitting import Fitted
+from sklearn_excb.inference import Embedding
+from sklearn_excb.row_views import RowRecipe, standardize
+
+DTYPES = {"images": ("float32", "uint8"), "rows": ("float32", "float64")}
+OUTPUTS = ("embedding", "cluster", "similarity")
+
+_OPSET = 18  # the lowest that the exporter writes as it is
+_LARGEST_FILE = 1_500_000_000  # bytes of weights; a message of protobuf has at most 2 GiB
+_TOLERANCE = 1e-3  # of the largest number; float32 summed in another order is within 1e-4
+_TRACED, _CHECKED = 2, 3  # samples: one might be taken for a constant
+
+
+def export_onnx(
+    fitted: Fitted, path: str | os.PathLike[str], *, embedding: Embedding, dtype: str
+) -> None:
+    """Write inference as an ONNX file, once it was seen to compute the same.
+
+    Parameters
+    ----------
+    fitted : Fitted
+        What was learned; left as it is.
+    path : str or path-like
+        The file. Weights of more than 1.5 GB lie beside it, in a file named ``path + ".data"``.
+    embedding : {"projection", "backbone", "similarity"}
+        What the output "embedding" is.
+    dtype : str
+        Of the input; see ``DTYPES``.
+
+    Raises
+    ------
+    ImportError
+        If the extra "onnx" is not installed.
+    OSError
+        If the file cannot be written.
+    ValueError
+        If ``dtype`` is none of those, or the backbone cannot be exported.
+    RuntimeError
+        If onnxruntime does not compute what torch does. Nothing is written then.
+    """
+    from evaluation._optional import require
+    from evaluation.output_files import check_writable, replacing
+
+    kind = "rows" if isinstance(fitted.recipe, RowRecipe) else "images"
+    if dtype not in DTYPES[kind]:
+        allowed = " or ".join(map(repr, DTYPES[kind]))
+        raise ValueError(f"dtype={dtype!r} cannot be used: for {kind} it must be {allowed}.")
+    parts = [check_writable(path)]
+    file = parts[0]
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="onnx", purpose="Exporting to ONNX")
+    network = _end_to_end(fitted, embedding)
+    large = sum(tensor.nbytes for tensor in network.state_dict().values()) > _LARGEST_FILE
+    if large:  # first, as the other one needs it
+        parts.insert(0, check_writable(file.with_name(f"{file.name}.data")))
+
+    program = _traced(network, _samples(fitted, _TRACED, dtype))
+    said = {"K": fitted.settings.K, "embedding": embedding, "dtype": dtype}
+    program.model.metadata_props.update(_metadata(fitted, said))
+    # in a folder of its own, by its own name: it names the file that its weights are in
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        program.save(Path(folder, file.name), external_data=large)
+        del program
+        _check(Path(folder, file.name), network, fitted, dtype)
+        for part in parts:
+            with replacing(part) as beside:
+                Path(folder, part.name).replace(beside)
+
+
+def _end_to_end(fitted: Fitted, embedding: Embedding) -> EndToEnd:
+    """Network of a copy of the teacher: neither modes nor device of the one in use change."""
+    recipe, teacher = fitted.recipe, copy.deepcopy(fitted.teacher).cpu().eval()
+    prepare = StandardRows(recipe) if isinstance(recipe, RowRecipe) else WholeImages(recipe)
+    return EndToEnd(prepare, teacher, embedding).eval().requires_grad_(False)
+
+
+def _samples(fitted: Fitted, n: int, dtype: str) -> Tensor:
+    """Random samples (n, ...) of the kind that was fitted; images of another size for each n."""
+    recipe, generator = fitted.recipe, torch.Generator().manual_seed(n)
+    if isinstance(recipe, RowRecipe):
+        rows = torch.randn(n, len(recipe.mean), generator=generator, dtype=torch.float64)
+        return (rows * recipe.scale + torch.from_numpy(recipe.mean)).to(getattr(torch, dtype))
+    side = whole_side(recipe)
+    images = torch.rand(n, fitted.settings.n_channels, side + n, side * n, generator=generator)
+    return (images * 255).to(torch.uint8) if dtype == "uint8" else images
+
+
+def _traced(network: EndToEnd, samples: Tensor) -> Any:
+    """Program of the exporter, with any number of samples, and images of any size."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    names = ("n",) if samples.ndim == 2 else ("n", None, "height", "width")
+    sizes = {place: torch.export.Dim(name) for place, name in enumerate(names) if name}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (samples,),
+                dynamo=True,
+                verbose=False,
+                opset_version=_OPSET,
+                input_names=[_input_name(samples)],
+                output_names=OUTPUTS,
+                dynamic_shapes=(sizes,),
+            )
+    except Exception as error:  # of the exporter, or of the module itself
+        cause, *_ = str(error.__cause__ or error).strip().splitlines() or [""]
+        raise ValueError(
+            f"The backbone, {type(network.backbone).__name__}, cannot be exported to ONNX: {cause} "
+            "torch.export must see what a module of your own does without the values of its input. "
+            "export_backbone writes the weights alone."
+        ) from error
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # says where the code lies on this machine
+    return program
+
+
+def _input_name(samples: Tensor) -> str:
+    return "rows" if samples.ndim == 2 else "images"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's talk to itself: what it made is judged by its numbers."""
+    talk = io.StringIO()
+    with redirect_stdout(talk), redirect_stderr(talk), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@torch.no_grad()
+def _check(file: Path, network: EndToEnd, fitted: Fitted, dtype: str) -> None:
+    """Compare a few random samples in onnxruntime with the library's own preparation and torch.
+
+    Raises
+    ------
+    RuntimeError
+        If they differ.
+    """
+    import onnx
+    import onnxruntime
+
+    onnx.checker.check_model(file)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    samples = _samples(fitted, _CHECKED, dtype)
+    embedding, cluster, similarity = session.run(OUTPUTS, {_input_name(samples): samples.numpy()})
+    recipe = fitted.recipe
+    if isinstance(recipe, RowRecipe):
+        inputs = standardize(samples.numpy(), recipe)
+    else:
+        inputs = whole_images(samples, recipe)
+    expected = [output.numpy() for output in network.outputs(inputs)]
+    second, first = np.partition(expected[2], -2, axis=1)[:, -2:].T
+    sure = first - second > 2 * _TOLERANCE  # of equals, rounding chooses one
+    differences = {
+        "embedding": _difference(embedding, expected[0]),
+        "cluster": float((cluster != expected[1])[sure].any()),
+        "similarity": _difference(similarity, expected[2]),
+    }
+    wrong = {name: by for name, by in differences.items() if not by <= _TOLERANCE}
+    if wrong:
+        raise RuntimeError(
+            f"Nothing was written: in onnxruntime {onnxruntime.__version__} the exported network "
+            f"gives another {' and '.join(wrong)}, by up to {max(wrong.values()):.1e} of the "
+            "largest number. Try another version of onnxscript or onnxruntime."
+        )
+
+
+def _difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """Largest difference, as a share of the largest number."""
+    if found.shape != expected.shape:
+        return float("nan")
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
+    """Write the state of the backbone as safetensors; what builds it is in the metadata.
+
+    Parameters
+    ----------
+    fitted : Fitted
+        What was learned; left as it is.
+    path : str or path-like
+        The file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from evaluation.output_files import check_writable, replacing
+
+    file = check_writable(path)
+    settings, backbone = fitted.settings, fitted.teacher.backbone
+    how = rebuilding(
+        settings.backbone,
+        backbone,
+        n_channels=settings.n_channels,
+        image_size=settings.image_size or None,
+    )
+    # clones: safetensors refuses tensors that share memory, and other orders than the usual
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in backbone.state_dict().items()
+    }
+    try:
+        with replacing(file) as beside:
+            mode = beside.stat().st_mode
+            save_file(state, beside, metadata=_metadata(fitted, {"format": "pt", **how}))
+            beside.chmod(mode)  # safetensors makes a file anew, which only its owner can read
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from error
+
+
+def _metadata(fitted: Fitted, said: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says of itself: what is given, the version, and how samples are prepared.
+
+    What is no text is written as JSON.
+    """
+    recipe = fitted.recipe
+    if isinstance(recipe, RowRecipe):
+        preparation: dict[str, Any] = {"mean": recipe.mean.tolist(), "scale": recipe.scale}
+    else:
+        preparation = {
+            "n_channels": fitted.settings.n_channels,
+            "white": 1,
+            "resize_short_side": whole_side(recipe),
+            "interpolation": "bicubic, antialiased",
+            "centre_crop": recipe.global_size,
+            "mean": recipe.mean,
+            "std": recipe.std,
+        }
+    said = {**said, "sklearn_excb": version("sklearn-excb"), "preparation": preparation}
+    return {name: v if isinstance(v, str) else json.dumps(v) for name, v in said.items()}
