@@ -39,9 +39,15 @@ def fitted():
 
 
 @parametrize_with_checks(
-    [ExCBEstimator(), ExCBEstimator(K=2, epochs=40, batch_size=16, n_local=0)],
+    [ExCBEstimator(K=3, epochs=5, batch_size=16, n_local=0, head_width=16)],
 )
 def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([ExCBEstimator()])
+def test_scikit_learns_checks_of_the_defaults(estimator, check):
     check(estimator)
 
 

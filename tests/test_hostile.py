@@ -16,7 +16,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
     pytest.mark.filterwarnings("ignore:Corrupt EXIF"),
 ]
-PARAMETERS = {"K": 4, "epochs": 1, "image_size": 16, "batch_size": 8, "n_local": 0}
+PARAMETERS = {
+    "K": 4,
+    "epochs": 1,
+    "image_size": 16,
+    "batch_size": 8,
+    "n_local": 0,
+    "head_width": 16,
+}
 
 
 def estimator(**parameters):
@@ -280,7 +287,7 @@ def test_mutated_files_are_all_accounted_for(tmp_path, n_files):
         paths.append(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        excb = estimator(on_error="skip").fit(paths)
+        excb = estimator(on_error="skip", batch_size=64).fit(paths)
         labels = excb.predict(tmp_path)
     skipped = {entry.index for entry in excb.skipped_}
     np.testing.assert_array_equal(np.flatnonzero(excb.labels_ < 0), sorted(skipped))

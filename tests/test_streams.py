@@ -17,7 +17,8 @@ BROKEN = 66  # in the second part of a stream
 
 
 def small(**parameters):
-    return ExCBEstimator(K=4, epochs=1, batch_size=16, random_state=0, **parameters)
+    cheap = {"K": 4, "epochs": 1, "batch_size": 16, "n_local": 0, "head_width": 16}
+    return ExCBEstimator(**cheap, random_state=0, **parameters)
 
 
 def png(array):
