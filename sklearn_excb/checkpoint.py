@@ -37,7 +37,7 @@ _TENSORS = "tensors-*.safetensors"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."
 _PARTS = {
-    *("format", "checksum", "tensors", "tensors_checksum"),
+    *("format", "tensors", "tensors_checksum"),
     *("parameters", "resolved", "facts", "settings", "recipe", "own_backbone"),
     *("n_backbone_features", "image_shape", "history"),
 }
@@ -124,13 +124,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{file} has format {known!r}; this version of sklearn_excb reads "
             f"format {FORMAT}. Load it with the version that wrote it."
         )
-    _check_names(file, description, _PARTS, "parts")
-    if description.pop("checksum") != _checksum(description):
+    if description.pop("checksum", None) != _checksum(description):
         raise DamagedFileError(
             f"{file} is damaged, or was edited: its checksum is not that of what is in it."
         )
+    _check_names(file, description, _PARTS, "parts")
     name = description["tensors"]
-    if not _NAME.fullmatch(name):
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValueError(f"{file} names {name!r}, which is no file of tensors beside it.")
     tensors, rest, checksum = read_tensors(folder / name)
     if checksum != description["tensors_checksum"]:
@@ -140,7 +140,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check_names(file: Path, found: Iterable[str], needed: Iterable[str], kind: str) -> None:
     """Refuse a description with more or less than is known here."""
-    missing, unknown = sorted({*needed} - {*found}), sorted({*found} - {*needed})
+    known = {*needed}
+    missing, unknown = sorted(known - {*found}), sorted({*found} - known)
     if missing or unknown:
         raise ValueError(
             f"{file} has other {kind} than this version of sklearn_excb knows: "
@@ -198,7 +199,7 @@ def load_estimator(
     fitted = Fitted(
         teacher.eval(),
         settings,
-        _read_recipe(description["recipe"], arrays),
+        _read_recipe(folder / _DESCRIPTION, description["recipe"], arrays),
         description["n_backbone_features"],
         _tuples(description["image_shape"]),
         arrays["labels"],
@@ -216,12 +217,18 @@ def load_estimator(
     return parameters, resolved, facts, fitted
 
 
-def _read_recipe(description: dict[str, Any], arrays: Mapping[str, Any]) -> ViewRecipe | RowRecipe:
-    kind = description.pop("kind")
+def _read_recipe(
+    file: Path, description: dict[str, Any], arrays: Mapping[str, Any]
+) -> ViewRecipe | RowRecipe:
+    name = description.pop("kind")
+    kind = {"RowRecipe": RowRecipe, "ViewRecipe": ViewRecipe}.get(name)
+    if kind is None:
+        raise ValueError(f"{file}: {name!r} is no kind of recipe that is known here.")
     values = {name: _tuples(value) for name, value in description.items()}
-    if kind == "RowRecipe":
-        return RowRecipe(**values, mean=arrays["mean"])
-    return ViewRecipe(**values)
+    if kind is RowRecipe:
+        values["mean"] = arrays["mean"]
+    _check_names(file, values, (field.name for field in fields(kind)), f"values of {name}")
+    return kind(**values)
 
 
 def plain(value: Any) -> Any:

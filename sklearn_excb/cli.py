@@ -15,6 +15,7 @@ from typing import Any
 from sklearn_excb.cli_evaluation import COMMANDS, add_commands, load_run
 
 _BYTES = "surrogateescape"
+_STOPPED = 130  # as shells have it after Ctrl-C
 
 
 def _number_or_auto(text: str) -> int | str:
@@ -38,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--backbone", help='"auto", "cnn", a timm or a torchvision: model')
     fit.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     fit.add_argument("--seed", type=int, dest="random_state", help="seed of every draw")
+    fit.add_argument(
+        "--checkpoint-dir",
+        help="folder for the state of the training: the same command goes on from there",
+    )
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
 
     predict = commands.add_parser("predict", help="assign images to the clusters of a fit")
@@ -75,7 +80,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
-        *("backbone", "device", "random_state", "on_error"),
+        *("backbone", "device", "random_state", "on_error", "checkpoint_dir"),
     )
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
@@ -86,7 +91,13 @@ def _fit(arguments: argparse.Namespace) -> int:
         estimator = ExCBEstimator.from_recipe(arguments.recipe, **given)
     else:
         estimator = ExCBEstimator(**given)
-    estimator.fit(arguments.folder)
+    stopped = ""
+    try:
+        estimator.fit(arguments.folder)
+    except KeyboardInterrupt as interruption:
+        if not hasattr(estimator, "labels_"):
+            raise
+        stopped = str(interruption)
     estimator.save(arguments.out)
     summary = {
         "images": len(estimator.labels_),
@@ -99,7 +110,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     }
     json.dump(summary, sys.stdout, indent=1)
     sys.stdout.write("\n")
-    return 0
+    if stopped:
+        sys.stderr.write(f"sklearn-excb: {stopped}\n")
+    return _STOPPED if stopped else 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -173,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 2 after an error of the user's, which is printed to standard error.
+        0, or 2 after an error of the user's, which is printed to standard error; 130 if Ctrl-C
+        ended a training, of which what was learned until then is saved.
     """
     arguments = _parser().parse_args(argv)
     run = {"fit": _fit, "predict": _predict, "export": _export, **COMMANDS}[arguments.command]

@@ -363,9 +363,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             rows of the batch in which it showed. Whatever is raised, what was learned before is
             kept.
         OSError
-            If ``checkpoint_dir`` cannot be written to at the start.
-        RuntimeError
-            If another fit is at work in ``checkpoint_dir``.
+            If ``checkpoint_dir`` cannot be written to at the start; ``BlockingIOError``, one of its
+            kind, if another fit is at work there.
         KeyboardInterrupt
             If Ctrl-C was pressed while it trained: after the step that was under way the training
             ends, and the images are assigned, so that the estimator is fitted when this is raised.

@@ -6,6 +6,7 @@ epoch with the lowest loss, ``lock`` what keeps a second run out.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -162,7 +163,7 @@ def run_folder(
     ------
     OSError
         If it cannot be written to.
-    RuntimeError
+    BlockingIOError
         If another run has it open.
     """
     if path is None:
@@ -180,9 +181,10 @@ def run_folder(
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RuntimeError(
-            f"Another fit is at work in checkpoint_dir={str(folder)!r}. Wait until it ends, or "
-            "give each fit a folder of its own."
+        raise BlockingIOError(
+            errno.EWOULDBLOCK,
+            "Another fit is at work in checkpoint_dir: wait for it, or give each fit its own",
+            str(folder),
         ) from None
     try:
         for left in folder.glob(".*.partial"):  # by a process that was killed while it wrote

@@ -64,12 +64,28 @@ class BreaksOffError(Exception):
 @contextmanager
 def breaking_off(*, after):
     """Have fits fail after so many steps of theirs, before the state of the last is written."""
+
+    def fail():
+        raise BreaksOffError
+
+    with acting(fail, after=after):
+        yield
+
+
+def interrupting(*, after):
+    """Have Ctrl-C pressed after so many steps of a fit."""
+    return acting(lambda: signal.raise_signal(signal.SIGINT), after=after)
+
+
+@contextmanager
+def acting(act, *, after):
+    """Do something after so many steps of a fit."""
     train = sklearn_excb.running.train
 
     def broken(*arguments, **options):
         for number, report in enumerate(train(*arguments, **options), 1):
             if number == after:
-                raise BreaksOffError
+                act()
             yield report
 
     with pytest.MonkeyPatch.context() as patched:

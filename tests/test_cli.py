@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
+from tests.small_runs import BreaksOffError, breaking_off, interrupting, states
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,27 @@ def test_words_that_are_not_numbers_are_explained(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "photos", "--out", "run", "--K", "many"])
     assert "'many' is neither a whole number nor \"auto\"" in capsys.readouterr().err
+
+
+def test_a_fit_with_a_folder_for_its_state_goes_on(photos, tmp_path, capsys):
+    words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--K", "3", "--epochs", "2"]
+    words += ["--batch-size", "16", "--quiet", "--checkpoint-dir", str(tmp_path / "states")]
+    with breaking_off(after=3), pytest.raises(BreaksOffError):
+        main(words)
+    assert main(words) == 0
+    assert states(tmp_path / "states") == [4, 2]  # of steps, two an epoch
+    assert main([*words, "--seed", "7"]) == 2
+    assert "random_state was" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_what_was_learned(photos, tmp_path, capsys):
+    words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--K", "3", "--epochs", "50"]
+    with interrupting(after=4):
+        assert main([*words, "--batch-size", "16", "--quiet"]) == 130
+    captured = capsys.readouterr()
+    assert "stopped in epoch 2 of 50" in captured.err
+    assert json.loads(captured.out)["images"] == 40
+    assert len(ExCBEstimator.load(tmp_path / "run").labels_) == 40
 
 
 def test_a_failed_fit_leaves_no_folder(photos, tmp_path):

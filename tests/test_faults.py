@@ -99,7 +99,7 @@ def test_one_fit_at_a_time(tmp_path):
     )
     first.start()
     assert inside.wait(60)
-    with pytest.raises(RuntimeError, match="Another fit is at work in checkpoint_dir="):
+    with pytest.raises(BlockingIOError, match="Another fit is at work in checkpoint_dir"):
         small(checkpoint_dir=tmp_path).fit(DIGITS)
     go_on.set()
     first.join()
