@@ -151,10 +151,10 @@ def attend(
     return Attended(softmax.log_sum_exp(), mean.div_(softmax.total[:, None]))
 
 
-def nearest(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the centroid most similar to each row, (rows,) int64."""
+def nearest(rows: Tensor, centroids: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Index of the centroid most similar to each row, (rows,) int64; of z times gain (K,)."""
     found = RunningArgmax(rows)
-    inverse = 1 / lengths(centroids)
+    scale = (1 if gain is None else gain) / lengths(centroids)
     for columns in blocks(len(centroids), len(rows)):
-        found.add((rows @ centroids[columns].T).mul_(inverse[columns]), columns.start)
+        found.add((rows @ centroids[columns].T).mul_(scale[columns]), columns.start)
     return found.index

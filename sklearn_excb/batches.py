@@ -188,7 +188,7 @@ def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
     The short side is resized to 8/7 of the global views and the centre cropped; below 64 px,
     where a margin is a large part of the image, it is resized to the size itself.
     """
-    resized = resize_short_side(trim_length(images), whole_side(recipe))
+    resized = resize_short_side(trim_length(images), whole_side(recipe), recipe.whole_filter)
     return normalize(centre_crop(resized, recipe.global_size), recipe.mean, recipe.std)
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import nn
 from sklearn_excb.auto import Settings
 from sklearn_excb.backbones import build_backbone
 from sklearn_excb.fitting import Fitted
-from sklearn_excb.networks import build_networks
+from sklearn_excb.networks import HeadShape, build_teacher
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.sources import Skipped
@@ -39,7 +39,7 @@ _TEACHER = "teacher."
 _PARTS = {
     *("format", "tensors", "tensors_checksum"),
     *("parameters", "resolved", "facts", "settings", "recipe", "own_backbone"),
-    *("n_backbone_features", "image_shape", "history"),
+    *("n_backbone_features", "head", "image_shape", "history"),
 }
 
 
@@ -91,6 +91,7 @@ def save_estimator(
             "recipe": {"kind": type(fitted.recipe).__name__, **recipe},
             "own_backbone": not isinstance(fitted.settings.backbone, str),
             "n_backbone_features": fitted.n_backbone_features,
+            "head": asdict(HeadShape.of(fitted.teacher.projector)),
             "image_shape": fitted.image_shape,
             "history": fitted.history,
         }
@@ -178,7 +179,7 @@ def load_estimator(
     settings = Settings(**{name: _tuples(value) for name, value in settings.items()})
     parameters = {name: _tuples(value) for name, value in parameters.items()}
     with torch.random.fork_rng(devices=[]):  # the fresh weights are drawn only to be replaced
-        teacher = build_networks(
+        teacher = build_teacher(
             build_backbone(
                 settings.backbone,
                 n_channels=settings.n_channels,
@@ -186,8 +187,9 @@ def load_estimator(
             ),
             description["n_backbone_features"],
             n_clusters=settings.K,
-            head_width=settings.head_width,
-        ).teacher
+            head=HeadShape(**{name: _tuples(of) for name, of in description["head"].items()}),
+            with_gain=f"{_TEACHER}centroids.gain" in arrays,
+        )
     try:
         weights = {n: value for n, value in arrays.items() if n.startswith(_TEACHER)}
         teacher.load_state_dict({n.removeprefix(_TEACHER): value for n, value in weights.items()})

@@ -28,7 +28,7 @@ class WholeImages(nn.Module):
     Parameters
     ----------
     recipe : ViewRecipe
-        Size, mean and standard deviation.
+        Size, filter, mean and standard deviation.
     """
 
     mean: Tensor
@@ -37,6 +37,7 @@ class WholeImages(nn.Module):
     def __init__(self, recipe: ViewRecipe) -> None:
         super().__init__()
         self.size, self.short_side = recipe.global_size, whole_side(recipe)
+        self.filter = recipe.whole_filter
         self.register_buffer("mean", torch.tensor(recipe.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(recipe.std).view(-1, 1, 1))
 
@@ -60,7 +61,7 @@ class WholeImages(nn.Module):
         """Weights of the pixels of a side in those of the crop, (size, n_pixels)."""
         pixel = (torch.arange(n_pixels) - cut).float()
         out = (torch.arange(self.size) + first).float()[:, None]
-        return filter_weights(pixel, out, length, length / resized)
+        return filter_weights(pixel, out, length, length / resized, self.filter)
 
 
 def _rounded(a: Tensor, b: Tensor) -> Tensor:
@@ -107,12 +108,14 @@ class EndToEnd(nn.Module):
     """
 
     centroids: Tensor
+    gain: Tensor | None
 
     def __init__(self, prepare: nn.Module, teacher: ClusterNetwork, embedding: Embedding) -> None:
         super().__init__()
         self.prepare, self.backbone, self.projector = prepare, teacher.backbone, teacher.projector
         self.embedding = embedding
         self.register_buffer("centroids", teacher.centroids.unit().detach())
+        self.register_buffer("gain", teacher.centroids.gain)
 
     def forward(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embedding (n, d), cluster (n,) int64 and similarity (n, K) of raw samples."""
@@ -129,4 +132,5 @@ class EndToEnd(nn.Module):
             "backbone": features,
             "similarity": similarity.clone(),
         }
-        return embeddings[self.embedding].float(), similarity.argmax(dim=1), similarity
+        score = similarity if self.gain is None else similarity * self.gain
+        return embeddings[self.embedding].float(), score.argmax(dim=1), similarity

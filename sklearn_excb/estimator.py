@@ -18,6 +18,7 @@ from sklearn.base import (
     ClusterMixin,
     TransformerMixin,
 )
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.inference import Embedding, assign, embed, of_stream
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.memory_budget import memory_of
+from sklearn_excb.published import read_published
 from sklearn_excb.recipes import recipe
 from sklearn_excb.skipping import (
     labels_of_all,
@@ -172,16 +174,21 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     ----------
     labels_ : ndarray of shape (n_samples,), int64
         Cluster of each training sample: :meth:`predict` of the training data. Some of 0..K-1 may
-        not occur; -1 is an image that was skipped.
+        not occur; -1 is an image that was skipped. Not after :meth:`from_checkpoint`, which has no
+        training samples; neither are ``relative_cluster_sizes_``.
     cluster_centers_ : ndarray of shape (K, D), float32
         Unit centroids in projection space, D = 256.
+    cluster_gains_ : ndarray of shape (K,), float32
+        By which similarities are multiplied before the largest is taken; only after
+        :meth:`from_checkpoint`, of networks of DINO in which they differ.
     relative_cluster_sizes_ : ndarray of shape (K,), float64
         N_c K / N of each cluster, N being all that have one; 1 is balanced, 0 empty.
     linkage_ : ndarray of shape (K - 1, 4), float64
         Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``), of
         which :meth:`predict` gives the groups: Ward's method on the clusters' means in the
         backbone's features (:func:`sklearn_excb.grouping.group_centroids`), each weighing
-        ``relative_cluster_sizes_``. Made when it is first asked for.
+        ``relative_cluster_sizes_``; after :meth:`from_checkpoint` on the centroids, all weighing
+        the same. Made when it is first asked for.
     history_ : list of dict
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
         was measured. Losses;
@@ -483,6 +490,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             If images were skipped (``on_error="skip"``).
         """
         check_is_fitted(self)
+        self._need_clusters("predict")
         groups = None
         if n_clusters is not None:
             check_n_groups(n_clusters, self._fitted.settings.K, "n_clusters")
@@ -569,6 +577,70 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         estimator._set_fitted(fitted, resolved)
         return estimator
 
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], **params: Any) -> Self:
+        """Read a network that the authors of ExCB or of DINO publish, to predict with it.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, of a ResNet or a ViT: a full checkpoint, with an entry "teacher" that has the
+            head, or one of DINO's backbones alone. Nothing in it is executed.
+        **params
+            Parameters of the estimator: ``embedding``, ``device``, ``n_jobs``, ... ``K``,
+            ``backbone``, ``image_size``, ``n_channels`` and ``head_width`` are those of the file.
+
+        Returns
+        -------
+        ExCBEstimator
+            Fitted, for :meth:`predict` and :meth:`transform`; ``fit`` would train anew. It has no
+            training samples, so no ``labels_``, and ``history_`` is empty. Parameters of training
+            in ``resolved_params_`` are what a fit of ImageNet would take; what the network was
+            trained with is there under "published", if the file says so. A backbone alone gives
+            features (``embedding="backbone"``) and has no clusters: no :meth:`predict`, no
+            ``cluster_centers_``, and K is 0 in ``resolved_params_``.
+
+        Raises
+        ------
+        FileNotFoundError, IsADirectoryError
+            If there is no such file, or it is a folder.
+        ValueError
+            If it is no such checkpoint, is broken or holds what would have to be executed; if
+            tensors are missing or of another shape, or the architecture is unknown, with their
+            names; or if a parameter contradicts it.
+        sklearn.exceptions.NotFittedError
+            Afterwards, an AttributeError: if labels of training samples are asked for, or clusters
+            of a backbone alone.
+
+        Notes
+        -----
+        Inference is the teacher's, without balancing or centering. Whole images are prepared as the
+        release does: resized to 256 pixels, by a bilinear filter for ExCB and a bicubic one for
+        DINO, the middle 224 taken, normalised by ImageNet's statistics, of which ExCB's release
+        has .228 for red's deviation.
+
+        DINO's prototypes are ``g v / |v|``. Where their lengths g differ, as in its ViT-S,
+        :meth:`predict` is the largest of g times the cosine, as it is there; ``cluster_centers_``
+        and the similarities that :meth:`transform` gives stay those of unit vectors, and g is
+        ``cluster_gains_``. See ``docs/published.md``.
+        """
+        check_parameters(cls(**params).get_params(deep=False))
+        published = read_published(path)
+        estimator = cls(**published.parameters(params))
+        parameters = estimator.get_params(deep=False)
+        device = resolve_device(estimator.device)
+        fitted = published.fitted(parameters, device)
+        estimator.image_shape_ = fitted.image_shape
+        estimator.n_channels_ = fitted.settings.n_channels
+        estimator.skipped_ = []
+        run = {
+            "device": str(device),
+            "random_state": _seed(estimator.random_state),
+            "published": {"release": published.release.name, "args": published.args},
+        }
+        estimator._set_fitted(fitted, parameters | run | fitted.settings.as_dict())
+        return estimator
+
     def export_onnx(self, path: str | os.PathLike[str], *, dtype: str = "float32") -> None:
         """Write what :meth:`predict` and :meth:`transform` do as one ONNX file.
 
@@ -602,6 +674,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ``docs/exporting.md``.
         """
         check_is_fitted(self)
+        self._need_clusters("export_onnx")
         check_parameters(self.get_params(deep=False))
         export_onnx(self._fitted, path, embedding=cast(Embedding, self.embedding), dtype=dtype)
 
@@ -630,14 +703,58 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         export_backbone(self._fitted, path)
 
     @property
+    def labels_(self) -> npt.NDArray[np.int64]:
+        """Clusters of the training samples; see the class."""
+        return self._of_training("labels_")
+
+    @property
+    def relative_cluster_sizes_(self) -> npt.NDArray[np.float64]:
+        """Sizes of the clusters by ``labels_``; see the class."""
+        labels, K = self._of_training("relative_cluster_sizes_"), self._fitted.settings.K
+        labelled = labels[labels >= 0]
+        counts = np.bincount(labelled, minlength=K).astype(np.float64)
+        return counts * (K / len(labelled))
+
+    def _of_training(self, name: str) -> npt.NDArray[np.int64]:
+        """Labels of the training samples, needed for an attribute of that name."""
+        check_is_fitted(self)
+        if not len(self._fitted.labels):
+            raise NotFittedError(
+                f"This {type(self).__name__} has no {name}: it comes from a published checkpoint, "
+                "without training samples. Use predict(X)."
+            )
+        return self._fitted.labels
+
+    def _need_clusters(self, wanted: str) -> None:
+        """Refuse what a backbone alone cannot give."""
+        if not self._fitted.settings.K:
+            raise NotFittedError(
+                f"This {type(self).__name__} has no clusters, which {wanted} needs: it comes from "
+                "a checkpoint of a backbone alone. Read the full checkpoint, or use "
+                'transform(X) with embedding="backbone".'
+            )
+
+    @property
+    def cluster_gains_(self) -> npt.NDArray[np.float32]:
+        """Factors of the similarities; see the class."""
+        check_is_fitted(self)
+        gain = self._fitted.teacher.centroids.gain
+        if gain is None:
+            raise AttributeError(f"No cluster of this {type(self).__name__} has a gain of its own.")
+        return gain.cpu().numpy()
+
+    @property
     def linkage_(self) -> npt.NDArray[np.float64]:
         """Tree of the clusters; see the class."""
         check_is_fitted(self)
+        self._need_clusters("linkage_")
         if self._linkage is None:
             places = self._fitted.group_centroids
-            if places is None:  # saved by an earlier version
+            if places is None:  # published
                 places = self.cluster_centers_
-            self._linkage = merge_tree(places, self.relative_cluster_sizes_)
+            has_samples = len(self._fitted.labels) > 0
+            sizes = self.relative_cluster_sizes_ if has_samples else np.ones(len(places))
+            self._linkage = merge_tree(places, sizes)
         return self._linkage
 
     def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:
@@ -646,11 +763,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self._linkage: npt.NDArray[np.float64] | None = None
         self.resolved_params_ = resolved
         self.history_ = fitted.history
-        self.labels_ = fitted.labels
-        self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
-        labelled = fitted.labels[fitted.labels >= 0]
-        counts = np.bincount(labelled, minlength=fitted.settings.K)
-        self.relative_cluster_sizes_ = counts * (fitted.settings.K / len(labelled))
+        if fitted.settings.K:
+            self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
 
     def _state_kept(self) -> Snapshot | None:
         """State of the fit before, for a warm start; None before the first fit."""
@@ -732,11 +846,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     def _n_features_out(self) -> int:
         """Columns of :meth:`transform`, for the names of features."""
         fitted = self._fitted
-        return {
-            "projection": self.cluster_centers_.shape[1],
-            "backbone": fitted.n_backbone_features,
-            "similarity": fitted.settings.K,
-        }[self.embedding]
+        if self.embedding == "backbone":
+            return fitted.n_backbone_features
+        self._need_clusters(f"embedding={self.embedding!r}")
+        K, D = self.cluster_centers_.shape
+        return K if self.embedding == "similarity" else D
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -177,7 +177,8 @@ def _check(file: Path, network: EndToEnd, fitted: Fitted, dtype: str) -> None:
     else:
         inputs = whole_images(samples, recipe)
     expected = [output.numpy() for output in network.outputs(inputs)]
-    second, first = np.partition(expected[2], -2, axis=1)[:, -2:].T
+    scores = expected[2] if network.gain is None else expected[2] * network.gain.numpy()
+    second, first = np.partition(scores, -2, axis=1)[:, -2:].T
     sure = first - second > 2 * _TOLERANCE  # of equals, rounding chooses one
     differences = {
         "embedding": _difference(embedding, expected[0]),
@@ -255,7 +256,7 @@ def _metadata(fitted: Fitted, said: Mapping[str, Any]) -> dict[str, str]:
             "n_channels": fitted.settings.n_channels,
             "white": 1,
             "resize_short_side": whole_side(recipe),
-            "interpolation": "bicubic, antialiased",
+            "interpolation": f"{recipe.whole_filter}, antialiased",
             "centre_crop": recipe.global_size,
             "mean": recipe.mean,
             "std": recipe.std,

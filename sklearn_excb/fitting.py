@@ -59,11 +59,11 @@ class Fitted:
     image_shape : tuple of int
         Typical (height, width) of the images; (0, 0) for rows.
     labels : ndarray of shape (n_samples,)
-        Of the training samples, by plain inference.
+        Of the training samples, by plain inference; empty for a network of others.
     history : list of dict
         An entry an epoch, from 0.
     group_centroids : ndarray of shape (K, d), float32, or None
-        Where clusters lie when they are merged; None in what an earlier version saved.
+        Where clusters lie when they are merged; None for a network of others.
     seed : int or None
         Of every draw.
     state : tuple or None

@@ -83,6 +83,8 @@ def assign(
 ) -> None:
     """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity.
 
+    Times the gain of each cluster where the network has one.
+
     Parameters
     ----------
     teacher, batches
@@ -96,7 +98,8 @@ def assign(
     """
     done = 0
     for features, rows in _outputs(teacher, batches):
-        found = nearest(rows, teacher.centroids.weight).cpu().numpy()
+        centroids = teacher.centroids
+        found = nearest(rows, centroids.weight, centroids.gain).cpu().numpy()
         if sums is not None:
             np.add.at(sums, found, features.cpu().numpy())
         out[done : done + len(rows)] = found if groups is None else groups[found]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +17,50 @@ from torch import Tensor, nn
 PROJECTION_DIM = 256
 
 
-def _hidden(in_dim: int, width: int, batch_norm: bool) -> list[nn.Module]:
-    """Return one hidden layer of a head: Linear, BatchNorm, ReLU; or Linear, GELU."""
-    if batch_norm:
-        return [nn.Linear(in_dim, width), nn.BatchNorm1d(width), nn.ReLU()]
-    return [nn.Linear(in_dim, width), nn.GELU()]
+@dataclass(frozen=True)
+class HeadShape:
+    """What an MLP head is made of: linear layers, and what lies between them.
+
+    Attributes
+    ----------
+    widths : tuple of int
+        Features that each linear layer gives; the last are those of the head. () is no head.
+    batch_norm : bool
+        Whether BatchNorm follows each linear layer but the last.
+    activation : {"relu", "gelu"}
+        What follows that.
+    """
+
+    widths: tuple[int, ...]
+    batch_norm: bool
+    activation: Literal["relu", "gelu"]
+
+    @classmethod
+    def of(cls, head: nn.Module) -> Self:
+        """Shape of a head that :func:`mlp` built."""
+        layers = list(head.modules())
+        widths = tuple(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+        has_gelu = any(isinstance(layer, nn.GELU) for layer in layers)
+        return cls(widths, uses_batch_norm(head), "gelu" if has_gelu else "relu")
 
 
-def _start_linear(head: nn.Sequential) -> nn.Sequential:
-    """Truncated normal of 0.02 and zero biases on the linear layers of a head."""
+def head_shape(*widths: int, batch_norm: bool) -> HeadShape:
+    """Shape of a head of the published recipes: BatchNorm and ReLU, or GELU alone."""
+    return HeadShape(widths, batch_norm, "relu" if batch_norm else "gelu")
+
+
+def mlp(in_dim: int, shape: HeadShape) -> nn.Sequential:
+    """Build a head; linear layers start truncated normal of 0.02, with zero biases."""
+    if not shape.widths:
+        return nn.Sequential()
+    layers: list[nn.Module] = []
+    for width in shape.widths[:-1]:
+        layers.append(nn.Linear(in_dim, width))
+        if shape.batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(nn.ReLU() if shape.activation == "relu" else nn.GELU())
+        in_dim = width
+    head = nn.Sequential(*layers, nn.Linear(in_dim, shape.widths[-1]))
     for layer in head:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -33,24 +70,13 @@ def _start_linear(head: nn.Sequential) -> nn.Sequential:
 
 def projector(in_dim: int, width: int, *, batch_norm: bool = True) -> nn.Sequential:
     """Build h: two hidden layers, then a linear layer to the projection space."""
-    return _start_linear(
-        nn.Sequential(
-            *_hidden(in_dim, width, batch_norm),
-            *_hidden(width, width, batch_norm),
-            nn.Linear(width, PROJECTION_DIM),
-        )
-    )
+    return mlp(in_dim, head_shape(width, width, PROJECTION_DIM, batch_norm=batch_norm))
 
 
 def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
     """Build g: BatchNorm on its input (always), one hidden layer, then a linear layer."""
-    return _start_linear(
-        nn.Sequential(
-            nn.BatchNorm1d(PROJECTION_DIM),
-            *_hidden(PROJECTION_DIM, width, batch_norm),
-            nn.Linear(width, PROJECTION_DIM),
-        )
-    )
+    layers = mlp(PROJECTION_DIM, head_shape(width, PROJECTION_DIM, batch_norm=batch_norm))
+    return nn.Sequential(nn.BatchNorm1d(PROJECTION_DIM), *layers)
 
 
 def uses_batch_norm(backbone: nn.Module) -> bool:
@@ -69,11 +95,17 @@ class CentroidLayer(nn.Module):
     ----------
     n_clusters, dim : int
         K and D.
+    with_gain : bool, default=False
+        Whether each cluster has a factor, ``gain``, by which its similarity is multiplied when
+        clusters compete for a sample, as in some networks of DINO. The similarities are without.
     """
 
-    def __init__(self, n_clusters: int, dim: int) -> None:
+    gain: Tensor | None
+
+    def __init__(self, n_clusters: int, dim: int, *, with_gain: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(F.normalize(torch.randn(n_clusters, dim), dim=-1))
+        self.register_buffer("gain", torch.ones(n_clusters) if with_gain else None)
 
     def unit(self) -> Tensor:
         """Return the centroids as unit rows, shape (K, D)."""
@@ -186,3 +218,31 @@ def build_networks(
             predictor(head_width, batch_norm=batch_norm),
         )
     )
+
+
+def build_teacher(
+    backbone: nn.Module,
+    n_features: int,
+    *,
+    n_clusters: int,
+    head: HeadShape,
+    with_gain: bool = False,
+) -> ClusterNetwork:
+    """Teacher on a backbone for inference, with a fresh head.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        f; becomes the teacher's.
+    n_features, n_clusters : int
+        d, what f gives, and K; 0 for a backbone alone.
+    head : HeadShape
+        Of h.
+    with_gain : bool, default=False
+        See :class:`CentroidLayer`.
+    """
+    return ClusterNetwork(
+        backbone,
+        mlp(n_features, head),
+        CentroidLayer(n_clusters, (n_features, *head.widths)[-1], with_gain=with_gain),
+    ).requires_grad_(False)

@@ -79,7 +79,10 @@ def see(estimator: ExCBEstimator, X: Any) -> Seen:
     projections = _embed(estimator, X, "projection")
     labels = np.full(len(projections), -1)
     kept = ~np.isnan(projections[:, 0])
-    labels[kept] = _nearest(projections[kept], estimator.cluster_centers_)
+    centroids = estimator.cluster_centers_
+    if hasattr(estimator, "cluster_gains_"):
+        centroids = centroids * estimator.cluster_gains_[:, None]
+    labels[kept] = _nearest(projections[kept], centroids)
     return Seen(projections, labels)
 
 

@@ -28,6 +28,14 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
+def _triangle(x: Tensor) -> Tensor:
+    """The kernel of linear interpolation, zero beyond 1."""
+    return (1 - x.abs()).clamp(min=0)
+
+
+_KERNELS = {"bicubic": _cubic, "bilinear": _triangle}
+
+
 def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
     """Matrices that resize the segment ``[start, start + length)`` of a side to ``out_size``.
 
@@ -49,7 +57,9 @@ def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -
     return filter_weights(pixel, out, length, length / out_size)
 
 
-def filter_weights(pixel: Tensor, out: Tensor, length: Tensor, scale: Tensor) -> Tensor:
+def filter_weights(
+    pixel: Tensor, out: Tensor, length: Tensor, scale: Tensor, mode: str = "bicubic"
+) -> Tensor:
     """Weights of the pixels of a segment in some pixels of the result.
 
     Parameters
@@ -60,6 +70,8 @@ def filter_weights(pixel: Tensor, out: Tensor, length: Tensor, scale: Tensor) ->
         Which pixels of the result.
     length, scale : Tensors of shape (..., 1, 1), float32
         Pixels of the segment, and how many of them are one of the result.
+    mode : {"bicubic", "bilinear"}, default="bicubic"
+        The filter.
 
     Returns
     -------
@@ -68,7 +80,7 @@ def filter_weights(pixel: Tensor, out: Tensor, length: Tensor, scale: Tensor) ->
     """
     stretch = scale.clamp(min=1.0)  # antialias: the filter widens when the segment shrinks
     centre = (out + 0.5) * scale
-    weights = _cubic((pixel + 0.5 - centre) / stretch)
+    weights = _KERNELS[mode]((pixel + 0.5 - centre) / stretch)
     weights = torch.where((pixel >= 0) & (pixel < length), weights, 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
 
@@ -149,12 +161,15 @@ def trim_length(images: Tensor) -> Tensor:
     return images[..., top : height - top, left : width - left]
 
 
-def resize_short_side(images: Tensor, size: int) -> Tensor:
-    """Resize images (B, c, h, w) so that the short side has ``size`` pixels; float in [0, 1]."""
+def resize_short_side(images: Tensor, size: int, mode: str = "bicubic") -> Tensor:
+    """Resize images (B, c, h, w) so that the short side has ``size`` pixels; float in [0, 1].
+
+    ``mode`` is "bicubic" or "bilinear"; both are antialiased.
+    """
     height, width = images.shape[-2:]
     short = min(height, width)
     shape = [max(1, round(height * size / short)), max(1, round(width * size / short))]
-    resized = F.interpolate(to_unit(images), size=shape, mode="bicubic", antialias=True)
+    resized = F.interpolate(to_unit(images), size=shape, mode=mode, antialias=True)
     return resized.clamp_(0, 1)
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,8 @@ class ViewRecipe:
         Of each channel, for the normalisation.
     flip : float
         Probability of a horizontal flip.
+    whole_filter : {"bicubic", "bilinear"}
+        By which whole images are resized for inference.
     """
 
     global_size: int
@@ -107,6 +109,7 @@ class ViewRecipe:
     jitter: float = 0.8
     jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     gray: float = 0.2
+    whole_filter: Literal["bicubic", "bilinear"] = "bicubic"
 
     @property
     def side_for_crops(self) -> int:

@@ -1,0 +1,192 @@
+"""Checkpoints that the authors of ExCB and of DINO publish, as fitted networks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_excb import auto
+from sklearn_excb.backbones import build_backbone
+from sklearn_excb.devices import resolve_precision
+from sklearn_excb.fitting import Fitted
+from sklearn_excb.networks import ClusterNetwork, build_teacher, uses_batch_norm
+from sklearn_excb.preparing import IMAGENET_MEAN
+from sklearn_excb.releases import Release, TeacherTensors, listed, teacher_tensors
+from sklearn_excb.torch_files import load_objects, plain_arguments
+from sklearn_excb.views import ViewRecipe
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published network.
+
+    Attributes
+    ----------
+    release : Release
+        Which of the two it is of.
+    args : dict
+        The arguments of its training, as plain values; {} if the file has none.
+    teacher : ClusterNetwork
+        On the CPU, in evaluation mode. Of a backbone alone, h is empty and C has no centroid.
+    n_backbone_features : int
+        What f gives.
+    own : dict
+        Parameters of the estimator that the network settles.
+    """
+
+    release: Release
+    args: dict[str, Any]
+    teacher: ClusterNetwork
+    n_backbone_features: int
+    own: dict[str, Any]
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether the file has the head, and so the clusters."""
+        return len(self.teacher.centroids.weight) > 0
+
+    def parameters(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of an estimator: the network's own, and those that the user chose.
+
+        Raises
+        ------
+        ValueError
+            If the user chose another network than that of the file.
+        """
+        if not self.has_clusters:
+            embedding = chosen.get("embedding", "backbone")
+            if embedding != "backbone":
+                raise ValueError(
+                    f"embedding={embedding!r} cannot be used: the checkpoint holds a backbone "
+                    'alone. Pass the full checkpoint, or embedding="backbone".'
+                )
+            chosen = {**chosen, "embedding": embedding}
+        for name, value in self.own.items():
+            other = chosen.get(name, "auto")
+            if other not in ("auto", value):
+                raise ValueError(
+                    f"{name}={other!r} cannot be used: the network of the checkpoint has "
+                    f"{name}={value!r}. Leave it out; set_params({name}=...) before a new fit."
+                )
+        return {"balancing": self.release.balancing, "settle_passes": 0, **chosen, **self.own}
+
+    def fitted(self, parameters: Mapping[str, Any], device: torch.device) -> Fitted:
+        """What a fit gives, without training samples.
+
+        Parameters
+        ----------
+        parameters : mapping
+            The estimator's, validated. What of them is of training is resolved as for ImageNet.
+        device : torch.device
+            By which the precision of training is settled.
+        """
+        size = self.own["image_size"]
+        facts = auto.Facts(auto.IMAGENET, "images", (size, size), self.own["n_channels"])
+        has_batch_norm = uses_batch_norm(self.teacher.backbone)
+        settings = auto.resolve(parameters, facts, has_batch_norm=has_batch_norm)
+        settings = replace(settings, precision=resolve_precision(settings.precision, device))
+        if not self.has_clusters:
+            settings = replace(settings, K=0, head_width=0)
+        recipe = ViewRecipe(
+            global_size=size,
+            local_size=settings.local_size,
+            n_global=settings.n_global,
+            n_local=settings.n_local,
+            smallest_global=settings.smallest_global,
+            smallest_local=settings.smallest_local,
+            mean=IMAGENET_MEAN,
+            std=self.release.std,
+            flip=settings.flip,
+            whole_filter=self.release.whole_filter,
+        )
+        none = np.empty(0, dtype=np.int64)
+        n_features = self.n_backbone_features
+        return Fitted(self.teacher, settings, recipe, n_features, facts.shape, none, history=[])
+
+
+def read_published(path: str | os.PathLike[str]) -> Published:
+    """Read a checkpoint of ExCB or DINO.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        If there is none, or a folder.
+    ValueError
+        If it is no checkpoint of these, would execute something, is broken, or its tensors do not
+        fit together.
+    """
+    checkpoint = load_objects(path)
+    try:
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f"it holds a {type(checkpoint).__name__}, needed a dict.")
+        args = plain_arguments(checkpoint.get("args"))
+        return _network(teacher_tensors(checkpoint, args), args)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be used: {error}") from error
+
+
+def _network(tensors: TeacherTensors, args: dict[str, Any]) -> Published:
+    """Build a teacher from its tensors."""
+    K, size, g = len(tensors.directions), tensors.image_size, tensors.lengths
+    # of one length, the cosine decides alone
+    with_gain = K > 0 and not ((g == g[0]).all() and g[0] > 0)
+    with torch.device("meta"):  # no weights are drawn
+        backbone = build_backbone(tensors.architecture, n_channels=3, image_size=size).eval()
+        n_features = backbone(torch.empty(1, 3, size, size)).shape[1]
+        teacher = build_teacher(
+            backbone, n_features, n_clusters=K, head=tensors.head, with_gain=with_gain
+        )
+    found = {f"backbone.{name}": tensor for name, tensor in tensors.backbone.items()}
+    found |= {f"projector.{name}": tensor for name, tensor in tensors.projector.items()}
+    found["centroids.weight"] = tensors.directions if K else torch.empty(0, n_features)
+    if with_gain:
+        found["centroids.gain"] = g
+    wanted = teacher.state_dict()
+    _check_fit(wanted, found, tensors)
+    # copies: in the file, tensors may share memory
+    options: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
+    copies = {name: found[name].to(tensor.dtype, **options) for name, tensor in wanted.items()}
+    teacher.load_state_dict(copies, assign=True)
+    teacher.backbone.to(memory_format=torch.channels_last)  # as build_backbone has it
+    own = {"backbone": tensors.architecture, "image_size": size, "n_channels": 3}
+    if K:
+        own |= {"K": K, "head_width": tensors.head.widths[0]}
+    return Published(tensors.release, args, teacher.requires_grad_(False).eval(), n_features, own)
+
+
+def _check_fit(
+    wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], tensors: TeacherTensors
+) -> None:
+    """Refuse tensors that are missing, too many or of another shape, by their names in the file."""
+    prefixes = tensors.release.parts
+
+    def in_file(name: str) -> str:
+        part, _, rest = name.partition(".")
+        return prefixes[part] + rest
+
+    misfits = [
+        f"{in_file(name)} {tuple(found[name].shape)}, needed {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    wrong = {
+        "missing": [in_file(name) for name in wanted if name not in found],
+        "unknown": [in_file(name) for name in found if name not in wanted],
+        "of another shape": misfits,
+    }
+    told = "; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names)
+    if told:
+        raise ValueError(
+            f"its network does not fit {tensors.architecture}"
+            f"{' with a head of ' + tensors.release.name if tensors.head.widths else ''}: {told}."
+        )
