@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -33,7 +34,6 @@ from sklearn_excb.views import ViewRecipe
 
 FORMAT = 7
 _DESCRIPTION = "estimator.json"
-_TENSORS = "tensors-*.safetensors"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."
 _PARTS = {
@@ -75,10 +75,9 @@ def save_estimator(
         arrays["mean"] = recipe.pop("mean")
     weights = fitted.teacher.state_dict()
     arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
-    before = set(folder.glob(_TENSORS))
-    checksum = write_tensors(folder / "tensors.partial", *pack(arrays))
-    file = folder / f"tensors-{checksum[:16]}.safetensors"
-    (folder / "tensors.partial").replace(file)
+    before = [file for file in folder.iterdir() if _NAME.fullmatch(file.name)]
+    file = folder / f"tensors-{uuid.uuid4().hex[:16]}.safetensors"
+    checksum = write_tensors(file, *pack(arrays))
     description = plain(
         {
             "format": FORMAT,
@@ -99,8 +98,8 @@ def save_estimator(
     described = {**description, "checksum": _checksum(description)}
     with replacing(folder / _DESCRIPTION) as beside:
         beside.write_text(json.dumps(described, indent=1, allow_nan=False), encoding="utf-8")
-    for old in before - {file}:
-        old.unlink()
+    for old in before:
+        old.unlink(missing_ok=True)
 
 
 def _checksum(description: Mapping[str, Any]) -> str:
@@ -165,7 +164,20 @@ def load_estimator(
         given, or another than the one that was fitted.
     """
     folder = Path(path)
-    description, arrays = _read(folder)
+    try:
+        return _built(folder, *_read(folder), backbone)
+    except (AttributeError, KeyError, TypeError, RecursionError, RuntimeError) as error:
+        raise ValueError(
+            f"{folder} is not what save() writes: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _built(
+    folder: Path,
+    description: dict[str, Any],
+    arrays: dict[str, Any],
+    backbone: nn.Module | None,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]:
     parameters, settings = description["parameters"], description["settings"]
     if description["own_backbone"]:
         if backbone is None:

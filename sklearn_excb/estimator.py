@@ -27,7 +27,7 @@ from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
 from sklearn_excb.exporting import export_backbone, export_onnx
-from sklearn_excb.fitting import Fitted, Snapshot, fit_source
+from sklearn_excb.fitting import Fitted, fit_source
 from sklearn_excb.grouping import check_n_groups, cut, merge_tree
 from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.inference import Embedding, assign, embed, of_stream
@@ -153,20 +153,20 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         pre-emption, the same line of code finishes the run, on a CPU bit for bit as if nothing had
         happened. One fit at a time. See ``docs/reliability.md``.
     checkpoint_every : int or "auto", default="auto"
-        Steps between two states; the end of an epoch always has one. "auto" is the end of each
+        Steps between two states; the end of an epoch then has one too. "auto" is the end of each
         epoch, and ten minutes since the last, unless writing would take more than a twentieth of
         the time.
     n_checkpoints : int, default=2
-        States that are kept: the last ones. Besides, that of the epoch with the lowest loss stays
-        as ``best.safetensors``.
+        States that are kept: the last ones. Besides, the one with the lowest loss of those at the
+        end of an epoch stays as ``best.safetensors``; see :meth:`from_checkpoint`.
     resume : {"auto", True, False}, default="auto"
         What a fit does about a state in ``checkpoint_dir``: goes on from it if there is one;
         True, there has to be one; False, there must be none.
     warm_start : bool, default=False
         Go on from the last fit's networks, sizes and optimiser, or from the state in
         ``checkpoint_dir``, with parameters or images that may have changed; ``epochs`` counts those
-        before too. False starts anew, and goes on in ``checkpoint_dir`` only with the same
-        parameters and images.
+        before too. The state is kept in memory, and in pickles: some three times the network. False
+        starts anew, and goes on in ``checkpoint_dir`` only with the same parameters and images.
     verbose : int, default=0
         1 shows a progress bar; 0 is silent.
 
@@ -392,14 +392,21 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_parameters(parameters)
         device = resolve_device(self.device)
         seed = _seed(self.random_state)
-        kept = self._state_kept() if self.warm_start else None
+        before: Fitted | None = self.__dict__.get("_fitted") if self.warm_start else None
         with _unchanged_on_error(self):
             source = self._open(X, fitting=True)
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = leave_out_unusable(source, n_jobs, progress=bool(self.verbose))
             skipped_before = skipped_of(source)
             warn_of(skipped_before, len(source), stacklevel=2)
-            fitted = fit_source(usable, parameters, seed=seed, device=device, kept=kept)
+            fitted = fit_source(
+                usable,
+                parameters,
+                seed=seed,
+                device=device,
+                kept=None if before is None else before.state,
+                fitted_before=before is not None,
+            )
             if not isinstance(source, Rows):
                 self.image_shape_ = fitted.image_shape
                 self.n_channels_ = source.n_channels
@@ -539,11 +546,13 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Parameters
         ----------
         path : str or path-like
-            Folder; made if it is not there. What is in it loads on any device.
+            Folder; made if it is not there. What is in it loads on any device. ``checkpoint_dir``
+            and what goes with it are not saved.
         """
         check_is_fitted(self)
         facts = {name: self.__dict__[name] for name in _INPUT_FACTS if name in self.__dict__}
         parameters = self.get_params(deep=False)
+        parameters = {n: value for n, value in parameters.items() if n not in _OF_RUNS}
         save_estimator(path, parameters, self.resolved_params_, facts, self._fitted)
 
     @classmethod
@@ -765,17 +774,6 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.history_ = fitted.history
         if fitted.settings.K:
             self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
-
-    def _state_kept(self) -> Snapshot | None:
-        """State of the fit before, for a warm start; None before the first fit."""
-        fitted: Fitted | None = self.__dict__.get("_fitted")
-        if fitted is not None and fitted.state is None and self.checkpoint_dir is None:
-            raise ValueError(
-                "warm_start=True, but the fit before kept no state of its training: it was made "
-                "with warm_start=False, or it diverged, or was loaded. Set warm_start=True before "
-                "the first fit, or go on from a checkpoint_dir."
-            )
-        return None if fitted is None else fitted.state
 
     def _open(self, X: Any, *, fitting: bool) -> Source:
         """Open the samples; those of inference have to be of the kind that was fitted."""

@@ -25,7 +25,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def of_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that a result depends on, a module by the name of its class."""
+    """Parameters that a result depends on, a module by its class and a digest of its ``repr``."""
     return {
         name: _plain(value) for name, value in parameters.items() if name not in _WITHOUT_EFFECT
     }
@@ -66,7 +66,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, nn.Module):
-        return type(value).__name__
+        return f"{type(value).__name__} {_digest(iter([repr(value).encode()]))[:8]}"
     if isinstance(value, np.generic):
         return value.item()
     return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
@@ -97,11 +97,13 @@ def _blocks(source: ArrayImages | Rows) -> Iterator[bytes]:
 
 
 def _bytes(source: ArrayImages | Rows, rows: np.ndarray[Any, Any]) -> bytes:
-    return np.ascontiguousarray(source.load(rows)).tobytes()
+    found = np.ascontiguousarray(source.load(rows))
+    return f"{found.dtype} {found.shape}".encode() + found.tobytes()
 
 
 def _looked_at(source: ItemImages) -> Iterator[bytes]:
     for index in probes(source):
         first, second = (source.load_one(index, _PIXELS) for _ in range(2))
         if torch.equal(first, second):
+            yield f"{first.dtype} {tuple(first.shape)}".encode()
             yield first.contiguous().numpy().tobytes()

@@ -96,6 +96,7 @@ def fit_source(
     seed: int,
     device: torch.device,
     kept: Snapshot | None = None,
+    fitted_before: bool = False,
 ) -> Fitted:
     """Fit a source of images or rows.
 
@@ -111,12 +112,15 @@ def fit_source(
         Where the networks run.
     kept : tuple, optional
         State of the fit before, for a warm start.
+    fitted_before : bool, default=False
+        Whether there was one.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(*(parameters[name] for name in _OF_FOLDER)))
         warm = parameters["warm_start"]
         what = about(source, parameters) if folder is not None or warm else {}
-        earlier = earlier_of(folder, what, parameters, unpack(*kept) if kept else None)
+        before = unpack(*kept) if kept else None
+        earlier = earlier_of(folder, what, parameters, before, fitted_before=fitted_before)
         if earlier is not None:
             seed = earlier.seed(parameters["random_state"], seed)
             parameters = earlier.parameters(parameters)
@@ -155,7 +159,8 @@ def fit_source(
             run.history.append(entry(0, inference=last, n_clusters=settings.K))
             run.generators = generator_states()
         else:
-            run.go_on_from(earlier.state, earlier.first_step(settings, len(source)))
+            step, within = earlier.first_step(settings, len(source))
+            run.go_on_from(earlier.state, step, within=within)
             stack.enter_context(generators_kept())
             set_generators(run.generators)
             if warm and run.step == settings.epochs * batches.steps_per_epoch:

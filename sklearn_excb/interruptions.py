@@ -35,18 +35,18 @@ class Wishes:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             self.stop = True
-        elif self.save:
-            self.pass_on()
         else:
-            self.save = True
+            self.save = True  # again, perhaps: one that came twice must not end what it asked for
 
 
 @contextmanager
 def awaited(*, saves: bool) -> Iterator[Wishes]:
     """Take Ctrl-C, and SIGTERM if something is there to save, as wishes while the body runs.
 
-    A second signal of the same kind does at once what it would have done without us, and so does
-    each outside of the main thread, or where the caller has replaced Python's way with Ctrl-C.
+    A second Ctrl-C does at once what it would have done without us, and so do all signals outside
+    of the main thread, and Ctrl-C where the caller has replaced Python's way with it. A SIGTERM
+    that nobody has answered when the body ends, by an error perhaps, does then what it would have
+    done.
     """
     wishes = Wishes()
     ours: dict[int, object] = {}
@@ -56,8 +56,12 @@ def awaited(*, saves: bool) -> Iterator[Wishes]:
         if saves and signal.getsignal(signal.SIGTERM) is not None:  # None: not one of Python's
             ours[signal.SIGTERM] = wishes._take
     wishes._before = {number: signal.getsignal(number) for number in ours}
-    with _handlers(ours):
-        yield wishes
+    try:
+        with _handlers(ours):
+            yield wishes
+    finally:
+        if wishes.save:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager

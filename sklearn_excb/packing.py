@@ -40,6 +40,8 @@ def pack(tree: Any, name: str = "") -> tuple[dict[str, Tensor], Any]:
     tensors: dict[str, Tensor] = {}
 
     def keep(tensor: Tensor, way: str) -> str:
+        while way in tensors:  # keys 0 and "0", say
+            way += "'"
         tensors[way] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return way
 

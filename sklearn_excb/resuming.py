@@ -77,8 +77,8 @@ class Earlier:
             for name, value in parameters.items()
         }
 
-    def first_step(self, settings: Settings, n_samples: int) -> int:
-        """Step to go on with: that of the state; its epoch anew where epochs have another length.
+    def first_step(self, settings: Settings, n_samples: int) -> tuple[int, bool]:
+        """Step to go on with, and whether within the state's epoch: if epochs are as long as then.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Earlier:
                 f"epochs={settings.epochs}, but {-(-step // was)} are begun: epochs counts those "
                 "before a warm start too. Raise it."
             )
-        return first
+        return first, per_epoch == was
 
     @property
     def _run(self) -> Mapping[str, Any]:
@@ -117,6 +117,8 @@ def earlier_of(
     now: Mapping[str, Any],
     parameters: Mapping[str, Any],
     kept: Mapping[str, Any] | None,
+    *,
+    fitted_before: bool,
 ) -> Earlier | None:
     """Find what a fit goes on from; None to begin.
 
@@ -130,12 +132,15 @@ def earlier_of(
         The estimator's.
     kept : mapping or None
         State of the fit before, in memory.
+    fitted_before : bool
+        Whether there was a fit before.
 
     Raises
     ------
     ValueError
         If data or parameters are not those of before, saying which, and it is no warm start; if
-        ``resume`` says there must be a state, or none, and it is the other way.
+        ``resume`` says there must be a state, or none, and it is the other way; if the fit before a
+        warm start has left none.
     """
     resume, warm = parameters["resume"], parameters["warm_start"]
     if resume is True and folder is None:
@@ -147,6 +152,12 @@ def earlier_of(
         raise ValueError(
             f'resume=False, but {folder.path} holds a run. Go on with it (resume="auto"), choose '
             "another checkpoint_dir, or remove it."
+        )
+    if state is None and warm and kept is None and fitted_before:
+        raise ValueError(
+            "warm_start=True, but the fit before kept no state of its training: it was made with "
+            "warm_start=False, or it diverged, or was loaded. Set warm_start=True before the first "
+            "fit, or go on from the checkpoint_dir it had."
         )
     state = kept if state is None and warm else state
     if state is None:
@@ -162,7 +173,7 @@ def earlier_of(
         raise ValueError(
             f"{where} holds a run that this fit does not go on with: {'; '.join(differing)}. Set "
             "them as they were, choose another checkpoint_dir, or set warm_start=True to go on "
-            "from there with what is new."
+            "from there with what is new. Each fit of a search needs a folder of its own."
         )
     others = changes(before["versions"], now["versions"])
     if others and not differing:

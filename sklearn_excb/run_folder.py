@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,6 +24,9 @@ from sklearn_excb.packing import pack, unpack
 from sklearn_excb.tensor_files import DamagedFileError, read_tensors, write_tensors
 
 FORMAT = 1
+_NAME = re.compile(r"step-\d{9,}\.safetensors")
+_PARTIAL = re.compile(r"\.(step-\d{9,}|best)\.safetensors\..*\.partial")
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AUTO_SECONDS = 600.0  # between two states within an epoch
 _AUTO_SHARE = 20.0  # times as long as the last one took to write, at least: 5 % of the run
 
@@ -54,6 +59,7 @@ class RunFolder:
         self._n_kept = n_kept
         self._last, self._took = time.monotonic(), 0.0
         self.written: int | None = None
+        self._failing = False
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
         """Whether a state is to be written after so many steps.
@@ -68,9 +74,9 @@ class RunFolder:
         return since >= self._took * _AUTO_SHARE and (epoch_ends or since >= _AUTO_SECONDS)
 
     def write(self, step: int, state: dict[str, Any], *, best: bool = False) -> bool:
-        """Write the state after so many steps, and remove the oldest; warn if that fails.
+        """Write the state after so many steps in the place of the oldest; warn if that fails.
 
-        A run does not end for want of room: it goes on, and the states before stay.
+        A run does not end for want of room: it goes on, and the state before stays.
 
         Returns
         -------
@@ -80,25 +86,30 @@ class RunFolder:
         begun = time.monotonic()
         file = self._file(step)
         try:
+            for old in self._files()[max(1, self._n_kept - 1) :]:  # room for the new one
+                old.unlink()
             write_tensors(file, *pack({"format": FORMAT, **state}))
-            if best:
-                self._keep_as_best(file)
+            self.written = step
             files = self._files()
             here = files.index(file)  # later ones are of a run that this one has taken the place of
             for old in files[:here] + files[here + self._n_kept :]:
                 old.unlink()
-            self.written = step
         except OSError as error:
-            warnings.warn(
-                f"The state after {step:,} steps could not be written to {self.path}: {error}. "
-                f"The fit goes on; {self._what_is_left()}.",
-                CheckpointWarning,
-                stacklevel=6,  # whoever called fit
-            )
+            if not self._failing:
+                warnings.warn(
+                    f"The state after {step:,} steps could not be written to {self.path}: {error}. "
+                    f"The fit goes on, and tries again; {self._what_is_left()}.",
+                    CheckpointWarning,
+                    stacklevel=6,  # whoever called fit
+                )
+            self._failing = True
             return False
         finally:
             self._last = time.monotonic()
             self._took = self._last - begun
+        self._failing = False
+        if best:
+            self._keep_as_best(file)
         return True
 
     def newest(self) -> dict[str, Any] | None:
@@ -113,7 +124,7 @@ class RunFolder:
         for file in files:
             try:
                 state = read_state(file)
-            except (DamagedFileError, OSError) as error:
+            except DamagedFileError as error:  # what the disk refuses to read may be whole
                 failed = str(error)
                 continue
             if failed:
@@ -140,17 +151,25 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         """States that are there, the newest first."""
-        return sorted(self.path.glob("step-*.safetensors"), reverse=True)
+        files = (file for file in self.path.iterdir() if _NAME.fullmatch(file.name))
+        return sorted(files, key=lambda file: int(file.stem.removeprefix("step-")), reverse=True)
 
     def _keep_as_best(self, file: Path) -> None:
         from evaluation.output_files import replacing
 
-        with replacing(self.path / "best.safetensors") as beside:
-            beside.unlink()
-            try:
-                os.link(file, beside)  # the same bytes under a second name
-            except OSError:  # a file system without links
-                shutil.copyfile(file, beside)
+        try:
+            with replacing(self.path / "best.safetensors") as beside:
+                beside.unlink()
+                try:
+                    os.link(file, beside)  # the same bytes under a second name
+                except OSError:  # a file system without links
+                    shutil.copyfile(file, beside)
+        except OSError as error:
+            warnings.warn(
+                f"{file} is the best so far, but could not be kept as best.safetensors: {error}",
+                CheckpointWarning,
+                stacklevel=7,  # whoever called fit
+            )
 
 
 @contextmanager
@@ -172,7 +191,7 @@ def run_folder(
     folder = Path(path).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "lock").touch()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(
             error.errno, f"checkpoint_dir cannot be written to ({error.strerror})", str(folder)
@@ -186,9 +205,18 @@ def run_folder(
             "Another fit is at work in checkpoint_dir: wait for it, or give each fit its own",
             str(folder),
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"The file system of {folder} has no locks: nothing keeps a second fit out of it.",
+            CheckpointWarning,
+            stacklevel=6,  # whoever called fit
+        )
     try:
-        for left in folder.glob(".*.partial"):  # by a process that was killed while it wrote
-            left.unlink()
+        for left in folder.iterdir():
+            if _PARTIAL.fullmatch(left.name):  # of a process that was killed while it wrote
+                left.unlink()
         yield RunFolder(folder, every, n_kept)
     finally:
         lock.release()
@@ -206,9 +234,10 @@ def read_state(file: Path) -> dict[str, Any]:
     """
     tensors, rest, _ = read_tensors(file)
     state = unpack(tensors, rest)
-    if state["format"] != FORMAT:
+    known = state.get("format") if isinstance(state, dict) else None
+    if known != FORMAT:
         raise ValueError(
-            f"{file} has format {state['format']!r}; this version of sklearn_excb reads format "
+            f"{file} has format {known!r}; this version of sklearn_excb reads format "
             f"{FORMAT}. Go on with the version that wrote it, or choose another checkpoint_dir."
         )
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -52,6 +53,8 @@ class Run:
         Steps that are done.
     generators : dict
         Their states after the last step.
+    best : float
+        Lowest loss of an epoch at whose end a state was written.
     """
 
     networks: StudentTeacher
@@ -62,6 +65,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
     generators: dict[str, Any] = field(default_factory=generator_states)
+    best: float = math.inf
 
     @classmethod
     def of(cls, networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> Run:
@@ -85,9 +89,10 @@ class Run:
             "history": self.history,
             "warned": self.watch.warned,
             "generators": self.generators,
+            "best": self.best,
         }
 
-    def go_on_from(self, state: Mapping[str, Any], step: int) -> None:
+    def go_on_from(self, state: Mapping[str, Any], step: int, *, within: bool) -> None:
         """Take up such a state; generators are left to whoever takes it up.
 
         Parameters
@@ -95,7 +100,9 @@ class Run:
         state : mapping
             Of :meth:`state_dict`, perhaps read from a file.
         step : int
-            That of the state; another one begins an epoch anew.
+            With which to go on.
+        within : bool
+            Whether the state's epoch is gone on with, and not begun anew.
 
         Raises
         ------
@@ -112,11 +119,12 @@ class Run:
         self.balancing.load_state_dict(state["balancing"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._lay_out_as_parameters()
-        if step == state["step"]:
+        if within:
             self.record.load_state_dict(state["record"])
         self.history = [dict(of_epoch) for of_epoch in state["history"]]
         self.step = step
         self.generators = state["generators"]
+        self.best = state["best"]
         self.watch.warned = state["warned"]
         if self.step:
             self.watch.keep(f"after step {self.step}")
@@ -131,8 +139,9 @@ class Run:
         """Give the optimiser's tensors the memory format they would have had: sums depend on it."""
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                if isinstance(value, Tensor):  # a copy: the state is not ours to change
+                    like = parameter if value.shape == parameter.shape else value
+                    kept[name] = torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def train_on(
@@ -177,9 +186,11 @@ def train_on(
     bar.n = bar.initial = run.step * settings.batch_size
     bar.set_description("ExCB")
 
-    def save(*, best: bool = False) -> None:
-        if folder is not None and folder.written != run.step and all_finite(run.networks):
-            folder.write(run.step, {"about": about, **run.state_dict()}, best=best)
+    def save(loss: float = math.inf) -> None:
+        if folder is None or folder.written == run.step or not all_finite(run.networks):
+            return
+        best, run.best = loss < run.best, min(loss, run.best)
+        folder.write(run.step, {"about": about, **run.state_dict()}, best=best)
 
     def diverged(epoch: int, loss: float, divergence: Divergence | None) -> Ending:
         rows = [] if divergence is None else rows_of(batches, divergence.step)
@@ -207,14 +218,14 @@ def train_on(
             divergence = gradients.look(report) or (gradients.ask() if epoch_ends else None)
             if divergence is not None:
                 return diverged(report.epoch, divergence.loss, divergence)
-            best = False
+            loss = math.inf
             if epoch_ends:
                 last = run.record.summary(report.epoch)
                 if not run.watch.sound(last):
                     return diverged(report.epoch, last["loss"], None)
                 run.record = EpochRecord(settings.K, batches.device)
                 run.watch.look(last, stacklevel=5)
-                best = all(last["loss"] < entry["loss"] for entry in run.history[1:])
+                loss = last["loss"]
                 run.history.append(last)
                 bar.set_postfix_str(
                     f"epoch {report.epoch}/{settings.epochs}, loss {last['loss']:.3f}, "
@@ -222,12 +233,12 @@ def train_on(
                 )
             asked = wishes.save or wishes.stop or run.step == plan.total_steps
             if asked or (folder is not None and folder.due(run.step, epoch_ends=epoch_ends)):
-                save(best=best)
+                save(loss)
             if wishes.save:
                 wishes.pass_on()
             if wishes.stop:
                 return "stopped"
-    return "done"
+        return "stopped" if wishes.stop else "done"  # it may have come after the last step
 
 
 def _saved_if_unreadable(batches: Iterator[Batch], save: Callable[[], None]) -> Iterator[Batch]:

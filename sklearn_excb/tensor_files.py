@@ -43,6 +43,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
     ------
     OSError
         If it cannot be written, for want of room perhaps. What was there is left as it was.
+    TypeError
+        If a tensor is of a dtype that safetensors has not, such as complex numbers.
     """
     from evaluation.output_files import replacing
 
@@ -56,6 +58,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
             beside.chmod(mode)  # safetensors makes a file anew, which only its owner can read
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from error
+    except KeyError as error:  # of a dtype
+        raise TypeError(f"Tensors of {error} cannot be written: safetensors has none.") from error
     return checksum
 
 

@@ -1,10 +1,9 @@
-"""What breaks during a fit costs no more than the step it breaks in, and says what it was."""
+"""What breaks during a fit costs no more than the steps since the last state, and is told."""
 
 import errno
 import math
 import os
 import re
-import resource
 import signal
 import threading
 from contextlib import contextmanager
@@ -17,7 +16,17 @@ from sklearn.exceptions import ConvergenceWarning
 
 import sklearn_excb.running
 from sklearn_excb import CheckpointWarning, DivergedError, ImageError
-from tests.small_runs import DIGITS, Failing, assert_same_bits, finite, small, states, trains
+from tests.small_runs import (
+    DIGITS,
+    Failing,
+    acting,
+    assert_same_bits,
+    finite,
+    interrupting,
+    small,
+    states,
+    trains,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +37,7 @@ def never():
 @contextmanager
 def files_up_to(n_bytes):
     """Let this process write no larger files: the kernel refuses more, as if the disk were full."""
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -41,6 +51,7 @@ def test_a_full_disk_ends_no_fit(tmp_path, never):
         fitted = small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(list(DIGITS))
     assert_same_bits(fitted, never)
     assert "none was before" in str(told[0].message)
+    assert len(told) == 1  # of ten that could not be
     assert told[0].filename == __file__
     assert os.listdir(tmp_path) == ["lock"]
     again = small(checkpoint_dir=tmp_path).fit(list(DIGITS))  # there is room again
@@ -58,10 +69,11 @@ def test_a_disk_that_fills_up_leaves_the_states_before(tmp_path, never, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(sklearn_excb.run_folder, "write_tensors", into_little_room)
-        with pytest.warns(CheckpointWarning, match="step-000000004.* is the last that was"):
+        with pytest.warns(CheckpointWarning, match="step-000000004.* is the last that was") as told:
             fitted = small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(list(DIGITS))
     assert_same_bits(fitted, never)
-    assert states(tmp_path) == [4, 3]
+    assert len(told) == 1
+    assert states(tmp_path) == [4]  # the other has made room
     assert not list(tmp_path.glob(".*"))
     assert_same_bits(small(checkpoint_dir=tmp_path).fit(list(DIGITS)), never)
 
@@ -222,6 +234,57 @@ def test_a_second_ctrl_c_leaves_at_once_with_what_was_learned_before():
     with pytest.raises(KeyboardInterrupt):
         excb.set_params(epochs=3).fit(Failing(DIGITS, at=70, act=twice))
     assert excb.labels_ is labels
+
+
+def test_a_ctrl_c_after_the_last_step_is_heard():
+    excb = small()
+    with interrupting(after=9), pytest.raises(KeyboardInterrupt, match="stopped"):
+        excb.fit(DIGITS)
+    assert len(excb.labels_) == 60
+    assert len(excb.history_) == 4
+
+
+class TerminatedError(Exception):
+    """What a handler of SIGTERM raises here, in the place of an end of the process."""
+
+
+@pytest.fixture
+def terminating():
+    def end(*arguments):
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield lambda: signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_sigterm_that_comes_again_does_not_cut_off_the_save(tmp_path, terminating, monkeypatch):
+    """As of schedulers, which send it to a step of a job and again to the job."""
+    write, came = sklearn_excb.run_folder.write_tensors, []
+
+    def come():
+        came.append("SIGTERM")
+        terminating()
+
+    def write_and_hear(*arguments):
+        if came:
+            come()
+        return write(*arguments)
+
+    monkeypatch.setattr(sklearn_excb.run_folder, "write_tensors", write_and_hear)
+    with acting(come, after=5), pytest.raises(TerminatedError):
+        small(checkpoint_dir=tmp_path, checkpoint_every=10**6).fit(DIGITS)
+    assert len(came) == 2
+    assert states(tmp_path)[0] == 5
+
+
+def test_a_sigterm_during_an_error_still_ends_the_process(tmp_path, terminating):
+    def hear_and_fail():
+        terminating()
+        raise ValueError("no more images")
+
+    with pytest.raises(TerminatedError):
+        small(checkpoint_dir=tmp_path).fit(Failing(DIGITS, at=70, act=hear_and_fail))
 
 
 def test_signals_are_as_they_were_after_a_fit(never):
