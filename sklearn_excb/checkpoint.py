@@ -1,9 +1,9 @@
-"""A fitted estimator on disk: tensors as safetensors, the rest as JSON; nothing is executed.
+"""Estimators from files: saved ones, and states of runs; nothing in them is executed.
 
-A folder holds ``estimator.json`` (version, parameters, settings, history) and the file that this
-names, ``tensors-....safetensors``: the parameters and buffers of f, h and C, labels, where clusters
-lie for merging, statistics of rows. Both have checksums. The description is written last, so that a
-folder in which a save was cut off still has the one before.
+A saved one is a folder with ``estimator.json`` (version, parameters, settings, history) and the
+file that this names, ``tensors-....safetensors``: the parameters and buffers of f, h and C, labels,
+where clusters lie for merging, statistics of rows. Both have checksums. The description is written
+last, so that a folder in which a save was cut off still has the one before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.backbones import build_backbone
+from sklearn_excb.descriptions import DESCRIBED, as_tuple, check_names, describe, rebuild
 from sklearn_excb.fitting import Fitted
-from sklearn_excb.networks import HeadShape, build_teacher
 from sklearn_excb.packing import pack, unpack
-from sklearn_excb.row_views import RowRecipe
+from sklearn_excb.run_folder import read_state
 from sklearn_excb.sources import Skipped
 from sklearn_excb.tensor_files import DamagedFileError, read_tensors, text_checksum, write_tensors
-from sklearn_excb.views import ViewRecipe
 
 FORMAT = 7
 _DESCRIPTION = "estimator.json"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."
-_PARTS = {
-    *("format", "tensors", "tensors_checksum"),
-    *("parameters", "resolved", "facts", "settings", "recipe", "own_backbone"),
-    *("n_backbone_features", "head", "image_shape", "history"),
-}
+_PARTS = {"format", "tensors", "tensors_checksum", "parameters", "resolved", "facts", "history"}
+Loaded = tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]
 
 
 def save_estimator(
@@ -67,12 +60,18 @@ def save_estimator(
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = {field.name: getattr(fitted.recipe, field.name) for field in fields(fitted.recipe)}
+    described = describe(
+        fitted.teacher,
+        fitted.settings,
+        fitted.recipe,
+        n_features=fitted.n_backbone_features,
+        image_shape=fitted.image_shape,
+    )
     arrays: dict[str, Any] = {"labels": fitted.labels}
     if fitted.group_centroids is not None:
         arrays["group_centroids"] = fitted.group_centroids
-    if isinstance(fitted.recipe, RowRecipe):
-        arrays["mean"] = recipe.pop("mean")
+    if isinstance(described["recipe"]["mean"], np.ndarray):  # of rows
+        arrays["mean"] = described["recipe"].pop("mean")
     weights = fitted.teacher.state_dict()
     arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
     before = [file for file in folder.iterdir() if _NAME.fullmatch(file.name)]
@@ -86,18 +85,13 @@ def save_estimator(
             "parameters": parameters,
             "resolved": resolved,
             "facts": facts,
-            "settings": fitted.settings.as_dict(),
-            "recipe": {"kind": type(fitted.recipe).__name__, **recipe},
-            "own_backbone": not isinstance(fitted.settings.backbone, str),
-            "n_backbone_features": fitted.n_backbone_features,
-            "head": asdict(HeadShape.of(fitted.teacher.projector)),
-            "image_shape": fitted.image_shape,
             "history": fitted.history,
+            **described,
         }
     )
-    described = {**description, "checksum": _checksum(description)}
+    checked = {**description, "checksum": _checksum(description)}
     with replacing(folder / _DESCRIPTION) as beside:
-        beside.write_text(json.dumps(described, indent=1, allow_nan=False), encoding="utf-8")
+        beside.write_text(json.dumps(checked, indent=1, allow_nan=False), encoding="utf-8")
     for old in before:
         old.unlink(missing_ok=True)
 
@@ -128,7 +122,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DamagedFileError(
             f"{file} is damaged, or was edited: its checksum is not that of what is in it."
         )
-    _check_names(file, description, _PARTS, "parts")
+    check_names(str(file), description, {*_PARTS, *DESCRIBED}, "parts")
     name = description["tensors"]
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValueError(f"{file} names {name!r}, which is no file of tensors beside it.")
@@ -138,22 +132,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return description, unpack(tensors, rest)
 
 
-def _check_names(file: Path, found: Iterable[str], needed: Iterable[str], kind: str) -> None:
-    """Refuse a description with more or less than is known here."""
-    known = {*needed}
-    missing, unknown = sorted(known - {*found}), sorted({*found} - known)
-    if missing or unknown:
-        raise ValueError(
-            f"{file} has other {kind} than this version of sklearn_excb knows: "
-            f"{', '.join(unknown) or 'none'} unknown, {', '.join(missing) or 'none'} missing. Load "
-            "it with the version that wrote it."
-        )
+def load_estimator(path: str | os.PathLike[str], backbone: nn.Module | None) -> Loaded:
+    """Read what :func:`save_estimator` wrote, or a state of a run.
 
-
-def load_estimator(
-    path: str | os.PathLike[str], backbone: nn.Module | None
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]:
-    """Read what :func:`save_estimator` wrote: parameters, resolved ones, facts, what was learned.
+    Returns
+    -------
+    parameters, resolved, facts : dicts
+        As they were saved.
+    fitted : Fitted
+        What was learned; of a state, without labels.
 
     Raises
     ------
@@ -163,86 +150,70 @@ def load_estimator(
         If the format is unknown or a file is damaged, or the user's own backbone is needed and not
         given, or another than the one that was fitted.
     """
-    folder = Path(path)
+    path = Path(path)
     try:
-        return _built(folder, *_read(folder), backbone)
+        read = _of_state if path.is_file() else _read
+        return _built(path, *read(path), backbone)
     except (AttributeError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise ValueError(
-            f"{folder} is not what save() writes: {type(error).__name__}: {error}"
+            f"{path} is not what save() or a fit writes: {type(error).__name__}: {error}"
         ) from error
+
+
+def _of_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What :func:`_read` gives, of a state, which has no labels."""
+    state = read_state(file)
+    run = state["about"]
+    described, parameters = run["network"], run["parameters"]
+    settings = described["settings"]
+    if run["data"]["kind"] == "rows":
+        facts = {"n_features_in_": settings["n_channels"]}
+    else:
+        facts = {"n_channels_": settings["n_channels"], "image_shape_": described["image_shape"]}
+    description = {
+        **described,
+        "parameters": parameters,
+        "resolved": {**parameters, "random_state": run["seed"], **settings},
+        "facts": {**facts, "skipped_": []},
+        "history": state["history"],
+    }
+    networks = state["networks"]
+    arrays = {name: of for name, of in networks.items() if name.startswith(_TEACHER)}
+    return description, {"labels": np.empty(0, dtype=np.int64), **arrays}
 
 
 def _built(
-    folder: Path,
+    path: Path,
     description: dict[str, Any],
     arrays: dict[str, Any],
     backbone: nn.Module | None,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]:
-    parameters, settings = description["parameters"], description["settings"]
+) -> Loaded:
+    if "mean" in arrays:
+        description["recipe"]["mean"] = arrays["mean"]
+    weights = {n.removeprefix(_TEACHER): w for n, w in arrays.items() if n.startswith(_TEACHER)}
+    teacher, settings, recipe = rebuild(str(path), description, weights, backbone)
+    parameters = {name: as_tuple(value) for name, value in description["parameters"].items()}
     if description["own_backbone"]:
-        if backbone is None:
-            raise ValueError(
-                f"{folder} was fitted with a backbone of your own, {settings['backbone']}: pass "
-                "load(path, backbone=module) with a module of the same architecture."
-            )
-        parameters["backbone"] = settings["backbone"] = backbone
-    known = (field.name for field in fields(Settings))
-    _check_names(folder / _DESCRIPTION, settings, known, "settings")
-    settings = Settings(**{name: _tuples(value) for name, value in settings.items()})
-    parameters = {name: _tuples(value) for name, value in parameters.items()}
-    with torch.random.fork_rng(devices=[]):  # the fresh weights are drawn only to be replaced
-        teacher = build_teacher(
-            build_backbone(
-                settings.backbone,
-                n_channels=settings.n_channels,
-                image_size=settings.image_size or None,
-            ),
-            description["n_backbone_features"],
-            n_clusters=settings.K,
-            head=HeadShape(**{name: _tuples(of) for name, of in description["head"].items()}),
-            with_gain=f"{_TEACHER}centroids.gain" in arrays,
-        )
-    try:
-        weights = {n: value for n, value in arrays.items() if n.startswith(_TEACHER)}
-        teacher.load_state_dict({n.removeprefix(_TEACHER): value for n, value in weights.items()})
-    except RuntimeError as error:
-        raise ValueError(
-            f"The weights in {folder} do not fit the backbone, which must have the architecture of "
-            f"the one that was fitted: {error}"
-        ) from error
+        parameters["backbone"] = backbone
     fitted = Fitted(
-        teacher.eval(),
+        teacher,
         settings,
-        _read_recipe(folder / _DESCRIPTION, description["recipe"], arrays),
+        recipe,
         description["n_backbone_features"],
-        _tuples(description["image_shape"]),
+        as_tuple(description["image_shape"]),
         arrays["labels"],
         [{key: _number(value) for key, value in e.items()} for e in description["history"]],
         arrays.get("group_centroids"),
         description["resolved"]["random_state"],
     )
-    facts = {name: _tuples(value) for name, value in description["facts"].items()}
+    facts = {name: as_tuple(value) for name, value in description["facts"].items()}
     if "feature_names_in_" in facts:
         facts["feature_names_in_"] = np.array(facts["feature_names_in_"], dtype=object)
     for name in {"sample_names_", "ignored_files_"}.intersection(facts):
         facts[name] = np.array(facts[name], dtype=str)
     facts["skipped_"] = [Skipped(*skipped) for skipped in facts["skipped_"]]
-    resolved = {name: _tuples(value) for name, value in description["resolved"].items()}
+    resolved = {name: as_tuple(value) for name, value in description["resolved"].items()}
     return parameters, resolved, facts, fitted
-
-
-def _read_recipe(
-    file: Path, description: dict[str, Any], arrays: Mapping[str, Any]
-) -> ViewRecipe | RowRecipe:
-    name = description.pop("kind")
-    kind = {"RowRecipe": RowRecipe, "ViewRecipe": ViewRecipe}.get(name)
-    if kind is None:
-        raise ValueError(f"{file}: {name!r} is no kind of recipe that is known here.")
-    values = {name: _tuples(value) for name, value in description.items()}
-    if kind is RowRecipe:
-        values["mean"] = arrays["mean"]
-    _check_names(file, values, (field.name for field in fields(kind)), f"values of {name}")
-    return kind(**values)
 
 
 def plain(value: Any) -> Any:
@@ -262,10 +233,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (torch.device, os.PathLike)):
         return str(value)
     return value if isinstance(value, (str, int, bool)) else None
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _number(value: Any) -> Any:

@@ -158,7 +158,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         the time.
     n_checkpoints : int, default=2
         States that are kept: the last ones. Besides, the one with the lowest loss of those at the
-        end of an epoch stays as ``best.safetensors``; see :meth:`from_checkpoint`.
+        end of an epoch stays as ``best.safetensors``. :meth:`load` takes each of them.
     resume : {"auto", True, False}, default="auto"
         What a fit does about a state in ``checkpoint_dir``: goes on from it if there is one;
         True, there has to be one; False, there must be none.
@@ -174,8 +174,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     ----------
     labels_ : ndarray of shape (n_samples,), int64
         Cluster of each training sample: :meth:`predict` of the training data. Some of 0..K-1 may
-        not occur; -1 is an image that was skipped. Not after :meth:`from_checkpoint`, which has no
-        training samples; neither are ``relative_cluster_sizes_``.
+        not occur; -1 is an image that was skipped. Not after :meth:`from_checkpoint`, or
+        :meth:`load` of a state, which have no training samples; neither are
+        ``relative_cluster_sizes_``.
     cluster_centers_ : ndarray of shape (K, D), float32
         Unit centroids in projection space, D = 256.
     cluster_gains_ : ndarray of shape (K,), float32
@@ -187,8 +188,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``), of
         which :meth:`predict` gives the groups: Ward's method on the clusters' means in the
         backbone's features (:func:`sklearn_excb.grouping.group_centroids`), each weighing
-        ``relative_cluster_sizes_``; after :meth:`from_checkpoint` on the centroids, all weighing
-        the same. Made when it is first asked for.
+        ``relative_cluster_sizes_``; without training samples on the centroids, all weighing the
+        same. Made when it is first asked for.
     history_ : list of dict
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
         was measured. Losses;
@@ -557,19 +558,21 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Self:
-        """Read an estimator that :meth:`save` wrote.
+        """Read an estimator that :meth:`save` wrote, or a state of a run.
 
         Parameters
         ----------
         path : str or path-like
-            The folder.
+            The folder; or a state of a ``checkpoint_dir``, such as its ``best.safetensors``, while
+            the fit is at work or later: the teacher as it was then, before the centroids settle,
+            without labels of the training samples.
         backbone : nn.Module, optional
             A module of the architecture that was fitted, where that was the user's own.
 
         Raises
         ------
         FileNotFoundError
-            If nothing was saved there.
+            If there is none.
         ValueError
             If it was written by a version that is not known here, needs ``backbone``, or is not as
             it was written; ``DamagedFileError``, one of its kind.
@@ -729,7 +732,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_is_fitted(self)
         if not len(self._fitted.labels):
             raise NotFittedError(
-                f"This {type(self).__name__} has no {name}: it comes from a published checkpoint, "
+                f"This {type(self).__name__} has no {name}: it comes from a checkpoint, "
                 "without training samples. Use predict(X)."
             )
         return self._fitted.labels
@@ -759,7 +762,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self._need_clusters("linkage_")
         if self._linkage is None:
             places = self._fitted.group_centroids
-            if places is None:  # published
+            if places is None:  # of a checkpoint
                 places = self.cluster_centers_
             has_samples = len(self._fitted.labels) > 0
             sizes = self.relative_cluster_sizes_ if has_samples else np.ones(len(places))

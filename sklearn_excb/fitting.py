@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb import auto
 from sklearn_excb.batches import inference_inputs
+from sklearn_excb.descriptions import describe
 from sklearn_excb.generators import (
     generator_states,
     generators_kept,
@@ -130,8 +131,17 @@ def fit_source(
         networks, settings, n_features, batches = prepare(source, facts, parameters, seed, device)
         settings = within_memory(networks, settings, batches, parameters)
         networks.to(device)
-        what |= {"seed": seed, "settings": settings.as_dict()}
-        what |= {"steps_per_epoch": batches.steps_per_epoch}
+        what |= {
+            "seed": seed,
+            "steps_per_epoch": batches.steps_per_epoch,
+            "network": describe(
+                networks.teacher,
+                settings,
+                batches.recipe,
+                n_features=n_features,
+                image_shape=facts.shape,
+            ),
+        }
 
         bar = stack.enter_context(
             tqdm(desc="ExCB: starting", unit="img", disable=not parameters["verbose"])

@@ -71,7 +71,7 @@ class Earlier:
         names = _ALL & {*_STRUCTURE, "image_size", "local_size"} if self.differing else _ALL
         if self._run["data"]["kind"] == "rows":
             names -= {"image_size", "local_size", "flip"}
-        before, settings = self._run["parameters"], self._run["settings"]
+        before, settings = self._run["parameters"], self._run["network"]["settings"]
         return {
             name: settings[name] if name in names and _both_auto(before[name], value) else value
             for name, value in parameters.items()
@@ -90,7 +90,7 @@ class Earlier:
         ConvergenceWarning
             If a warm start has nothing to train.
         """
-        before, now = self._run["settings"], settings.as_dict()
+        before, now = self._run["network"]["settings"], settings.as_dict()
         others = changes({n: before[n] for n in _STRUCTURE}, {n: now[n] for n in _STRUCTURE})
         if others:
             raise ValueError(

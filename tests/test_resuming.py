@@ -1,5 +1,6 @@
 """Runs that were broken off and taken up end as if nothing had happened."""
 
+import copy
 import pickle
 import random
 import warnings
@@ -196,6 +197,35 @@ def test_the_last_states_and_the_best_are_kept(tmp_path):
     best = sklearn_excb.run_folder.read_state(tmp_path / "best.safetensors")
     assert best["step"] == 3 * (1 + int(np.argmin(losses)))
     assert best["history"][-1]["loss"] == min(losses)
+
+
+def test_taking_a_state_up_leaves_it_as_it_was():
+    """Else two warm starts from one pickled estimator would share moments."""
+    excb = small(warm_start=True).fit(DIGITS)
+    first, second = copy.copy(excb), copy.copy(excb)
+    for fit in (first, second):
+        fit.set_params(epochs=4).fit(DIGITS)
+    assert_same_bits(first, second)
+
+
+def test_a_warm_start_needs_the_state_of_the_fit_before(tmp_path):
+    """A new folder is no reason to begin anew what was to be gone on with."""
+    excb = small().fit(DIGITS)
+    with pytest.raises(ValueError, match="kept no state of its training"):
+        excb.set_params(warm_start=True, checkpoint_dir=tmp_path).fit(DIGITS)
+
+
+def test_other_files_of_the_folder_are_left_alone(broken_off, never):
+    others = ["step-7.safetensors", "step-000000004.safetensors.bak", ".mine.partial", "notes.md"]
+    for name in others:
+        (broken_off / name).write_text("mine")
+    assert_same_bits(small(checkpoint_dir=broken_off).fit(DIGITS), never)
+    assert all((broken_off / name).read_text() == "mine" for name in others)
+
+
+def test_the_same_bytes_in_another_shape_are_other_data(broken_off):
+    with pytest.raises(ValueError, match="of X, contents changed"):
+        small(checkpoint_dir=broken_off).fit(DIGITS.reshape(60, 4, 16))
 
 
 @pytest.mark.filterwarnings("ignore:The student does not follow")  # in so few steps

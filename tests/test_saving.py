@@ -13,7 +13,7 @@ import sklearn_excb.checkpoint
 from sklearn_excb import DamagedFileError, ExCBEstimator
 from sklearn_excb.tensor_files import text_checksum
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
-from tests.test_resuming import Payload, cut, empty, flip
+from tests.test_resuming import Payload, backbone, cut, empty, flip
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,9 @@ def test_tensors_of_another_estimator_are_refused(saved, tmp_path):
         (lambda d: d["recipe"].update(kind="os.system"), "'os.system' is no kind of recipe"),
         (lambda d: d.update(tensors="../x.safetensors"), "is no file of tensors beside it"),
         (lambda d: d.update(tensors=7), "is no file of tensors beside it"),
+        (lambda d: d.update(facts=7), "is not what save.. or a fit writes: .*facts|AttributeError"),
+        (lambda d: d["settings"].update(K="a few"), "is not what save.. or a fit writes"),
+        (lambda d: d.update(history=[1]), "is not what save.. or a fit writes"),
     ],
 )
 def test_what_is_not_known_is_refused(change, said, saved):
@@ -141,12 +144,52 @@ def test_files_can_be_read_by_whom_the_umask_lets(fitted, tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
+@pytest.mark.parametrize(
+    ("X", "parameters"),
+    [(DIGITS, {"n_local": 2}), (DIGITS.reshape(60, 64), {}), (list(DIGITS), {"backbone": "own"})],
+    ids=["images", "rows", "own backbone"],
+)
+def test_a_state_of_a_run_is_an_estimator_too(X, parameters, tmp_path):
+    """The last one is what the fit ends with, if nothing settles."""
+    parameters = parameters | {"settle_passes": 0, "checkpoint_dir": tmp_path}
+    own = backbone() if parameters.get("backbone") else None
+    if own is not None:
+        parameters["backbone"] = own
+    fitted = small(**parameters).fit(X)
+    last = tmp_path / "step-000000009.safetensors"
+    if own is not None:
+        with pytest.raises(ValueError, match=r"a backbone of your own, Dropping: pass"):
+            ExCBEstimator.load(last)
+    loaded = ExCBEstimator.load(last, backbone=own)
+    np.testing.assert_array_equal(loaded.predict(X), fitted.labels_)
+    np.testing.assert_array_equal(loaded.transform(X), fitted.transform(X))
+    np.testing.assert_equal(loaded.history_[:3], fitted.history_[:3])
+    assert loaded.resolved_params_["K"] == loaded.get_params()["K"] == 4
+    assert loaded.resolved_params_["random_state"] == 0
+    assert not hasattr(loaded, "labels_")
+    assert loaded.predict(X, n_clusters=2).max() == 1
+    loaded.save(tmp_path / "saved")
+    again = ExCBEstimator.load(tmp_path / "saved", backbone=own)
+    np.testing.assert_array_equal(again.predict(X), fitted.labels_)
+    best = ExCBEstimator.load(tmp_path / "best.safetensors", backbone=own)
+    losses = [entry["loss"] for entry in fitted.history_[1:]]
+    assert len(best.history_) == 2 + int(np.argmin(losses))
+
+
+def test_files_that_are_no_state_are_refused(fitted, tmp_path):
+    fitted.export_backbone(tmp_path / "backbone.safetensors")
+    with pytest.raises(ValueError, match=r"backbone.safetensors"):
+        ExCBEstimator.load(tmp_path / "backbone.safetensors")
+    with pytest.raises(FileNotFoundError, match="No saved estimator in"):
+        ExCBEstimator.load(tmp_path / "step-000000009.safetensors")
+
+
 def test_paths_and_devices_are_saved_as_words(tmp_path):
     excb = small(epochs=1, checkpoint_dir=tmp_path / "states", device=torch.device("cpu"))
     excb.fit(DIGITS).save(tmp_path / "run")
     loaded = ExCBEstimator.load(tmp_path / "run")
-    assert loaded.checkpoint_dir == str(tmp_path / "states")
     assert loaded.device == "cpu"
+    assert loaded.checkpoint_dir is None  # of that run: another fit must not go on with it
 
 
 def test_a_failed_fit_keeps_what_can_be_saved(fitted, tmp_path):
