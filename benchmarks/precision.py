@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb.batches import Batch
 from sklearn_excb.preparing import build
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
@@ -50,7 +51,8 @@ def stepper(
     def step() -> float:
         start = time.perf_counter()
         rates = TeacherRates(0.99, 0.04)
-        train_step(networks, balancing, optimizer, groups, batch_size, settings, rates)
+        batch = Batch(1, groups, batch_size, batch_size)
+        train_step(networks, balancing, optimizer, batch, settings, rates)
         return time.perf_counter() - start
 
     return step

@@ -32,6 +32,8 @@ class Affine(NamedTuple):
 class Balancing(Protocol):
     """What keeps the clusters from collapsing; the loss sees nothing of it but its affine map."""
 
+    sees_rows: bool  # whether :meth:`see` is of any use
+
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Look at the teacher's projections (G, B, D) of a batch, before :meth:`affine`."""
 
@@ -152,6 +154,8 @@ class ClusterSizes:
     sizes : Tensor of shape (K,), float32
         The measured sizes, sum 1. :meth:`update` is their only writer.
     """
+
+    sees_rows = False
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from sklearn_excb.making_views import (
     finish_crops,
     parts,
 )
+from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.resampling import centre_crop, resize_short_side, trim_length
 from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
 from sklearn_excb.scratch import Scratch
@@ -52,11 +53,15 @@ def n_ahead(source: Source, n_jobs: int, device: torch.device) -> int:
 
 
 class Batch(NamedTuple):
-    """Views of B images, a group a resolution: (G * B, ...) and, if L > 0, (L * B, ...)."""
+    """Views of B images, a group a resolution: (G * B, ...) and, if L > 0, (L * B, ...).
+
+    Of the images of a step a process has its share: ``n_together`` is how many all have.
+    """
 
     epoch: int
     groups: Sequence[Tensor]
     n_images: int
+    n_together: int
 
 
 def number_of_jobs(n_jobs: int | str | None, source: Source) -> int:
@@ -77,11 +82,14 @@ class ViewBatches:
     recipe : ViewRecipe or RowRecipe
         What the views are.
     batch_size, n_epochs, seed, n_jobs : int
-        Images a batch, length of the run, seed of every draw, reading threads.
+        Images a batch, of all ranks together; length of the run, seed of every draw, reading
+        threads.
     device : torch.device
         Where the views end.
     n_ahead : int, default=0
         Batches that are begun while one is used.
+    ranks : Ranks, default=ALONE
+        Of which this one gets its share of every batch.
 
     Notes
     -----
@@ -97,6 +105,7 @@ class ViewBatches:
     n_jobs: int
     device: torch.device
     n_ahead: int = 0
+    ranks: Ranks = ALONE
 
     @property
     def steps_per_epoch(self) -> int:
@@ -147,10 +156,11 @@ class ViewBatches:
         memory: deque[list[Tensor]] = deque([] for _ in range(self.n_ahead + 1))
         with reading_threads(self.n_jobs, aside=self.n_ahead > 0) as read:
 
-            def begin(epoch: int, rows: Indices, only: int | None) -> Callable[[], Batch]:
+            def begin(epoch: int, together: Indices, only: int | None) -> Callable[[], Batch]:
                 memory.rotate()
+                rows = together[self.ranks.span(len(together))]
                 finish = self._begin(rows, epoch, only, memory[0], read)
-                return lambda: Batch(epoch, finish(), self.batch_size)
+                return lambda: Batch(epoch, finish(), len(rows), len(together))
 
             yield from finished((begin(*of) for of in wanted), self.n_ahead)
 

@@ -7,8 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.ranks import ALONE, Ranks
+
 N_ITERATIONS = 50  # as in the authors' release
 FloatRows = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
 
 
 class CentroidStart(NamedTuple):
@@ -32,18 +35,27 @@ def unit_rows(rows: FloatRows) -> FloatRows:
     return (rows / np.maximum(norms, 1e-12)).astype(np.float32, copy=False)
 
 
-def cluster_means(rows: FloatRows, labels: npt.NDArray[np.int64], n_clusters: int) -> FloatRows:
-    """Mean of the rows of each cluster; 0 for an empty one."""
+def cluster_means(
+    rows: FloatRows, labels: Indices, n_clusters: int, ranks: Ranks = ALONE
+) -> FloatRows:
+    """Mean of the rows of each cluster, of all ranks; 0 for an empty one."""
     from scipy.sparse import csr_matrix
 
     n = len(rows)
     member = csr_matrix((np.ones(n, np.float32), (labels, np.arange(n))), (n_clusters, n))
-    counts = np.bincount(labels, minlength=n_clusters)
-    return (member @ rows) / np.maximum(counts, 1)[:, None].astype(np.float32)
+    sums = ranks.sum_array(member @ rows)
+    counts = _counts(labels, n_clusters, ranks)
+    return sums / np.maximum(counts, 1)[:, None].astype(np.float32)
 
 
 def spherical_kmeans(
-    rows: FloatRows, n_clusters: int, *, seed: int, n_iterations: int = N_ITERATIONS
+    rows: FloatRows,
+    n_clusters: int,
+    *,
+    seed: int,
+    n_iterations: int = N_ITERATIONS,
+    ranks: Ranks = ALONE,
+    places: Indices | None = None,
 ) -> CentroidStart:
     """Cluster unit vectors by cosine similarity, from K random rows, leaving no cluster empty.
 
@@ -54,13 +66,17 @@ def spherical_kmeans(
     Parameters
     ----------
     rows : ndarray of shape (n, D), float32
-        Projections of any length; n >= n_clusters.
+        Projections of any length; n >= n_clusters. Each rank has its share.
     n_clusters : int
         K.
     seed : int
         Seed of the choice of the first rows.
     n_iterations : int, default=50
         At the most; it stops when no label changes.
+    ranks : Ranks, default=ALONE
+        Those that cluster together.
+    places : ndarray of shape (n,), int64, optional
+        Of this rank's rows among those of all.
 
     Returns
     -------
@@ -70,28 +86,44 @@ def spherical_kmeans(
     from evaluation.neighbors import nearest_neighbors
 
     rows = unit_rows(rows)
-    first = np.random.default_rng(seed).choice(len(rows), n_clusters, replace=False)
-    centroids, means = rows[first], rows[first]
+    places = np.arange(len(rows)) if places is None else places
+    n_rows = int(ranks.sum_array(np.array([len(rows)]))[0])
+    first = np.random.default_rng(seed).choice(n_rows, n_clusters, replace=False)
+    centroids = means = _chosen(rows, places, first, ranks)
     labels = np.full(len(rows), -1)
     for _ in range(n_iterations):
         similarity, nearest = nearest_neighbors(rows, centroids, 1, metric="dot")
-        new = _fill_empty(nearest[:, 0].copy(), similarity[:, 0], n_clusters)
-        if np.array_equal(new, labels):
+        new = nearest[:, 0].copy()
+        counts = _counts(new, n_clusters, ranks)
+        if not counts.all():  # which rows take their places all have to see
+            of_all = (ranks.placed(of, places, n_rows) for of in (new, similarity[:, 0]))
+            new = _fill_empty(*of_all, counts)[places]
+        if not ranks.any(not np.array_equal(new, labels))[0]:
             break
         labels = new
-        means = cluster_means(rows, labels, n_clusters)
+        means = cluster_means(rows, labels, n_clusters, ranks)
         centroids = unit_rows(means)
     return CentroidStart(centroids, means)
 
 
-def _fill_empty(
-    labels: npt.NDArray[np.int64], similarity: npt.NDArray[np.float32], n_clusters: int
-) -> npt.NDArray[np.int64]:
+def _counts(labels: Indices, n_clusters: int, ranks: Ranks) -> Indices:
+    """Rows a cluster, of all ranks."""
+    return ranks.sum_array(np.bincount(labels, minlength=n_clusters))
+
+
+def _chosen(rows: FloatRows, places: Indices, wanted: Indices, ranks: Ranks) -> FloatRows:
+    """Rows at some places among those of all ranks, in their order."""
+    order = np.argsort(places)
+    at = np.minimum(np.searchsorted(places, wanted, sorter=order), len(rows) - 1)
+    here = places[order[at]] == wanted
+    found = np.zeros((len(wanted), rows.shape[1]), rows.dtype)
+    found[here] = rows[order[at[here]]]
+    return ranks.sum_array(found)
+
+
+def _fill_empty(labels: Indices, similarity: npt.NDArray[np.float32], counts: Indices) -> Indices:
     """Give each empty cluster the worst placed row of a cluster that has more than one."""
-    counts = np.bincount(labels, minlength=n_clusters)
-    empty = np.flatnonzero(counts == 0)
-    if not len(empty):
-        return labels
+    counts, empty = counts.copy(), np.flatnonzero(counts == 0)
     worst = iter(np.argsort(similarity, kind="stable"))
     for cluster in empty:
         row = next(row for row in worst if counts[labels[row]] > 1)

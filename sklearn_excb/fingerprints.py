@@ -20,7 +20,7 @@ _PIXELS = 64  # of the short side of an image that is opened to look at it
 
 # they change where or how a fit runs, not what it gives
 _WITHOUT_EFFECT = frozenset(
-    ("n_jobs", "device", "verbose", "embedding", "on_error", "random_state")
+    ("n_jobs", "device", "devices", "verbose", "embedding", "on_error", "random_state")
 ) | frozenset(("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start"))
 
 

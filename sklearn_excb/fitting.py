@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,11 +29,13 @@ from sklearn_excb.memory_budget import within_memory
 from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.resuming import about, earlier_of, warn_of_no_epochs
+from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.run_folder import run_folder
 from sklearn_excb.running import Run, train_on
 from sklearn_excb.settling import settle_teacher, settling_sample
+from sklearn_excb.skipping import tell_of_skipped
 from sklearn_excb.sources import Source
 from sklearn_excb.training import start_centroids
 from sklearn_excb.views import ViewRecipe
@@ -98,6 +100,7 @@ def fit_source(
     device: torch.device,
     kept: Snapshot | None = None,
     fitted_before: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Fit a source of images or rows.
 
@@ -115,13 +118,28 @@ def fit_source(
         State of the fit before, for a warm start.
     fitted_before : bool, default=False
         Whether there was one.
+    ranks : Ranks, default=ALONE
+        Those that fit together, each of which calls this; it returns the same on all of them. The
+        first one reads and writes states.
+
+    Raises
+    ------
+    RankError
+        If another rank has failed, or is at another fit.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(run_folder(*(parameters[name] for name in _OF_FOLDER)))
-        warm = parameters["warm_start"]
-        what = about(source, parameters) if folder is not None or warm else {}
-        before = unpack(*kept) if kept else None
-        earlier = earlier_of(folder, what, parameters, before, fitted_before=fitted_before)
+        make_sure_of(ranks, source, parameters, seed)
+        seed = ranks.from_first(seed)
+        folder = earlier = None
+        warm, what = parameters["warm_start"], {}
+        with ranks.together():
+            if ranks.first:
+                folder = stack.enter_context(run_folder(*(parameters[of] for of in _OF_FOLDER)))
+                if folder is not None or warm:
+                    what = about(source, parameters, ranks.count)
+                before = unpack(*kept) if kept else None
+                earlier = earlier_of(folder, what, parameters, before, fitted_before=fitted_before)
+        earlier, what = ranks.from_first((earlier, what))
         if earlier is not None:
             seed = earlier.seed(parameters["random_state"], seed)
             parameters = earlier.parameters(parameters)
@@ -129,8 +147,10 @@ def fit_source(
         stack.enter_context(own_randomness(seed))
         facts = facts_of(source)
         networks, settings, n_features, batches = prepare(source, facts, parameters, seed, device)
+        batches = replace(batches, ranks=ranks, recipe=ranks.from_first(batches.recipe))
         settings = within_memory(networks, settings, batches, parameters)
         networks.to(device)
+        ranks.copy_first_(tensor.detach() for tensor in networks.state_dict().values())
         what |= {
             "seed": seed,
             "steps_per_epoch": batches.steps_per_epoch,
@@ -144,7 +164,11 @@ def fit_source(
         }
 
         bar = stack.enter_context(
-            tqdm(desc="ExCB: starting", unit="img", disable=not parameters["verbose"])
+            tqdm(
+                desc="ExCB: starting",
+                unit="img",
+                disable=not (parameters["verbose"] and ranks.first),
+            )
         )
 
         whole = partial(
@@ -157,14 +181,17 @@ def fit_source(
         )
 
         def labels(sums: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int64]:
-            found = np.empty(len(source), dtype=np.int64)
-            assign(networks.teacher, whole(), out=found, sums=sums)
-            return found
+            every = np.arange(len(source))
+            mine, found = ranks.span(len(source)), np.zeros_like(every)
+            assign(networks.teacher, whole(sample=every[mine]), out=found[mine], sums=sums)
+            if sums is not None:
+                ranks.sum_array(sums)
+            return ranks.sum_array(found)
 
         run = Run.of(networks, settings, batches)
         sums = np.zeros((settings.K, n_features), np.float32)  # pages that nobody has touched yet
         if earlier is None:
-            start_centroids(networks, batches.start(), settings, seed=seed)
+            start_centroids(networks, batches.start(), settings, seed=seed, ranks=ranks)
             last = labels(None if settings.epochs else sums)
             run.history.append(entry(0, inference=last, n_clusters=settings.K))
             run.generators = generator_states()
@@ -189,15 +216,20 @@ def fit_source(
             unsettled = None
             if settings.settle_passes:
                 sample = settling_sample(len(source), settings.K)
-                inputs = whole(sample=sample)
                 unsettled = settle_teacher(
-                    networks.teacher, inputs, settings, n_samples=len(sample), seed=seed
+                    networks.teacher,
+                    whole(sample=sample[ranks.span(len(sample))]),
+                    settings,
+                    n_samples=len(sample),
+                    seed=seed,
+                    ranks=ranks,
                 )
             last = labels(sums)
             unsettled = last if unsettled is None else unsettled
             history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")
             if ending == "done":
                 watch.look(history[-1], stacklevel=4)
+        tell_of_skipped(source, ranks)
     teacher = networks.teacher.cpu().eval()
     return Fitted(
         teacher,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
-from sklearn_excb.batches import ViewBatches, inference_inputs
+from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
@@ -281,6 +281,7 @@ def _step(
         rates = TeacherRates.of(settings, 0, plan)
         balancing = build_balancing(settings, "cpu")
         groups = [torch.empty(n_views * n, *shape) for n_views, *shape in shapes]
+        batch = Batch(1, groups, n, n)
         counted = LiveBytes("activations")
         counted.count([*tensors_of(fakes), *groups], "held")
         for parameter in fakes.student.parameters():
@@ -291,7 +292,7 @@ def _step(
         with counted:
             for _ in range(2):  # the second step meets the first one's gradients and momenta
                 counted.reset_peak()
-                train_step(fakes, balancing, optimizer, groups, n, settings, rates)
+                train_step(fakes, balancing, optimizer, batch, settings, rates)
                 state = [value for of in optimizer.state.values() for value in of.values()]
                 counted.count([v for v in state if isinstance(v, Tensor)], "optimizer")
         after = {kind: counted.now[kind] for kind in ("optimizer", "gradients")}

@@ -18,6 +18,7 @@ from sklearn_excb.generators import own_randomness
 from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound, readable
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.ranks import ALONE
 from sklearn_excb.sources import ItemImages, Source
 
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
@@ -64,7 +65,7 @@ def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches
     warnings.warn(
         f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
         f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
-        stacklevel=5,  # whoever called fit
+        stacklevel=6,  # whoever called fit
     )
 
 
@@ -96,6 +97,21 @@ def _may_be_short(networks: StudentTeacher, settings: Settings, batches: ViewBat
 
 
 def within_memory(
+    networks: StudentTeacher,
+    settings: Settings,
+    batches: ViewBatches,
+    parameters: Mapping[str, Any],
+) -> Settings:
+    """Settle the micro-batch: of several ranks, the smallest that one needs for its share."""
+    ranks, share = batches.ranks, batches.ranks.most(settings.batch_size)
+    of_rank = replace(settings, batch_size=share, micro_batch=min(share, settings.micro_batch))
+    batches = replace(batches, batch_size=share, ranks=ALONE)
+    with ranks.together():
+        of_rank = _within_memory(networks, of_rank, batches, parameters)
+    return replace(settings, micro_batch=min(ranks.objects(of_rank.micro_batch)))
+
+
+def _within_memory(
     networks: StudentTeacher,
     settings: Settings,
     batches: ViewBatches,

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.fingerprints import changes, of_parameters, of_source
+from sklearn_excb.ranks import Ranks
 from sklearn_excb.run_folder import CheckpointWarning, RunFolder
 from sklearn_excb.sources import Source
 
@@ -24,8 +25,8 @@ _STRUCTURE = ("K", "backbone", "n_channels", "head_width", "optimizer", "balanci
 _ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # the data's
 
 
-def about(source: Source, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is a run of, and what it runs on."""
+def about(source: Source, parameters: Mapping[str, Any], n_ranks: int = 1) -> dict[str, Any]:
+    """What a run is a run of, and what it runs on: also on how many ranks."""
     return {
         "parameters": of_parameters(parameters),
         "data": of_source(source),
@@ -33,8 +34,35 @@ def about(source: Source, parameters: Mapping[str, Any]) -> dict[str, Any]:
             **{name: _version(name) for name in _PACKAGES},
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
+            **({"processes": n_ranks} if n_ranks > 1 else {}),
         },
     }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How two of :func:`about` differ in data and parameters, in words."""
+    of_parameters = changes(before["parameters"], now["parameters"])
+    return of_parameters + [f"of X, {text}" for text in changes(before["data"], now["data"])]
+
+
+def make_sure_of(ranks: Ranks, source: Source, parameters: Mapping[str, Any], seed: int) -> None:
+    """Find out before the first step whether all ranks are at the same fit.
+
+    Raises
+    ------
+    RankError
+        If data, parameters, an integer ``random_state`` or versions differ.
+    """
+    if ranks.count == 1:
+        return
+    what = about(source, parameters)
+    if isinstance(parameters["random_state"], Integral):
+        what["parameters"]["random_state"] = seed
+
+    def unlike(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+        return differences(first, other) + changes(first["versions"], other["versions"])
+
+    ranks.agree(what, unlike)
 
 
 def _version(package: str) -> str | None:
@@ -163,8 +191,7 @@ def earlier_of(
     if state is None:
         return None
     before = state["about"]
-    differing = changes(before["parameters"], now["parameters"])
-    differing += [f"of X, {change}" for change in changes(before["data"], now["data"])]
+    differing = differences(before, now)
     random_state = parameters["random_state"]
     if isinstance(random_state, Integral) and int(random_state) != before["seed"]:
         differing.append(f"random_state was {before['seed']}, now {random_state}")

@@ -29,6 +29,8 @@ class NoBalancing:
         Of the map.
     """
 
+    sees_rows = False
+
     def __init__(self, n_clusters: int, *, device: torch.device | str | None = None) -> None:
         self._scale = torch.ones(n_clusters, device=device)
         self._bias = torch.zeros(n_clusters, device=device)
@@ -68,6 +70,8 @@ class Centering(NoBalancing):
         Of the mean.
     """
 
+    sees_rows = True
+
     def __init__(
         self,
         n_clusters: int,
@@ -82,7 +86,7 @@ class Centering(NoBalancing):
     @torch.no_grad()
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Add up the similarities of a batch, or of a part of it, for the next step."""
-        rows = F.normalize(rows.float(), dim=-1).flatten(0, -2)
+        rows = F.normalize(rows.to(centroids.dtype), dim=-1).flatten(0, -2)
         self._sum += F.normalize(centroids, dim=-1) @ rows.sum(dim=0)
         self._n_rows += len(rows)
 
@@ -115,6 +119,8 @@ class Sinkhorn(NoBalancing):
         Of the map.
     """
 
+    sees_rows = True
+
     def __init__(
         self,
         n_clusters: int,
@@ -131,7 +137,7 @@ class Sinkhorn(NoBalancing):
     @torch.no_grad()
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Find the scaling of the columns for a batch, or for a part of it."""
-        rows = F.normalize(rows.float(), dim=-1).flatten(0, -2)
+        rows = F.normalize(rows.to(centroids.dtype), dim=-1).flatten(0, -2)
         queue = rows[:0] if self._queue is None else self._queue
         taking_part = torch.cat([rows, queue[: max(0, self._n_rows - len(rows))]])
         self._queue = taking_part[: self._n_rows]

@@ -17,8 +17,9 @@ from sklearn_excb.batches import Batch, ViewBatches
 from sklearn_excb.generators import generator_states
 from sklearn_excb.gradients import Divergence, Gradients
 from sklearn_excb.history import EpochRecord
-from sklearn_excb.interruptions import awaited
+from sklearn_excb.interruptions import Wishes, awaited
 from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.ranks import RankError, Ranks
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.run_folder import RunFolder
 from sklearn_excb.sources import ItemImages
@@ -199,16 +200,19 @@ def train_on(
         return "diverged"
 
     save()
-    with awaited(saves=folder is not None) as wishes:
+    ranks = batches.ranks
+    with awaited(saves=ranks.any(folder is not None)[0]) as wishes:
+        asked = _Asked(wishes, ranks)
         for report in train(
             run.networks,
             run.balancing,
             run.optimizer,
-            _saved_if_unreadable(batches.from_step(run.step), save),
+            _read_together(batches.from_step(run.step), asked, save),
             settings,
             plan,
             seed=batches.seed,
             first_step=run.step,
+            ranks=ranks,
         ):
             run.record.add(report)
             run.step = report.step + 1
@@ -231,26 +235,75 @@ def train_on(
                     f"epoch {report.epoch}/{settings.epochs}, loss {last['loss']:.3f}, "
                     f"empty before balancing {last['empty_fraction_plain']:.1%}"
                 )
-            asked = wishes.save or wishes.stop or run.step == plan.total_steps
-            if asked or (folder is not None and folder.due(run.step, epoch_ends=epoch_ends)):
+            last_one = run.step == plan.total_steps
+            due = folder is not None and folder.due(run.step, epoch_ends=epoch_ends)
+            if asked.save or asked.stop or last_one or due:
                 save(loss)
-            if wishes.save:
-                wishes.pass_on()
-            if wishes.stop:
+            if asked.save:
+                asked.pass_on()
+            if asked.stop:
                 return "stopped"
-        return "stopped" if wishes.stop else "done"  # it may have come after the last step
+        return "stopped" if ranks.any(wishes.stop)[0] else "done"  # it may have come at the end
 
 
-def _saved_if_unreadable(batches: Iterator[Batch], save: Callable[[], None]) -> Iterator[Batch]:
+class _Asked:
+    """What signals have asked of the run; of several ranks, that all of them do it after one step.
+
+    Then it is what had come to any of them when the batch of the step was read.
+
+    Parameters
+    ----------
+    wishes : Wishes
+        Of this process.
+    ranks : Ranks
+        Those that train together.
+    """
+
+    def __init__(self, wishes: Wishes, ranks: Ranks) -> None:
+        self._wishes = wishes
+        self._stop = self._save = False
+        self.ranks = ranks
+
+    @property
+    def stop(self) -> bool:
+        """Whether to end after this step."""
+        return self._stop if self.ranks.count > 1 else self._wishes.stop
+
+    @property
+    def save(self) -> bool:
+        """Whether to save after this step, as the process is then ended."""
+        return self._save if self.ranks.count > 1 else self._wishes.save
+
+    def look(self, *, failed: bool) -> bool:
+        """Ask all ranks; whether one of them has failed."""
+        found = self.ranks.any(failed, self._wishes.stop, self._wishes.save)
+        failed, self._stop, self._save = found
+        return failed
+
+    def pass_on(self) -> None:
+        """Do with SIGTERM what it would have done; end the other ranks' fit."""
+        if self._wishes.save:
+            self._wishes.pass_on()
+        if self.ranks.count > 1:
+            raise RankError("The fit ends: one of its processes was asked to (SIGTERM).")
+
+
+def _read_together(
+    batches: Iterator[Batch], asked: _Asked, save: Callable[[], None]
+) -> Iterator[Batch]:
     """Yield the batches; where one cannot be read, nothing of the steps before it is lost."""
     while True:
+        batch = error = None
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except Exception:
+        except Exception as raised:
+            error = raised
+        if asked.look(failed=error is not None):
             save()
-            raise
+            asked.ranks.fail(error)
+        assert batch is not None
         yield batch
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Skipped, Source
 from sklearn_excb.threads import reading_threads
 
@@ -55,6 +56,13 @@ def leave_out_unusable(source: Source, n_jobs: int, *, progress: bool = False) -
 def skipped_of(source: Source) -> list[Skipped]:
     """Images of a source that could not be used."""
     return source.skipped() if isinstance(source, ItemImages) else []
+
+
+def tell_of_skipped(source: Source, ranks: Ranks) -> None:
+    """Have every rank know of the images that another could not use."""
+    if isinstance(source, ItemImages) and source.skips:
+        for reasons in ranks.objects(source.reasons):
+            source.take_in(reasons)
 
 
 def labels_of_all(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -196,6 +196,15 @@ class ItemImages:
             Skipped(first + place, names[place], why)
             for place, why in sorted(self._reasons.items())
         ]
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Why images cannot be used, by their places."""
+        return dict(self._reasons)
+
+    def take_in(self, reasons: Mapping[int, str]) -> None:
+        """Learn of images that another process could not use."""
+        self._reasons.update(reasons)
 
     def usable(self) -> Self:
         """Return the same source without the images in :meth:`skipped`.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +19,10 @@ from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch
 from sklearn_excb.centroids import spherical_kmeans
 from sklearn_excb.entropies import mean_entropies
+from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.loss import Loss, excb_loss, teacher_targets
 from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.schedules import cosine, warmup_cosine
 
 _LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
@@ -30,7 +33,7 @@ START_LIMIT = 500_000  # projections that the k-means of the start looks at
 
 
 class Outcome(NamedTuple):
-    """What a step found, before its update; tensors stay on the device.
+    """What a step found, before its update, on all ranks; tensors stay on the device.
 
     Attributes
     ----------
@@ -120,18 +123,25 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int, p
         group["weight_decay"] = decay * cosine(first, last, position)
 
 
-def split(
-    groups: Sequence[Tensor], n_images: int, most: int
-) -> Iterator[tuple[list[Tensor], float]]:
-    """Cut a batch into near-equal parts of at most ``most`` images, each with its share of them.
+def split(batch: Batch, most: int, ranks: Ranks = ALONE) -> Iterator[tuple[list[Tensor], float]]:
+    """Cut a batch into near-equal parts of at most ``most`` images, on every rank as many.
 
     A batch that is not larger is its only part, without a copy. No part is a single image, of which
     BatchNorm could make nothing: rather one of three is left.
+
+    Yields
+    ------
+    groups : list of Tensors
+        Views of a part.
+    share : float
+        Of it in the images of the step, those of all ranks together.
     """
-    n_parts = max(1, min(-(-n_images // most), n_images // 2))
-    cut = [group.unflatten(0, (-1, n_images)).tensor_split(n_parts, dim=1) for group in groups]
+    needed = -(-ranks.most(batch.n_together) // most)
+    n_parts = max(1, min(needed, ranks.fewest(batch.n_together) // 2))
+    images = (group.unflatten(0, (-1, batch.n_images)) for group in batch.groups)
+    cut = [of_kind.tensor_split(n_parts, dim=1) for of_kind in images]
     for part in zip(*cut, strict=True):
-        yield [views.flatten(0, 1) for views in part], part[0].shape[1] / n_images
+        yield [views.flatten(0, 1) for views in part], part[0].shape[1] / batch.n_together
 
 
 def in_precision(settings: Settings, views: Tensor) -> torch.autocast:
@@ -146,6 +156,7 @@ def _forward(
     settings: Settings,
     temperature: float,
     gradient_memory: Tensor | None,
+    ranks: Ranks,
 ) -> Outcome:
     """Loss of a batch, or of a part of it, ready for its backward pass."""
     student, teacher = networks.student, networks.teacher
@@ -154,7 +165,9 @@ def _forward(
 
     with torch.no_grad(), in_precision(settings, groups[0]):
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
-    balancing.see(teacher_rows, teacher.centroids.weight, temperature)
+    if balancing.sees_rows:
+        seen = ranks.gathered(teacher_rows, dim=1)
+        balancing.see(seen, teacher.centroids.weight, temperature)
     targets = teacher_targets(
         teacher_rows,
         teacher.centroids.weight,
@@ -182,53 +195,54 @@ def _forward(
     return Outcome(loss, targets.labels, targets.plain_labels, entropies)
 
 
-def _joined(parts: Sequence[tuple[float, Outcome]]) -> Outcome:
-    """What the parts of a step found, each by its share of the images."""
+def _joined(parts: Sequence[tuple[float, Outcome]], n_together: int, ranks: Ranks) -> Outcome:
+    """What the parts of a step found, each by its share of the images, on all ranks."""
     shares, found = zip(*parts, strict=True)
 
     def mean(values: Iterable[Tensor]) -> Tensor:
         return torch.stack([share * v for share, v in zip(shares, values, strict=True)]).sum(dim=0)
 
-    return Outcome(
-        loss=Loss(*(mean(terms) for terms in zip(*(part.loss for part in found), strict=True))),
-        labels=torch.cat([part.labels for part in found], dim=1),
-        plain_labels=torch.cat([part.plain_labels for part in found], dim=1),
-        entropies=mean(part.entropies for part in found),
-    )
+    loss = [mean(terms) for terms in zip(*(part.loss for part in found), strict=True)]
+    entropies = mean(part.entropies for part in found)
+    means = ranks.sum_(torch.stack([*loss, *entropies]))
+    labels = torch.cat([torch.stack([of.labels, of.plain_labels]) for of in found], dim=2)
+    labels = ranks.joined(labels, n_together, dim=2)  # (2, G, B)
+    return Outcome(Loss(*means[:3]), labels[0], labels[1], entropies=means[3:])
 
 
 def train_step(
     networks: StudentTeacher,
     balancing: Balancing,
     optimizer: torch.optim.Optimizer,
-    groups: Sequence[Tensor],
-    n_images: int,
+    batch: Batch,
     settings: Settings,
     rates: TeacherRates,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """One step of Algorithm 1; the rates of the optimiser are already set.
 
     Parameters
     ----------
-    groups : sequence of Tensors
-        Global views (G * B, ...), then local views (L * B, ...), if any.
-    n_images : int
-        B. In parts of ``settings.micro_batch`` images their gradients add up to those of the whole
+    batch : Batch
+        In parts of ``settings.micro_batch`` images their gradients add up to those of the whole
         batch, but BatchNorm sees a part only.
+    ranks : Ranks, default=ALONE
+        Each with its share of the images; what comes out is the step of all of them together.
     """
     memory = networks.student.centroids.weight.grad  # the old gradient's takes the next one
     optimizer.zero_grad()
     parts: list[tuple[float, Outcome]] = []
-    for part, share in split(groups, n_images, settings.micro_batch):
-        outcome = _forward(networks, balancing, part, settings, rates.temperature, memory)
+    for part, share in split(batch, settings.micro_batch, ranks):
+        outcome = _forward(networks, balancing, part, settings, rates.temperature, memory, ranks)
         memory = None  # held by autograd alone, it becomes .grad without a copy
         (share * outcome.loss.total).backward()
         losses = Loss(*(term.detach() for term in outcome.loss))
         parts.append((share, outcome._replace(loss=losses)))
+    ranks.sum_each(p.grad for p in networks.student.parameters() if p.grad is not None)
     optimizer.step()
 
     networks.update_teacher(rates.momentum)
-    outcome = _joined(parts)
+    outcome = _joined(parts, batch.n_together, ranks)
     balanced = settings.count_labels == "balanced"
     balancing.update(outcome.labels if balanced else outcome.plain_labels)
     return outcome
@@ -244,6 +258,7 @@ def train(
     *,
     seed: int,
     first_step: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[StepReport]:
     """Run Algorithm 1 over the batches, yielding after each step.
 
@@ -262,24 +277,31 @@ def train(
     plan : Plan
         Length of the run.
     seed : int
-        Of dropout and drop path; each step's randomness is a function of (seed, step).
+        Of dropout and drop path; each step's randomness is a function of (seed, step, rank).
     first_step : int, default=0
         Steps that were taken before.
+    ranks : Ranks, default=ALONE
+        Those that train together.
     """
     networks.fitting()
     for step, batch in enumerate(batches, first_step):
-        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+        of = [seed, step] if ranks.first else [seed, step, ranks.rank]
+        torch.manual_seed(int(np.random.SeedSequence(of).generate_state(1)[0]))
         set_rates(optimizer, settings, step, plan)
         rates = TeacherRates.of(settings, step, plan)
-        outcome = train_step(
-            networks, balancing, optimizer, batch.groups, batch.n_images, settings, rates
-        )
+        with joint_batch_norm(ranks):
+            outcome = train_step(networks, balancing, optimizer, batch, settings, rates, ranks)
         yield StepReport(step, batch.epoch, outcome)
 
 
 @torch.no_grad()
 def start_centroids(
-    networks: StudentTeacher, batches: Iterable[Batch], settings: Settings, *, seed: int
+    networks: StudentTeacher,
+    batches: Iterable[Batch],
+    settings: Settings,
+    *,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Set the centroids by spherical k-means on projections of one global view.
 
@@ -296,17 +318,28 @@ def start_centroids(
         Of the fit.
     seed : int
         Of the first centroids.
+    ranks : Ranks, default=ALONE
+        Each with its share of the batches, and then of the rows that k-means clusters.
     """
     networks.fitting()
     rows: list[Tensor] = []
+    places: list[npt.NDArray[np.int64]] = []
     seen = 0
     for batch in batches:
-        for part, _ in split(batch.groups, batch.n_images, settings.micro_batch):
-            rows.append(networks.teacher.project(part).float().cpu())
-        seen += batch.n_images
+        with joint_batch_norm(ranks):
+            for part, _ in split(batch, settings.micro_batch, ranks):
+                rows.append(networks.teacher.project(part).float().cpu())
+        places.append(seen + np.arange(batch.n_together)[ranks.span(batch.n_together)])
+        seen += batch.n_together
         if seen >= START_LIMIT:
             break
-    start = spherical_kmeans(_moved_together(rows).numpy(), settings.K, seed=seed)
+    start = spherical_kmeans(
+        _moved_together(rows).numpy(),
+        settings.K,
+        seed=seed,
+        ranks=ranks,
+        places=np.concatenate(places),
+    )
     networks.teacher.centroids.weight.copy_(torch.from_numpy(start.unit))
     networks.student.centroids.weight.copy_(torch.from_numpy(start.means))
 

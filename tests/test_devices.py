@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.backbones import SmallCNN
 from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.batches import Batch
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.networks import build_networks
 from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
@@ -47,8 +48,9 @@ def test_a_step_on_a_fake_accelerator_never_meets_the_cpu(monkeypatch):
             torch.rand(settings.n_global * B, 1, size, size, device="cuda"),
             torch.rand(settings.n_local * B, 1, 16, 16, device="cuda"),
         ]
+        batch = Batch(1, groups, B, B)
         loss, labels, *_ = train_step(
-            networks, sizes, optimizer, groups, B, settings, TeacherRates(0.9, 0.04)
+            networks, sizes, optimizer, batch, settings, TeacherRates(0.9, 0.04)
         )
         for tensor in (loss.total, labels, sizes.sizes, *networks.parameters()):
             assert tensor.device.type == "cuda"

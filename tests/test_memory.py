@@ -17,6 +17,7 @@ import sklearn_excb.devices
 import sklearn_excb.memory_budget
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb.batches import Batch
 from sklearn_excb.devices import available_memory
 from sklearn_excb.live_bytes import LiveBytes
 from sklearn_excb.networks import build_networks
@@ -339,11 +340,11 @@ def test_micro_batches_that_cannot_be(wrong):
 
 def test_split_keeps_views_of_an_image_together():
     groups = [torch.arange(14).reshape(14, 1), torch.arange(21).reshape(21, 1)]  # B = 7
-    parts = list(split(groups, 7, 3))
+    parts = list(split(Batch(1, groups, 7, 7), 3))
     assert [share for _, share in parts] == [3 / 7, 2 / 7, 2 / 7]
     assert parts[1][0][0].flatten().tolist() == [3, 4, 10, 11]
     assert parts[1][0][1].flatten().tolist() == [3, 4, 10, 11, 17, 18]
-    ((whole, share),) = split(groups, 7, 7)
+    ((whole, share),) = split(Batch(1, groups, 7, 7), 7)
     assert share == 1
     assert whole[0].data_ptr() == groups[0].data_ptr()
 
@@ -381,8 +382,7 @@ def test_parts_of_a_step_add_up_to_it(micro_batch, local_in_loss_h):
                 networks,
                 sizes,
                 optimizer,
-                groups,
-                B,
+                Batch(1, groups, B, B),
                 replace(settings, micro_batch=m),
                 TeacherRates(0.9, 0.04),
             )

@@ -84,7 +84,7 @@ def test_heads_follow_the_backbones_normalisation():
 
 def test_centroids_start_as_means_of_projections(networks):
     generator = torch.Generator().manual_seed(0)
-    batches = [Batch(0, [torch.randn(16, 5, generator=generator)], 16) for _ in range(3)]
+    batches = [Batch(0, [torch.randn(16, 5, generator=generator)], 16, 16) for _ in range(3)]
     facts = auto.Facts(48, "rows", (0, 0), 5)
     settings = auto.resolve(
         ExCBEstimator(K=6, batch_size=16).get_params(), facts, has_batch_norm=True

@@ -11,6 +11,7 @@ import sklearn_excb.networks
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.backbones import RowMLP
 from sklearn_excb.balancing import ClusterSizes, affine_form
+from sklearn_excb.batches import Batch
 from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, build_networks
 from sklearn_excb.schedules import cosine
@@ -183,7 +184,8 @@ def check_steps(n_steps, kind, *, batch_norm=True, **chosen):
         momentum = cosine(settings.teacher_momentum, 1.0, step / plan.total_steps)
         rates = TeacherRates.of(settings, step, plan)
         assert rates.momentum == momentum
-        loss, labels, plain, _ = train_step(networks, sizes, optimizer, groups, B, settings, rates)
+        batch = Batch(1, groups, B, B)
+        loss, labels, plain, _ = train_step(networks, sizes, optimizer, batch, settings, rates)
         state = reference.training_step(
             state["student"],
             state["teacher"],
