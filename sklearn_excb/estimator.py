@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ from sklearn_excb.fitting import Fitted, fit_source
 from sklearn_excb.grouping import check_n_groups, cut, merge_tree
 from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.inference import Embedding, assign, embed, of_stream
+from sklearn_excb.joining import join
+from sklearn_excb.launching import fit_on, number_of_devices
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.memory_budget import memory_of
 from sklearn_excb.published import read_published
@@ -144,6 +147,12 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         a core, at most 8, for files and lists; -1 is one a core, None is 1.
     device : str, torch.device or "auto", default="auto"
         Where the networks run.
+    devices : int or "auto", default="auto"
+        How many of them :meth:`fit` uses, a process each, started by itself; each takes its share
+        of every batch, and the result is that of one, up to rounding. "auto" is every GPU of this
+        machine, unless ``device`` names one of them, and one process on a CPU. Where a launcher
+        (torchrun, srun, Ray Train, Spark) has started processes that all call fit, they fit
+        together; 1 is then a fit of each by itself. See ``docs/scaling.md``.
     random_state : int, RandomState or None, default=None
         An int makes fits on a CPU identical bit for bit (same packages, number of threads and
         processor). Global random state is left alone.
@@ -275,6 +284,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         on_error: str = "raise",
         n_jobs: int | str | None = "auto",
         device: str | torch.device = "auto",
+        devices: int | str = "auto",
         random_state: int | np.random.RandomState | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str = "auto",
@@ -312,6 +322,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.on_error = on_error
         self.n_jobs = n_jobs
         self.device = device
+        self.devices = devices
         self.random_state = random_state
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_every = checkpoint_every
@@ -370,6 +381,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             If the training diverges in its first epoch; ``DivergedError``, one of its kind, has the
             rows of the batch in which it showed. Whatever is raised, what was learned before is
             kept.
+        RankError
+            If another process of the fit has failed or is not at the same fit; a RuntimeError.
         OSError
             If ``checkpoint_dir`` cannot be written to at the start; ``BlockingIOError``, one of its
             kind, if another fit is at work there.
@@ -391,23 +404,28 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
-        device = resolve_device(self.device)
+        ranks, device = join(self.device, self.devices)
         seed = _seed(self.random_state)
         before: Fitted | None = self.__dict__.get("_fitted") if self.warm_start else None
         with _unchanged_on_error(self):
-            source = self._open(X, fitting=True)
-            n_jobs = number_of_jobs(self.n_jobs, source)
-            usable = leave_out_unusable(source, n_jobs, progress=bool(self.verbose))
+            with ranks.together():
+                source = self._open(X, fitting=True)
+                n_jobs = number_of_jobs(self.n_jobs, source)
+                progress = bool(self.verbose) and ranks.first
+                usable = leave_out_unusable(source, n_jobs, progress=progress)
             skipped_before = skipped_of(source)
             warn_of(skipped_before, len(source), stacklevel=2)
-            fitted = fit_source(
-                usable,
-                parameters,
-                seed=seed,
-                device=device,
-                kept=None if before is None else before.state,
-                fitted_before=before is not None,
-            )
+            how: dict[str, Any] = {
+                "seed": seed,
+                "device": device,
+                "kept": None if before is None else before.state,
+                "fitted_before": before is not None,
+            }
+            n_devices = number_of_devices(self.devices, device) if ranks.count == 1 else 1
+            if n_devices > 1:
+                fitted = fit_on(n_devices, usable, parameters, **how)
+            else:
+                fitted = fit_source(usable, parameters, **how, ranks=ranks)
             if not isinstance(source, Rows):
                 self.image_shape_ = fitted.image_shape
                 self.n_channels_ = source.n_channels
@@ -420,6 +438,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             run = {
                 "n_jobs": n_jobs,
                 "device": str(device),
+                "devices": max(ranks.count, n_devices),
                 "random_state": fitted.seed,
             }
             of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
@@ -852,6 +871,12 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self._need_clusters(f"embedding={self.embedding!r}")
         K, D = self.cluster_centers_.shape
         return K if self.embedding == "similarity" else D
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; parameters that came after it was pickled have their defaults."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        defaults = {of.name: of.default for of in parameters if of.default is not of.empty}
+        super().__setstate__(defaults | state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -91,6 +91,7 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "settle_passes": _integer(0),
     "local_in_loss_h": (lambda value: isinstance(value, bool), "True or False"),
     "on_error": _options("raise", "skip"),
+    "devices": _integer(1),
     "n_jobs": (
         lambda value: value is None or (_is_integer(value) and value != 0),
         "None or an integer other than 0",

@@ -1,0 +1,291 @@
+"""A fit on several devices of this machine, from a process that no launcher has started.
+
+torch's elastic agent starts a process a device, by a command: so it works from a script without a
+``__main__`` guard, from standard input and from a notebook. What is to be fitted lies in a file
+that all of them map into memory; what was learned comes back in another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sklearn_excb.fitting import Fitted, Snapshot, fit_source
+from sklearn_excb.job_files import read_job, write_job
+from sklearn_excb.ranks import RankError, Ranks
+from sklearn_excb.sources import ItemImages, Source
+
+JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
+_OF_THE_AGENT = (signal.SIGTERM, signal.SIGABRT)  # ends of those that were not the cause
+_LOOKS = 0.5  # seconds between two looks for warnings
+_SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
+
+
+class Job(NamedTuple):
+    """A fit that several processes share; see :func:`sklearn_excb.fitting.fit_source`.
+
+    Attributes
+    ----------
+    source : Source
+    parameters : mapping
+    seed : int
+    device : str
+        Kind of device, of which each process has one.
+    kept : tuple or None
+    fitted_before : bool
+    n_threads : int
+        Of each process.
+    """
+
+    source: Source
+    parameters: Mapping[str, Any]
+    seed: int
+    device: str
+    kept: Snapshot | None
+    fitted_before: bool
+    n_threads: int
+
+    def do(self, ranks: Ranks, device: torch.device) -> Learned:
+        """Fit, as one of the processes."""
+        fitted = fit_source(
+            self.source,
+            self.parameters,
+            seed=self.seed,
+            device=device,
+            kept=self.kept,
+            fitted_before=self.fitted_before,
+            ranks=ranks,
+        )
+        source = self.source
+        return Learned(fitted, source.reasons if isinstance(source, ItemImages) else {})
+
+
+class Learned(NamedTuple):
+    """What comes back: what a fit gives, and why images were skipped, by their places."""
+
+    fitted: Fitted
+    reasons: dict[int, str]
+
+
+def number_of_devices(devices: int | str, device: torch.device) -> int:
+    """Processes that a fit takes; "auto" is one a GPU, unless one of them was named.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many GPUs.
+    """
+    if device.type == "cuda" and device.index is None:
+        there = torch.cuda.device_count()
+        if devices == "auto":
+            return there
+        if int(devices) > there:
+            raise ValueError(f"devices={devices}, but this machine has {there} GPUs.")
+    elif devices != "auto" and int(devices) > 1 and device.type != "cpu":
+        raise ValueError(
+            f"devices={devices}, but device={str(device)!r} is one. Leave "
+            'devices="auto", or name no number, as in device="cuda".'
+        )
+    return 1 if devices == "auto" else int(devices)
+
+
+def fit_on(
+    n_processes: int,
+    source: Source,
+    parameters: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    kept: Snapshot | None = None,
+    fitted_before: bool = False,
+) -> Fitted:
+    """Fit a source in several processes of this machine; as :func:`fit_source` in one.
+
+    Raises
+    ------
+    Exception
+        What one of them has raised, if it has.
+    RankError
+        If one has ended without a word.
+    KeyboardInterrupt
+        If Ctrl-C was pressed before there was anything to return.
+    """
+    n_threads = max(1, torch.get_num_threads() // n_processes)
+    job = Job(source, parameters, seed, device.type, kept, fitted_before, n_threads)
+    with tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
+        folder = Path(name)
+        write_job(folder / JOB, job)
+        with _warnings_passed_on(folder), _interrupts_passed_on(folder) as interrupted:
+            failed = _run(folder, n_processes)
+        if (folder / RESULT).exists():
+            learned: Learned = read_job(folder / RESULT)
+            if isinstance(source, ItemImages):
+                source.take_in(learned.reasons)
+            return learned.fitted
+        if interrupted:
+            raise KeyboardInterrupt
+        raise _cause(folder, n_processes, failed)
+
+
+def _run(folder: Path, n_processes: int) -> Exception | None:
+    """Run the processes to their end, by which they may have failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=n_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a port that is free
+        local_addr="localhost",
+        max_restarts=0,
+        signals_to_handle=_SIGNALS,
+    )
+    try:
+        with _found_there(), _quiet(), _handlers_kept():
+            elastic_launch(config, sys.executable)("-m", "sklearn_excb._worker", str(folder))
+    except ChildFailedError as error:
+        return error
+    except SignalException as error:  # to this process, which the others have been told of
+        signal.raise_signal(error.sigval)
+        return error
+    return None
+
+
+def _cause(folder: Path, n_processes: int, failed: Exception | None) -> Exception:
+    """What one of the processes has raised, rather than what the others made of its end."""
+    files = (folder / ERROR.format(rank) for rank in range(n_processes))
+    raised = [read_job(file) for file in files if file.exists()]
+    raised.sort(key=lambda error: isinstance(error, RankError))
+    if raised and not isinstance(raised[0], RankError):
+        return raised[0]
+    signals = {rank: -of.exitcode for rank, of in getattr(failed, "failures", {}).items()}
+    signals = {rank: number for rank, number in signals.items() if number not in _OF_THE_AGENT}
+    ended = ""
+    for rank, number in signals.items():
+        ended = f" Rank {rank} was ended by {signal.Signals(number).name}." if number > 0 else ""
+        if number == signal.SIGKILL:
+            ended += " The system does so where memory is short: lower micro_batch or devices."
+    error = RankError(
+        f"A process of the fit on {n_processes} devices has ended without a result.{ended} With "
+        "checkpoint_dir, the same call goes on from the last state."
+    )
+    error.__cause__ = failed
+    return error
+
+
+@contextmanager
+def _found_there() -> Iterator[None]:
+    """Have new processes import from where this one does."""
+    before: Mapping[str, str] = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what the agent logs of a child that has failed: it is raised."""
+    log = logging.getLogger("torch.distributed.elastic")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put back the handlers of signals that the agent replaces."""
+    numbers = [getattr(signal, name) for name in _SIGNALS.split(",")]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def _interrupts_passed_on(folder: Path) -> Iterator[list[int]]:
+    """Pass Ctrl-C on to the processes, which the terminal does not.
+
+    Yields
+    ------
+    list of int
+        A signal each time it was pressed.
+    """
+    came: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        came.append(number)
+        for file in folder.glob(PROCESS.format("*")):
+            os.kill(int(file.read_text()), number)
+        if len(came) > 2:  # they do not listen
+            raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield came
+        return
+    signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _warnings_passed_on(folder: Path) -> Iterator[None]:
+    """Give the warnings of the first process as they come, as ours: a run may go on for days.
+
+    Where they are errors, the first of them is raised at the end.
+    """
+    caller = sys._getframe(4)  # of fit, through fit_on and the context
+    ended = threading.Event()
+    raised: list[Warning] = []
+
+    def pass_on() -> None:
+        n_done, last = 0, False
+        while not last:
+            last = ended.wait(_LOOKS)
+            while (file := folder / WARNING.format(n_done)).exists():
+                message, category = read_job(file)
+                n_done += 1
+                try:
+                    warnings.warn_explicit(
+                        message, category, caller.f_code.co_filename, caller.f_lineno
+                    )
+                except Warning as error:
+                    raised.append(error)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if raised:
+        raise raised[0]

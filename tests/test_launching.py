@@ -1,0 +1,198 @@
+"""``devices=2`` starts its own processes; torchrun's join: the same fit to the last bit."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.images import ImageError
+from sklearn_excb.launching import number_of_devices
+from sklearn_excb.ranks import RankError
+from sklearn_excb.skipping import SkippedImageWarning
+from tests.small_runs import DIGITS, assert_same_bits, small, states
+from tests.test_ranks import HERE, torchrun
+
+TWO = {"device": "cpu", "devices": 2}
+CALL = """
+import sys, pickle
+sys.path.insert(0, {here!r})
+from tests.small_runs import DIGITS, result, small
+import os
+fitted = small(device="cpu", {parameters}).fit(DIGITS)
+name = {out!r} + os.environ.get("RANK", "")
+open(name, "wb").write(pickle.dumps(result(fitted)))
+"""
+
+
+@pytest.fixture(scope="module")
+def two():
+    return small(**TWO).fit(DIGITS)
+
+
+def call(out, parameters=""):
+    return CALL.format(here=str(HERE.parent), parameters=parameters, out=str(out))
+
+
+def test_is_the_fit_of_one_up_to_rounding(two):
+    assert two.resolved_params_["devices"] == 2
+    gently = {"epochs": 1, "learning_rate": 1e-4, "settle_passes": 0, "precision": "32"}
+    alone, together = small(**gently).fit(DIGITS), small(**gently, **TWO).fit(DIGITS)
+    np.testing.assert_array_equal(together.labels_, alone.labels_)
+    np.testing.assert_allclose(together.cluster_centers_, alone.cluster_centers_, atol=1e-4)
+    assert together.history_[-1]["loss"] == pytest.approx(alone.history_[-1]["loss"], rel=1e-4)
+    np.testing.assert_array_equal(together.predict(DIGITS), together.labels_)
+
+
+@pytest.mark.slow
+def test_is_that_of_torchrun_on_every_rank(two, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(call(tmp_path / "out"))
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in "01":
+        assert_same_bits(two, pickle.loads((tmp_path / f"out{rank}").read_bytes()))
+
+
+def test_works_from_standard_input_without_a_guard(two, tmp_path):
+    script = call(tmp_path / "out", "devices=2")
+    run = [sys.executable, "-"]
+    subprocess.run(run, input=script, text=True, check=True, cwd=tmp_path, timeout=300)
+    assert_same_bits(two, pickle.loads((tmp_path / "out").read_bytes()))
+
+
+class Squared:
+    """A data set that only this module knows."""
+
+    def __len__(self):
+        return len(DIGITS)
+
+    def __getitem__(self, index):
+        if os.environ.get("RANK") == "1" and index == 7:
+            raise KeyError("row 7 is not there")
+        return DIGITS[index] ** 2
+
+
+def test_what_one_process_raises_is_raised():
+    with pytest.raises(ImageError, match=r"7.*row 7 is not there") as raised:
+        small(**TWO).fit(Squared())
+    assert "In process 1 of the fit" in "".join(raised.value.__notes__)
+
+
+class Dying(Squared):
+    """Kills the second process once there is a state of a step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, index):
+        if os.environ.get("RANK") == "1" and max(states(self.folder), default=0) > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return DIGITS[index]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_fit_which_can_be_resumed(two, tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(RankError, match="Rank 1 was ended by SIGKILL"):
+        small(**TWO, checkpoint_dir=tmp_path).fit(Dying(tmp_path))
+    assert time.monotonic() - begun < 120
+    assert 0 < states(tmp_path)[0] < 9
+    resumed = small(**TWO, checkpoint_dir=tmp_path, resume=True).fit(list(DIGITS))
+    assert_same_bits(small(**TWO).fit(list(DIGITS)), resumed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_fitted_estimator():
+    estimator = small(**TWO, epochs=2000)
+    threading.Timer(25, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch"):
+        estimator.fit(DIGITS)
+    assert 0 < estimator.history_[-1]["epoch"] < 2000
+    np.testing.assert_array_equal(estimator.predict(DIGITS), estimator.labels_)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Fading:
+    """Item 3 can be opened by the process that looks for unusable ones, and by no other."""
+
+    def __len__(self):
+        return len(DIGITS)
+
+    def __getitem__(self, index):
+        if index == 3 and "RANK" in os.environ:
+            raise OSError("gone")
+        return DIGITS[index]
+
+
+@pytest.mark.slow
+def test_images_that_fail_later_are_skipped_in_all():
+    with pytest.warns(SkippedImageWarning, match="gone"):
+        fitted = small(**TWO, on_error="skip").fit(Fading())
+    assert [image.index for image in fitted.skipped_] == [3]
+    assert fitted.labels_[3] == -1
+    assert (np.delete(fitted.labels_, 3) >= 0).all()
+
+
+@pytest.mark.slow
+def test_warnings_of_the_first_process_are_ours():
+    collapsing = {"count_labels": "plain", "K": 6, "epochs": 20, "batch_size": 10}
+    with pytest.warns(ConvergenceWarning, match="effective use") as said:
+        small(**TWO, **collapsing).fit(DIGITS)
+    assert [warning.filename for warning in said] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        with pytest.raises(ConvergenceWarning, match="effective use"):
+            small(**TWO, **collapsing).fit(DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "n"), [("cpu", "auto", 1), ("cpu", 3, 3), ("mps", "auto", 1)]
+)
+def test_number_of_devices(device, devices, n):
+    assert number_of_devices(devices, torch.device(device)) == n
+
+
+def test_one_device_is_not_several():
+    with pytest.raises(ValueError, match="devices=2, but device='mps' is one"):
+        number_of_devices(2, torch.device("mps"))
+    with pytest.raises(ValueError, match="devices"):
+        ExCBEstimator(devices=0).fit(DIGITS)
+
+
+OTHERS = """
+import os, sys
+sys.path.insert(0, {here!r})
+from tests.small_runs import DIGITS, small
+n = int(os.environ["RANK"])
+try:
+    small({changed}).fit(DIGITS[{rows}])
+except Exception as error:
+    print(f"{{type(error).__name__}}: {{error}}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "rows", "said"),
+    [
+        ("K=4 + n", ":", "K was 4, now 5"),
+        ("", "n:", "n_samples was 60, now 59"),
+        ("random_state=n", ":", "random_state was 0, now 1"),
+    ],
+)
+def test_ranks_at_different_fits_find_out_before_the_first_step(tmp_path, changed, rows, said):
+    script = tmp_path / "script.py"
+    script.write_text(OTHERS.format(here=str(HERE.parent), changed=changed, rows=rows))
+    done = torchrun(script)
+    assert done.stdout.count("RankError: Rank 1 is not at the same fit as rank 0") == 2
+    assert done.stdout.count(said) == 2
