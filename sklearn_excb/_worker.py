@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from sklearn_excb.exceptions import RankError
 from sklearn_excb.job_files import read_job, write_job
 from sklearn_excb.joining import join
 from sklearn_excb.launching import ERROR, JOB, PROCESS, RESULT, WARNING, Job
-from sklearn_excb.ranks import RankError
 
 
 def main(folder: Path) -> int:

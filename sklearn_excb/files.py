@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_excb.pixels import ImageError, is_gray
+from sklearn_excb.exceptions import ImageError
+from sklearn_excb.pixels import is_gray
 from sklearn_excb.scratch import Scratch
 
 try:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
 
+_TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # of embeddings, which are no folder
 _numbers = re.compile(r"([0-9]+)").split
 
 
@@ -46,6 +47,11 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     if not os.path.exists(root):
         raise FileNotFoundError(f"No such folder: {root}")
     if not os.path.isdir(root):
+        if root.lower().endswith(_TABLES):
+            raise NotADirectoryError(
+                f"{root} is a table, not a folder of images. Read it first, and pass its rows: "
+                "pandas.read_csv(path, index_col=0), or numpy.load(path)."
+            )
         raise NotADirectoryError(f"{root} is a file. Pass its folder, or a list of paths.")
     found, ignored, seen = [], [], set()
 

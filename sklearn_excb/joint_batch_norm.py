@@ -93,7 +93,7 @@ class _Normalize(torch.autograd.Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         axes = [0, *range(2, x.ndim)]
         var, mean = torch.var_mean(wide, axes, correction=0)
-        n = mean.new_tensor([x.numel() // x.shape[1]])
+        n = mean.new_full((1,), x.numel() // x.shape[1])
         of_ranks = ranks.joined(torch.cat([mean, var, n])[None], ranks.count)
         means, variances, counts = of_ranks.split([len(mean), len(mean), 1], dim=1)
         n = counts.sum()

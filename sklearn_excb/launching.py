@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sklearn_excb.exceptions import RankError
 from sklearn_excb.fitting import Fitted, Snapshot, fit_source
 from sklearn_excb.job_files import read_job, write_job
-from sklearn_excb.ranks import RankError, Ranks
+from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Source
 
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from sklearn_excb.color import to_gray
+from sklearn_excb.exceptions import ImageError
 from sklearn_excb.resampling import to_unit
 
 _BLOCK = 1 << 24  # pixels checked at a time
 _MOST_CHANNELS = 16  # more than that is the width of a channels-first image
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message names it and says why."""
 
 
 def is_picture(image: Any) -> bool:

@@ -17,14 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sklearn_excb.exceptions import RankError
+
 _SMALL = 2**18  # numbers; tensors of fewer travel together
 
 T = TypeVar("T")
 Array = TypeVar("Array", bound=npt.NDArray[Any])
-
-
-class RankError(RuntimeError):
-    """Another process of the fit has failed, or is not at the same fit."""
 
 
 @dataclass(frozen=True)

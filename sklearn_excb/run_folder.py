@@ -20,19 +20,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sklearn_excb.exceptions import CheckpointWarning, DamagedFileError
 from sklearn_excb.packing import pack, unpack
-from sklearn_excb.tensor_files import DamagedFileError, read_tensors, write_tensors
+from sklearn_excb.tensor_files import read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-\d{9,}\.safetensors")
 _PARTIAL = re.compile(r"\.(step-\d{9,}|best)\.safetensors\..*\.partial")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 _AUTO_SECONDS = 600.0  # between two states within an epoch
 _AUTO_SHARE = 20.0  # times as long as the last one took to write, at least: 5 % of the run
-
-
-class CheckpointWarning(UserWarning):
-    """A state of a run could not be written, or not be read."""
 
 
 class RunFolder:
@@ -41,7 +38,7 @@ class RunFolder:
     Parameters
     ----------
     path : Path
-        The folder, which is there.
+        The folder; there has to be one to write to.
     every : int or "auto"
         Steps between two states; see :meth:`due`.
     n_kept : int
@@ -151,6 +148,8 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         """States that are there, the newest first."""
+        if not self.path.is_dir():
+            return []
         files = (file for file in self.path.iterdir() if _NAME.fullmatch(file.name))
         return sorted(files, key=lambda file: int(file.stem.removeprefix("step-")), reverse=True)
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sklearn_excb.exceptions import ImageError
 from sklearn_excb.files import EncodedPicture
 from sklearn_excb.pixels import (
-    ImageError,
     channels_first,
     check_layout,
     check_pixels,

@@ -17,9 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-class DamagedFileError(ValueError):
-    """A file is not what was written: cut short, or changed since."""
+from sklearn_excb.exceptions import DamagedFileError
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -> str:

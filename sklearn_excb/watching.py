@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from sklearn_excb.auto import Settings, learning_rate
+from sklearn_excb.exceptions import CollapseWarning, DivergedError, DivergenceWarning
 from sklearn_excb.gradients import Divergence
 from sklearn_excb.networks import ClusterNetwork
 
@@ -133,18 +133,6 @@ def _more_balance(settings: Settings) -> str:
     )
 
 
-class DivergedError(FloatingPointError):
-    """A training diverged before anything was learned.
-
-    Attributes
-    ----------
-    rows : list of int
-        Of the batch in which it showed; empty where that is not known.
-    """
-
-    rows: list[int] = []  # noqa: RUF012 - replaced, never changed
-
-
 class Watch:
     """Warns once of a collapse, and keeps the last teacher that was sound.
 
@@ -192,7 +180,7 @@ class Watch:
         reason = collapse(record, self._settings, self._steps_per_epoch)
         if reason is not None:
             self.warned = True
-            warnings.warn(reason, ConvergenceWarning, stacklevel=stacklevel)
+            warnings.warn(reason, CollapseWarning, stacklevel=stacklevel)
 
     def recover(
         self,
@@ -236,7 +224,7 @@ class Watch:
         self.warned = True
         warnings.warn(
             f"{said} The fit stops with what it was {self._when}.",
-            ConvergenceWarning,
+            DivergenceWarning,
             stacklevel=6,  # whoever called fit
         )
 

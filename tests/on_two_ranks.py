@@ -15,10 +15,11 @@ from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.centroids import spherical_kmeans
+from sklearn_excb.exceptions import RankError
 from sklearn_excb.joining import join
 from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.networks import build_networks
-from sklearn_excb.ranks import ALONE, RankError
+from sklearn_excb.ranks import ALONE
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import row_recipe
 from sklearn_excb.settling import settle, told_apart

@@ -315,12 +315,12 @@ def test_a_fit_in_a_thread_takes_no_signals(never):
 def test_the_largest_gradients_are_told_apart():
     """Those that are not finite first, then by size."""
     from sklearn_excb.gradients import Gradients
-    from sklearn_excb.training import StepReport
+    from sklearn_excb.training import UNSCALED, StepReport
 
     module = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(5)))
     for layer, value in zip(module, (1.0, 3.0, math.inf, 2.0, 0.0), strict=True):
         layer.weight.grad = torch.full((2, 2), value)
-    gradients = Gradients(module)
+    gradients = Gradients(module, UNSCALED)
     report = StepReport(4, 1, outcome(loss=2.0))
     found = gradients.look(report)
     assert found is not None

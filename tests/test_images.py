@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from sklearn_excb.batches import whole_images
+from sklearn_excb.exceptions import ImageError
 from sklearn_excb.folders import list_images
 from sklearn_excb.images import are_rows, open_source
-from sklearn_excb.pixels import ImageError
 from sklearn_excb.sources import ArrayImages, channel_statistics, typical_shape
 from sklearn_excb.views import ViewRecipe
 

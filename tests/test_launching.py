@@ -15,10 +15,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.images import ImageError
+from sklearn_excb.exceptions import ImageError, RankError, SkippedImageWarning
 from sklearn_excb.launching import number_of_devices
-from sklearn_excb.ranks import RankError
-from sklearn_excb.skipping import SkippedImageWarning
 from tests.small_runs import DIGITS, assert_same_bits, small, states
 from tests.test_ranks import HERE, torchrun
 
