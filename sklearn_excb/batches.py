@@ -8,7 +8,7 @@ thread: their number changes nothing but the speed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
 from sklearn_excb.scratch import Scratch
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
 from sklearn_excb.threads import Map, finished, reading_threads
+from sklearn_excb.transfers import Leash, is_pinned_for, to_device
 from sklearn_excb.views import ViewRecipe
 
 Indices = npt.NDArray[np.int64]
@@ -116,7 +117,7 @@ class ViewBatches:
         """Yield the shuffled full batches of every epoch."""
         return self.from_step(0)
 
-    def from_step(self, step: int) -> Iterator[Batch]:
+    def from_step(self, step: int) -> Generator[Batch, None, None]:
         """Yield the batches that are left after so many steps, the same ones as in a whole run."""
         done, within = divmod(step, self.steps_per_epoch)
         return self._batches(
@@ -151,16 +152,24 @@ class ViewBatches:
         rows = np.concatenate([rows, rows[: -len(rows) % self.batch_size]])
         return rows.reshape(-1, self.batch_size)
 
-    def _batches(self, wanted: Iterable[tuple[int, Indices, int | None]]) -> Iterator[Batch]:
+    def _batches(
+        self, wanted: Iterable[tuple[int, Indices, int | None]]
+    ) -> Generator[Batch, None, None]:
         """Batches of an epoch, of rows, of all views or of one of the global ones."""
         memory: deque[list[Tensor]] = deque([] for _ in range(self.n_ahead + 1))
+        leash = Leash(self.device)
         with reading_threads(self.n_jobs, aside=self.n_ahead > 0) as read:
 
             def begin(epoch: int, together: Indices, only: int | None) -> Callable[[], Batch]:
                 memory.rotate()
                 rows = together[self.ranks.span(len(together))]
                 finish = self._begin(rows, epoch, only, memory[0], read)
-                return lambda: Batch(epoch, finish(), len(rows), len(together))
+
+                def end() -> Batch:
+                    leash.wait()
+                    return Batch(epoch, finish(), len(rows), len(together))
+
+                return end
 
             yield from finished((begin(*of) for of in wanted), self.n_ahead)
 
@@ -171,7 +180,7 @@ class ViewBatches:
         recipe, source = self.recipe, self.source
         if isinstance(recipe, RowRecipe):
             assert isinstance(source, Rows)
-            x = standardize(source.load(rows), recipe).to(self.device)
+            x = to_device(standardize(source.load(rows), recipe), self.device)
             of_rows = recipe.kinds() if only is None else [np.array([only])]
             made = [make_row_views(x, rows, self.seed, epoch, recipe, views) for views in of_rows]
             return lambda: made
@@ -181,8 +190,10 @@ class ViewBatches:
             return lambda: array_views(source, rows, drawn, memory, self.device)
         if self.device.type == "cpu":
             return begin_views(source, rows, drawn, memory, read)
-        crops = begin_crops(source, rows, drawn, memory, read)
-        return lambda: finish_crops([of_kind.to(self.device) for of_kind in crops()], drawn)
+        pinned = is_pinned_for(self.device)
+        room = [] if pinned else memory  # a copy of the last crops may still be under way
+        crops = begin_crops(source, rows, drawn, room, read, pinned=pinned)
+        return lambda: finish_crops([to_device(c, self.device) for c in crops()], drawn)
 
     def draw(self, rows: Indices, epoch: int, only: int | None = None) -> Drawn:
         """Draw what is done to some rows, for all views or for one of the global ones."""

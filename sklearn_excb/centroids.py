@@ -6,10 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from sklearn_excb.attention import nearest
 from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.transfers import to_device
 
 N_ITERATIONS = 50  # as in the authors' release
+CPU = torch.device("cpu")
+_AT_ONCE = 2**16  # rows on an accelerator
+_FEWEST, _A_CLUSTER = 500_000, 2  # rows that are clustered: as many, or as many a cluster
 FloatRows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
@@ -27,6 +33,11 @@ class CentroidStart(NamedTuple):
 
     unit: FloatRows
     means: FloatRows
+
+
+def most_start_rows(n_clusters: int) -> int:
+    """Samples, if there are as many, that the centroids start from: 500,000, or two a cluster."""
+    return max(_FEWEST, _A_CLUSTER * n_clusters)
 
 
 def unit_rows(rows: FloatRows) -> FloatRows:
@@ -56,6 +67,7 @@ def spherical_kmeans(
     n_iterations: int = N_ITERATIONS,
     ranks: Ranks = ALONE,
     places: Indices | None = None,
+    device: torch.device = CPU,
 ) -> CentroidStart:
     """Cluster unit vectors by cosine similarity, from K random rows, leaving no cluster empty.
 
@@ -77,14 +89,14 @@ def spherical_kmeans(
         Those that cluster together.
     places : ndarray of shape (n,), int64, optional
         Of this rank's rows among those of all.
+    device : torch.device, default=CPU
+        Where rows are compared with centroids.
 
     Returns
     -------
     CentroidStart
         Unit centroids, and the means of the last assignment.
     """
-    from evaluation.neighbors import nearest_neighbors
-
     rows = unit_rows(rows)
     places = np.arange(len(rows)) if places is None else places
     n_rows = int(ranks.sum_array(np.array([len(rows)]))[0])
@@ -92,11 +104,10 @@ def spherical_kmeans(
     centroids = means = _chosen(rows, places, first, ranks)
     labels = np.full(len(rows), -1)
     for _ in range(n_iterations):
-        similarity, nearest = nearest_neighbors(rows, centroids, 1, metric="dot")
-        new = nearest[:, 0].copy()
+        new, similarity = nearest_centroids(rows, centroids, device)
         counts = _counts(new, n_clusters, ranks)
         if not counts.all():  # which rows take their places all have to see
-            of_all = (ranks.placed(of, places, n_rows) for of in (new, similarity[:, 0]))
+            of_all = (ranks.placed(of, places, n_rows) for of in (new, similarity))
             new = _fill_empty(*of_all, counts)[places]
         if not ranks.any(not np.array_equal(new, labels))[0]:
             break
@@ -104,6 +115,33 @@ def spherical_kmeans(
         means = cluster_means(rows, labels, n_clusters, ranks)
         centroids = unit_rows(means)
     return CentroidStart(centroids, means)
+
+
+def nearest_centroids(
+    rows: FloatRows, centroids: FloatRows, device: torch.device
+) -> tuple[Indices, FloatRows]:
+    """Most similar centroid of each row, and how similar it is."""
+    if device.type == "cpu":
+        from evaluation.neighbors import nearest_neighbors
+
+        similarity, index = nearest_neighbors(rows, centroids, 1, metric="dot")
+        return index[:, 0].copy(), similarity[:, 0]
+    return _in_blocks(rows, centroids, device)
+
+
+def _in_blocks(
+    rows: FloatRows, centroids: FloatRows, device: torch.device
+) -> tuple[Indices, FloatRows]:
+    there = to_device(torch.from_numpy(centroids), device)
+    labels = np.empty(len(rows), np.int64)
+    similarity = np.empty(len(rows), np.float32)
+    for first in range(0, len(rows), _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        x = to_device(torch.from_numpy(rows[some]), device)
+        found = nearest(x, there)
+        labels[some] = found.cpu().numpy()
+        similarity[some] = torch.linalg.vecdot(x, there[found]).cpu().numpy()
+    return labels, similarity
 
 
 def _counts(labels: Indices, n_clusters: int, ranks: Ranks) -> Indices:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sklearn_excb.transfers import to_device
+
 _LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -126,7 +128,7 @@ def on_some(
         return operation(images, *parameters)
     if not chosen.any():
         return images
-    rows = torch.from_numpy(chosen.nonzero()[0]).to(images.device)
+    rows = to_device(torch.from_numpy(chosen.nonzero()[0]), images.device)
     changed = operation(images[rows], *(parameter[rows] for parameter in parameters))
     return images.index_copy(0, rows, changed)
 

@@ -33,11 +33,12 @@ def _mps_state_kept() -> Iterator[None]:
 
 def generator_states() -> dict[str, Any]:
     """States of torch's generators on every device, and of the global ones of NumPy and Python."""
+    kind, words, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-        "numpy": np.random.get_state(),  # noqa: NPY002 - the global one
+        "numpy": (kind, np.asarray(words, np.int64), *rest),  # torch does not pickle uint32
         "python": random.getstate(),
     }
 
@@ -49,7 +50,8 @@ def set_generators(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state, number)
     if states["mps"] is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
+    kind, words, *rest = states["numpy"]
+    np.random.set_state((kind, words.astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(states["python"])
 
 

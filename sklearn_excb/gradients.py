@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from sklearn_excb.training import StepReport
 
 _STEPS_ASKED = 32  # between two looks at an accelerator, which waits for each
+_LOWEST_SCALE = 2.0**-10  # of a loss in float16: 26 halvings below the first
 _STEPS_TOLD, _GRADIENTS_TOLD = 3, 3  # in what is said of a divergence
 
 
@@ -48,10 +50,12 @@ class Gradients:
     ----------
     student : nn.Module
         Of the fit.
+    scaler : GradScaler
+        Where it scales the loss, gradients that overflow now and then are how it finds the scale.
     """
 
-    def __init__(self, student: nn.Module) -> None:
-        self._student = student
+    def __init__(self, student: nn.Module, scaler: GradScaler) -> None:
+        self._student, self._scaler = student, scaler
         self._every = 1 if next(student.parameters()).device.type == "cpu" else _STEPS_ASKED
         self._seen: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=self._every + _STEPS_TOLD)
         self._unasked = 0
@@ -72,10 +76,14 @@ class Gradients:
         self._unasked = 0
         steps = [(step, loss.item(), norm.item()) for step, loss, norm in self._seen]
         for i, (step, loss, norm) in enumerate(steps):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss) and (math.isfinite(norm) or self._lowers_scale())):
                 before = [norm for *_, norm in steps[:i]][-_STEPS_TOLD:]
                 return Divergence(step, loss, self._largest(), before)
         return None
+
+    def _lowers_scale(self) -> bool:
+        """Whether a lower scale of the loss may help gradients that are not finite."""
+        return self._scaler.is_enabled() and self._scaler.get_scale() > _LOWEST_SCALE
 
     def _largest(self) -> list[tuple[str, float]]:
         norms = [

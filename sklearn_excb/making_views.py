@@ -24,6 +24,7 @@ from sklearn_excb.resampling import crop_resize, to_unit
 from sklearn_excb.scratch import Scratch
 from sklearn_excb.sources import ArrayImages, ItemImages
 from sklearn_excb.threads import Map
+from sklearn_excb.transfers import to_device
 from sklearn_excb.views import (
     ViewKind,
     ViewParameters,
@@ -65,14 +66,21 @@ class Drawn(NamedTuple):
         parameters = [draw_views(seed, epoch, rows, kind, recipe) for kind in kinds]
         return cls(recipe, kinds, draw_attempts(seed, epoch, rows, kinds), parameters)
 
-    def room(self, memory: list[Tensor], n_channels: int, dtype: torch.dtype) -> list[Tensor]:
+    def room(
+        self,
+        memory: list[Tensor],
+        n_channels: int,
+        dtype: torch.dtype,
+        *,
+        pinned: bool = False,
+    ) -> list[Tensor]:
         """Memory for views or crops (V, B, c, size, size) of each kind; taken where it is empty."""
         if not memory:
             for kind, of_kind in zip(self.kinds, self.parameters, strict=True):
                 shape = (*of_kind.flip.shape, kind.size, kind.size, n_channels)
                 planar = (*shape[:2], n_channels, kind.size, kind.size)
                 floats = dtype == torch.float32  # crops have their channels side by side
-                taken = torch.empty(planar if floats else shape, dtype=dtype)
+                taken = torch.empty(planar if floats else shape, dtype=dtype, pin_memory=pinned)
                 memory.append(taken if floats else taken.movedim(-1, 2))
         return memory
 
@@ -108,7 +116,7 @@ def array_views(
     source: ArrayImages, rows: Indices, drawn: Drawn, memory: list[Tensor], device: torch.device
 ) -> list[Tensor]:
     """Views of images that lie in an array, on a device."""
-    crops = drawn.cut(source.load(rows).to(device), slice(None))
+    crops = drawn.cut(to_device(source.load(rows), device), slice(None))
     here = device.type == "cpu"
     out = drawn.room(memory, source.n_channels, torch.float32) if here else None
     return finish_crops(crops, drawn, out)
@@ -136,13 +144,19 @@ def begin_views(
 
 
 def begin_crops(
-    source: ItemImages, rows: Indices, drawn: Drawn, memory: list[Tensor], read: Map
+    source: ItemImages,
+    rows: Indices,
+    drawn: Drawn,
+    memory: list[Tensor],
+    read: Map,
+    *,
+    pinned: bool = False,
 ) -> Finish:
     """Begin the crops (V, B, c, size, size) that threads make where an accelerator trains.
 
     They are uint8 where all images are.
     """
-    room = drawn.room(memory, source.n_channels, torch.uint8)
+    room = drawn.room(memory, source.n_channels, torch.uint8, pinned=pinned)
 
     def make(part: slice) -> list[tuple[slice, list[Tensor]]]:
         others = []

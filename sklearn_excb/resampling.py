@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sklearn_excb.scratch import Scratch
+from sklearn_excb.transfers import to_device
 
 _A = -0.5  # Keys' cubic convolution, as in Pillow
 _MATRIX_LIMIT = 96  # sides up to which the matrix products beat one resize a crop on a CPU
@@ -97,7 +98,7 @@ def to_unit(images: Tensor) -> Tensor:
 def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crops (V, B, c, size, size) of images (B, c, h, w) that share one size."""
     height, width = images.shape[-2:]
-    top, left, tall, wide = boxes.to(images.device).unbind(-1)  # each (V, B)
+    top, left, tall, wide = to_device(boxes, images.device).unbind(-1)  # each (V, B)
     rows = resize_weights(top, tall, height, size)  # (V, B, size, h)
     columns = resize_weights(left, wide, width, size)  # (V, B, size, w)
     views, batch, channels = *top.shape, images.shape[1]

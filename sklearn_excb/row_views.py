@@ -19,6 +19,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from sklearn_excb.draws import uniforms
+from sklearn_excb.transfers import to_device
 
 Indices = npt.NDArray[np.int64]
 
@@ -106,7 +107,7 @@ def make_row_views(
     radius, angle = np.sqrt(-2 * np.log1p(-u[..., :2])), 2 * np.pi * u[..., 2:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
     noise = normal.reshape(shape)[..., :n_features].astype(np.float32)
-    return (rows + recipe.noise * torch.from_numpy(noise).to(rows.device)).flatten(0, 1)
+    return (rows + recipe.noise * to_device(torch.from_numpy(noise), rows.device)).flatten(0, 1)
 
 
 def standardize(rows: npt.NDArray[Any], recipe: RowRecipe) -> Tensor:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sklearn_excb.centroids import spherical_kmeans
+from sklearn_excb import centroids
+from sklearn_excb.centroids import most_start_rows, spherical_kmeans
 
 
 def blobs(n_clusters=4, n_each=50, seed=0):
@@ -58,3 +59,20 @@ def test_is_a_function_of_its_seed():
     first, again, other = (spherical_kmeans(rows, 7, seed=s).unit for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_there_are_rows_for_every_cluster_however_many():
+    assert most_start_rows(65_536) == 500_000
+    assert most_start_rows(10**6) >= 10**6
+
+
+def test_blocks_on_an_accelerator_say_what_the_search_of_the_cpu_says(monkeypatch):
+    rows = unit(np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32))
+    expected = spherical_kmeans(rows, 12, seed=0)
+    monkeypatch.setattr(centroids, "_AT_ONCE", 64)
+    monkeypatch.setattr(
+        centroids, "nearest_centroids", lambda *of: centroids._in_blocks(*of[:2], centroids.CPU)
+    )
+    found = spherical_kmeans(rows, 12, seed=0)
+    np.testing.assert_allclose(found.unit, expected.unit, atol=1e-6)
+    np.testing.assert_allclose(found.means, expected.means, atol=1e-6)

@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn_excb import files, finishing
 from sklearn_excb.batches import ViewBatches, n_ahead
 from sklearn_excb.draws import permutation
+from sklearn_excb.exceptions import ImageError
 from sklearn_excb.files import EncodedPicture
 from sklearn_excb.images import open_source
 from sklearn_excb.making_views import Drawn, begin_crops, begin_views, finish_crops
-from sklearn_excb.pixels import ImageError
 from sklearn_excb.sources import ArrayImages, ItemImages
 from sklearn_excb.threads import finished, reading_threads
 from sklearn_excb.views import ViewRecipe
