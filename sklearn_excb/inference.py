@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +25,37 @@ Embedding = Literal["projection", "backbone", "similarity"]
 
 _STREAM_PART = 64  # images of a stream that are in memory together
 _MULTIPLE = 32  # batches are padded to a multiple of it
+
+
+def on_each(
+    devices: Sequence[torch.device],
+    teacher: ClusterNetwork,
+    n_samples: int,
+    batch_size: int,
+    work: Callable[[ClusterNetwork, torch.device, slice], None],
+) -> None:
+    """Share samples among devices: a thread each, and a copy of the teacher but on the first.
+
+    Parameters
+    ----------
+    devices : sequence of torch.device
+    teacher : ClusterNetwork
+        Moved to the first.
+    n_samples, batch_size : int
+        Shares are whole batches: each is the one that it would be on one device.
+    work : callable
+        Of a teacher, its device and the rows that are its share.
+    """
+    n_batches = -(-n_samples // batch_size)
+    ends = [n_batches * i // len(devices) * batch_size for i in range(len(devices) + 1)]
+    shares = [slice(a, min(b, n_samples)) for a, b in itertools.pairwise(ends)]
+    teachers = [copy.deepcopy(teacher).to(device) for device in devices[1:]]
+    teachers.insert(0, teacher.to(devices[0]))
+    if len(devices) == 1:
+        work(teacher, devices[0], shares[0])
+        return
+    with ThreadPoolExecutor(len(devices), "ExCB infers") as pool:
+        deque(pool.map(work, teachers, devices, shares), maxlen=0)  # raises what one has raised
 
 
 @torch.inference_mode()

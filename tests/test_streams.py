@@ -1,16 +1,18 @@
 """What can only be iterated, and the other things that an item may be."""
 
+import copy
 import io
+import itertools
 import weakref
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 from torch.utils.data import DataLoader, IterableDataset
 
 from sklearn_excb import ExCBEstimator, images
-from sklearn_excb.pixels import ImageError
-from sklearn_excb.skipping import SkippedImageWarning
+from sklearn_excb.exceptions import ImageError, SkippedImageWarning
 
 IMAGES = list(np.random.default_rng(0).integers(0, 255, (70, 12, 12, 3), dtype=np.uint8))
 BROKEN = 66  # in the second part of a stream
@@ -161,3 +163,86 @@ def test_a_stream_that_memory_cannot_keep_ends_with_advice(monkeypatch):
     monkeypatch.setattr(images, "available_memory", lambda device: 0)
     with pytest.raises(ValueError, match=r"full after 64\. Pass what can be indexed"):
         small().fit(iter(IMAGES))
+
+
+def counted(items, n_asked):
+    for item in items:
+        n_asked.append(1)
+        yield item
+
+
+def test_steps_per_epoch_reads_as_many_batches_and_keeps_none():
+    n_asked = []
+    excb = small(steps_per_epoch=3).set_params(epochs=2)
+    excb.fit(counted(itertools.cycle(IMAGES), n_asked))
+    # an epoch's for the first centroids; the next batch is asked for before the end is seen
+    assert len(n_asked) == 16 * (3 + 2 * 3)
+    assert [entry["epoch"] for entry in excb.history_] == [0, 1, 2]
+    assert 0 <= excb.history_[-1]["empty_fraction"] <= excb.history_[-1]["empty_fraction_unsettled"]
+    assert excb.resolved_params_["steps_per_epoch"] == 3
+    assert excb.n_channels_ == 3
+    assert excb.image_shape_ == (12, 12)
+    assert excb.predict(IMAGES).shape == (70,)
+    with pytest.raises(NotFittedError, match="labels_"):
+        excb.labels_  # noqa: B018 - that is what raises
+    assert excb.set_params(steps_per_epoch="auto").fit(IMAGES).labels_.shape == (70,)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stream_begins_again_when_it_ends(form):
+    few = {"steps_per_epoch": 3, "on_error": "raise"}
+    excb = small(**few).fit(Stream(FORMS[form]))
+    again = small(**few).fit(itertools.cycle(IMAGES))
+    np.testing.assert_array_equal(excb.predict(IMAGES), again.predict(IMAGES))
+
+
+def test_a_stream_that_ends_says_so_and_loses_nothing(fitted):
+    before = fitted.predict(IMAGES)
+    excb = copy.deepcopy(fitted).set_params(steps_per_epoch=4)
+    with pytest.raises(ValueError, match=r"ended after 70 images.*lower epochs"):
+        excb.fit(iter(IMAGES))
+    np.testing.assert_array_equal(excb.predict(IMAGES), before)
+    with pytest.raises(ValueError, match="empty"):
+        excb.fit(iter([]))
+
+
+@pytest.mark.parametrize(
+    ("X", "parameters", "message"),
+    [
+        (IMAGES, {}, "has a length"),
+        (iter(IMAGES), {"devices": 2}, "one process"),
+        (iter(IMAGES), {"checkpoint_dir": "run"}, "cannot be taken up"),
+        (iter(IMAGES), {"steps_per_epoch": 0}, "steps_per_epoch=0"),
+        (iter(IMAGES), {"K": 60}, "60"),
+    ],
+)
+def test_what_a_stream_cannot_have(X, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        small(steps_per_epoch=3).set_params(**parameters).fit(X)
+
+
+def test_broken_images_of_a_stream_are_left_out():
+    excb = small(steps_per_epoch=4, on_error="skip")
+    with pytest.warns(SkippedImageWarning, match="of 64 images"):
+        excb.fit(itertools.chain(with_a_broken_one(), itertools.cycle(IMAGES)))
+    assert [image.index for image in excb.skipped_] == [BROKEN]
+    assert np.isfinite(excb.transform(IMAGES)).all()
+
+
+# a pass that is not read to its end leaves its shard open, which webdataset does not close
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("decoded", [False, True])
+def test_shards_of_webdataset(decoded, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    for shard in range(2):
+        with wds.TarWriter(str(tmp_path / f"{shard}.tar")) as tar:
+            for number, image in enumerate(IMAGES[35 * shard : 35 * shard + 35]):
+                tar.write({"__key__": f"{shard}-{number}", "png": png(image), "cls": 3})
+    shards = [str(tmp_path / f"{shard}.tar") for shard in range(2)]
+    stream = wds.WebDataset(shards, shardshuffle=False, empty_check=False)
+    if decoded:
+        stream = stream.decode("pil").to_tuple("png", "cls")
+    excb = small(steps_per_epoch=3).fit(stream)
+    again = small(steps_per_epoch=3).fit(itertools.cycle(IMAGES))
+    np.testing.assert_array_equal(excb.predict(stream), again.predict(IMAGES))

@@ -1,0 +1,385 @@
+"""A training without an end: steps on what has just come, one part of a stream after another."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sklearn_excb import auto
+from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.draws import permutation
+from sklearn_excb.exceptions import DivergedError
+from sklearn_excb.fingerprints import changes, of_parameters
+from sklearn_excb.fitting import Fitted, Snapshot
+from sklearn_excb.generators import own_randomness
+from sklearn_excb.gradients import Divergence, Gradients
+from sklearn_excb.history import EpochRecord, entry
+from sklearn_excb.networks import ClusterNetwork, StudentTeacher, predictor, uses_batch_norm
+from sklearn_excb.packing import pack, unpack
+from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.reservoir import Reservoir, Sample, samples_of, source_of
+from sklearn_excb.row_views import RowRecipe
+from sklearn_excb.running import Run
+from sklearn_excb.settling import settle_teacher
+from sklearn_excb.sources import Source
+from sklearn_excb.training import Plan, start_centroids, train
+from sklearn_excb.views import ViewRecipe
+
+Indices = npt.NDArray[np.int64]
+
+_NO_END = sys.maxsize  # epochs: crops stay those of the first
+_OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
+_TO_SETTLE = 4  # kept samples a cluster, at the least
+
+
+@dataclass
+class OnlineFit:
+    """A training that has no end, between two parts of its stream.
+
+    A nominal epoch is as many images as a fit of K clusters would have: warm-ups and the entries of
+    the history go by it.
+
+    Attributes
+    ----------
+    settings : Settings
+        Of the whole training.
+    recipe : ViewRecipe or RowRecipe
+    n_samples : int
+        Of a nominal epoch.
+    n_features : int
+        What the backbone gives.
+    image_shape : tuple of int
+        Of the first part.
+    seed : int
+        Of every draw.
+    parameters : mapping
+        Of the estimator, as :func:`sklearn_excb.fingerprints.of_parameters` has them.
+    networks : StudentTeacher
+    history : list of dict
+        To begin with.
+    device : torch.device
+        Where the networks are.
+    reservoir : Reservoir
+        What came before.
+    plan : Plan
+        Of the rates.
+    replays : bool
+        Whether half of each step is of what came before.
+    n_parts : int
+        That were learned from.
+    kept : tuple or None
+        State to go on from.
+    """
+
+    settings: auto.Settings
+    recipe: ViewRecipe | RowRecipe
+    n_samples: int
+    n_features: int
+    image_shape: tuple[int, int]
+    seed: int
+    parameters: Mapping[str, Any]
+    networks: StudentTeacher
+    history: list[dict[str, Any]]
+    device: torch.device
+    reservoir: Reservoir
+    plan: Plan
+    replays: bool = True
+    n_parts: int = 0
+    kept: Snapshot | None = None
+    _run: Run | None = None
+
+    @classmethod
+    def begin(
+        cls, source: Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
+    ) -> Self:
+        """Begin with the first part of a stream, on which the centroids start.
+
+        Raises
+        ------
+        ValueError
+            If parameters and data do not fit together, or there are fewer samples than clusters.
+        """
+        facts = facts_of(source)
+        K = parameters["K"]
+        K = auto.n_clusters(facts.n_samples) if isinstance(K, str) else int(K)
+        if len(source) < K:
+            raise ValueError(
+                f"The first call of partial_fit has {len(source):,} samples, fewer than K={K:,}: "
+                "the centroids start from them. Gather as many before the first call, or lower K."
+            )
+        with own_randomness(seed):
+            facts = replace(facts, n_samples=max(len(source), auto.n_samples(K)))
+            chosen = {**parameters, **_OF_FITS, "K": K}
+            if isinstance(chosen["batch_size"], str):
+                chosen["batch_size"] = min(auto.batch_size(facts.n_samples), len(source))
+            networks, settings, n_features, batches = prepare(source, facts, chosen, seed, device)
+            networks.to(device)
+            start_centroids(networks, batches.start(), settings, seed=seed)
+        return cls(
+            settings,
+            batches.recipe,
+            facts.n_samples,
+            n_features,
+            facts.shape,
+            seed,
+            of_parameters(parameters),
+            networks,
+            [entry(0, n_clusters=K)],
+            device,
+            Reservoir(facts.n_samples, seed),
+            Plan.of(settings, facts.n_samples)._replace(endless=True),
+        )
+
+    @classmethod
+    def after(cls, fitted: Fitted, parameters: Mapping[str, Any], *, device: torch.device) -> Self:
+        """Go on from a fit: from the state it kept, or else from its teacher alone.
+
+        Raises
+        ------
+        ValueError
+            If parameters are not those of the fit.
+        """
+        settings, teacher = fitted.settings, fitted.teacher
+        _check_as_fitted(settings, parameters)
+        n_samples = max(len(fitted.labels), auto.n_samples(settings.K))
+        student = ClusterNetwork(
+            copy.deepcopy(teacher.backbone),
+            copy.deepcopy(teacher.projector),
+            copy.deepcopy(teacher.centroids),
+            predictor(settings.head_width, batch_norm=uses_batch_norm(teacher.backbone)),
+        ).requires_grad_(True)
+        settings = replace(settings, epochs=max(1, settings.epochs))
+        return cls(
+            settings,
+            fitted.recipe,
+            n_samples,
+            fitted.n_backbone_features,
+            fitted.image_shape,
+            fitted.seed or 0,
+            of_parameters(parameters),
+            StudentTeacher(student).to(device),
+            fitted.history,
+            device,
+            Reservoir(n_samples, fitted.seed or 0),
+            Plan.of(settings, n_samples)._replace(endless=True),
+            kept=fitted.state,
+        )
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Refuse other parameters than those of the first part."""
+        if differing := changes(self.parameters, of_parameters(parameters)):
+            raise ValueError(
+                "partial_fit goes on with the parameters it began with, but "
+                f"{'; '.join(differing)}. Set them as they were, or begin anew with a clone."
+            )
+
+    def learn(self, source: Source, *, n_jobs: int, device: torch.device) -> None:
+        """Take steps on a part of the stream, each image once; all of them or, if one fails, none.
+
+        Parameters
+        ----------
+        source : Source
+            The part.
+        n_jobs : int
+            Threads that open images.
+        device : torch.device
+            Where to go on, if this comes from elsewhere.
+
+        Raises
+        ------
+        DivergedError
+            If loss or gradients are not finite.
+        """
+        if self._run is None:
+            self.device = device
+        with own_randomness(self.seed):
+            run = self._taken_up()
+            before, kept_before = pack(run.state_dict()), self.reservoir.state()
+            try:
+                self._steps(run, self._batches(source, n_jobs, run.step))
+            except BaseException:
+                state = unpack(*before)
+                run.go_on_from(state, state["step"], within=True)
+                self.reservoir.go_back(kept_before)
+                raise
+        self.n_parts += 1
+
+    def learn_all(
+        self, parts: Iterable[Source], *, n_jobs: int, bar: tqdm[Any] | None = None
+    ) -> None:
+        """Take a step on each part, to the end of the plan; the plan has one.
+
+        Parameters
+        ----------
+        parts : iterable of Source
+            As many as there are steps, or more.
+        n_jobs : int
+            Threads that open images.
+        bar : tqdm, optional
+            Counts samples.
+
+        Raises
+        ------
+        DivergedError
+            If loss or gradients are not finite.
+        """
+
+        def batches() -> Iterator[Batch]:
+            for step, part in enumerate(islice(parts, self.plan.total_steps), 1):
+                yield from self._batch(part, np.arange(len(part)), n_jobs, step)
+
+        with own_randomness(self.seed):
+            self._steps(self._taken_up(), batches(), bar)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Entries of the nominal epochs that are done, and of the one under way."""
+        return self.history if self._run is None else self._run.entries()
+
+    def fitted(self) -> Fitted:
+        """What there is to predict with; its backbone and projector go on learning."""
+        return Fitted(
+            self._settled(),
+            self.settings,
+            self.recipe,
+            self.n_features,
+            self.image_shape,
+            labels=np.empty(0, np.int64),
+            history=self.entries(),
+            seed=self.seed,
+        )
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Yield the samples that were kept, as inference sees them."""
+        kept = self.reservoir.draw(0, len(self.reservoir))
+        return inference_inputs(
+            source_of(kept, self.settings.n_channels),
+            self.recipe,
+            batch_size=self.settings.inference_batch,
+            n_jobs=1,
+            device=self.device,
+        )
+
+    def _settled(self) -> ClusterNetwork:
+        """Teacher whose centroids have settled on the kept samples, if they are enough."""
+        learning, n = self.networks.to(self.device).teacher, len(self.reservoir)
+        centroids = copy.deepcopy(learning.centroids)
+        teacher = ClusterNetwork(learning.backbone, learning.projector, centroids).eval()
+        if self.settings.settle_passes and n >= _TO_SETTLE * self.settings.K:
+            settle_teacher(teacher, self.inputs(), self.settings, n_samples=n, seed=self.seed)
+        return teacher
+
+    def _batches(self, source: Source, n_jobs: int, first: int) -> Iterator[Batch]:
+        """Batches of a part in random order, up to half of each drawn from what came before."""
+        size = self.settings.batch_size
+        n_old = min(len(self.reservoir), size // 2) if self.replays else 0
+        n_steps = -(-len(source) // (size - n_old))
+        rows = permutation(self.seed, self.n_parts + 1, len(source))
+        for step, some in enumerate(np.array_split(rows, n_steps), first + 1):
+            yield from self._batch(source, some, n_jobs, step, self.reservoir.draw(step, n_old))
+
+    def _batch(
+        self, source: Source, rows: Indices, n_jobs: int, step: int, old: Sequence[Sample] = ()
+    ) -> Iterator[Batch]:
+        """The batch of a step, counted from 1: of rows of a part, and of samples before it."""
+        recipe = self.recipe
+        side = recipe.side_for_crops if isinstance(recipe, ViewRecipe) else 0
+        new = samples_of(source, rows, side=side, n_jobs=n_jobs)
+        together = [*new, *old]
+        self.reservoir.offer(new)
+        views = replace(self._views_of(source_of(together, source.n_channels)), n_jobs=n_jobs)
+        yield from views.of_rows(step, np.arange(len(together)))
+
+    def _views_of(self, source: Source) -> ViewBatches:
+        end = _NO_END if self.plan.endless else self.plan.total_steps
+        return ViewBatches(source, self.recipe, len(source), end, self.seed, 1, self.device)
+
+    def _taken_up(self) -> Run:
+        self.networks.to(self.device)  # inference may have been elsewhere
+        if self._run is None:
+            per_epoch = self.plan.steps_per_epoch
+            self._run = Run.of(self.networks, self.settings, self.device, per_epoch)
+            if self.kept is not None:
+                state = unpack(*self.kept)
+                self._run.go_on_from(state, state["step"], within=True)
+                self.kept = None
+            self._run.history = list(self.history)
+        return self._run
+
+    def _steps(self, run: Run, batches: Iterator[Batch], bar: tqdm[Any] | None = None) -> None:
+        plan, gradients = self.plan, Gradients(self.networks.student, run.scaler)
+        for report in train(
+            run.networks,
+            run.balancing,
+            run.optimizer,
+            batches,
+            self.settings,
+            plan,
+            seed=self.seed,
+            first_step=run.step,
+            scaler=run.scaler,
+        ):
+            run.record.add(report)
+            run.step = report.step + 1
+            if bar is not None:
+                bar.update(self.settings.batch_size)
+            if divergence := gradients.look(report):
+                raise self._diverged(divergence)
+            if run.step % plan.steps_per_epoch == 0:
+                last = run.record.summary(run.history[-1]["epoch"] + 1)
+                run.history.append(last)
+                run.record = EpochRecord(self.settings.K, self.device)
+                run.watch.look(last, stacklevel=5)
+        if divergence := gradients.ask():
+            raise self._diverged(divergence)
+
+    def _diverged(self, divergence: Divergence) -> DivergedError:
+        return DivergedError(
+            f"The training diverged in step {divergence.step + 1}, with a loss of "
+            f"{divergence.loss}; {'this call of partial_fit' if self.plan.endless else 'it'} is "
+            "undone. Begin anew with a lower learning_rate, now "
+            f"{self.settings.learning_rate:g}. {divergence}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: with CPU tensors only."""
+        state = vars(self) | {"networks": copy.deepcopy(self.networks).cpu(), "_run": None}
+        if self._run is not None:
+            state |= {"kept": pack(self._run.state_dict()), "history": self._run.history}
+        return state
+
+
+def _check_as_fitted(settings: auto.Settings, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that are named now and were others in the fit."""
+    before: dict[str, Any] = {}
+    now: dict[str, Any] = {}
+    for name, was in settings.as_dict().items():
+        asked = parameters.get(name, "auto")
+        if name in _OF_FITS or asked is None or isinstance(asked, nn.Module) or asked == "auto":
+            continue
+        if name in ("batch_size", "micro_batch"):
+            asked = min(int(asked), was)  # the samples may have been fewer
+        before[name] = _one_or_two(was)
+        now[name] = _one_or_two(asked)
+    if differing := changes(before, now):
+        raise ValueError(
+            f"partial_fit goes on with what was fitted, but {'; '.join(differing)}. Set them as "
+            "they were, or begin anew with a clone."
+        )
+
+
+def _one_or_two(value: Any) -> Any:
+    """A parameter that may be a first and a last value; one for both where they are the same."""
+    if not isinstance(value, (tuple, list)):
+        return value
+    first, last = value
+    return first if first == last else [first, last]

@@ -1,0 +1,92 @@
+"""A bounded sample of all that a stream has brought, each sample of it as likely as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sklearn_excb.draws import permutation, uniforms
+from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
+from sklearn_excb.threads import reading_threads
+
+Sample = npt.NDArray[Any]  # an image (h, w, c), or a row (d,)
+
+_MOST_BYTES = 256_000_000
+
+
+class Reservoir:
+    """Samples of a stream, drawn by Vitter's algorithm R.
+
+    Parameters
+    ----------
+    capacity : int
+        Samples that are kept, if they take no more than 256 MB.
+    seed : int
+        Of every draw.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self._capacity = capacity
+        self._seed = seed
+        self._samples: list[Sample] = []
+        self._n_bytes = 0
+        self._n_offered = 0
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def offer(self, samples: Sequence[Sample]) -> None:
+        """Take in some of the next samples of the stream."""
+        numbers = self._n_offered + np.arange(len(samples))
+        draws = uniforms(self._seed, 0, numbers, 0, 0)[:, 0]
+        for sample, number, draw in zip(samples, numbers.tolist(), draws.tolist(), strict=True):
+            if len(self) < self._capacity and self._n_bytes + sample.nbytes <= _MOST_BYTES:
+                self._samples.append(sample)
+                self._n_bytes += sample.nbytes
+                continue
+            self._capacity = len(self)
+            place = int(draw * (number + 1))
+            if place < self._capacity:
+                self._samples[place] = sample
+        self._n_offered += len(samples)
+
+    def draw(self, number: int, n: int) -> list[Sample]:
+        """Draw n different samples, the same ones for the same number."""
+        return [self._samples[place] for place in permutation(self._seed, number, len(self))[:n]]
+
+    def state(self) -> tuple[Any, ...]:
+        """What :meth:`go_back` goes back to."""
+        return self._capacity, list(self._samples), self._n_bytes, self._n_offered
+
+    def go_back(self, state: tuple[Any, ...]) -> None:
+        """Forget what has come since."""
+        self._capacity, self._samples, self._n_bytes, self._n_offered = state
+
+
+def samples_of(
+    source: Source, rows: npt.NDArray[np.int64], *, side: int, n_jobs: int
+) -> list[Sample]:
+    """Samples of a source, opened; images with a short side of about ``side`` pixels, or more."""
+    if isinstance(source, Rows):
+        return list(source.load(rows))
+    if isinstance(source, ArrayImages):
+        return [image.movedim(0, -1).numpy().copy() for image in source.load(rows)]
+
+    def opened(row: int) -> Sample:
+        return source.load_one(row, side).movedim(0, -1).numpy().copy()
+
+    with reading_threads(n_jobs) as read:
+        return list(read(opened, rows.tolist()))
+
+
+def source_of(samples: Sequence[Sample], n_channels: int) -> Source:
+    """A source of such samples."""
+    if samples[0].ndim == 1:
+        return Rows(np.stack(samples))
+    if len({(sample.shape, sample.dtype) for sample in samples}) == 1:
+        return ArrayImages(np.stack(samples))
+    return ItemImages(samples, torch.from_numpy, n_channels=n_channels)
