@@ -8,12 +8,16 @@ below are those before the centroids settle.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 IMAGENET = 1_281_167
 IMAGENET_K = 65_536
+PRETRAINED_SIZE = 224  # pixels that nearly all published weights were trained at
+MOST_ENLARGED = 4  # times
+_PATCH = re.compile(r"patch(\d+)")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Settings:
         Hidden width of projector and predictor.
     micro_batch : int
         Images that go through the networks at once, at most ``batch_size``.
+    freeze_backbone : bool
+        Whether views are those of features, not of images.
     precision : str
         "auto" until the device is known.
     """
@@ -88,6 +94,7 @@ class Settings:
     smallest_global: tuple[float, float]
     smallest_local: float
     head_width: int
+    freeze_backbone: bool = False  # as in what was written before there was one
 
     def as_dict(self) -> dict[str, Any]:
         """Return every setting by its name; a module by that of its class."""
@@ -111,6 +118,11 @@ def n_clusters(n_samples: int) -> int:
     return max(2, round(n_samples * IMAGENET_K / IMAGENET))
 
 
+def n_samples(n_clusters: int) -> int:
+    """Images of which K would be the number of clusters."""
+    return round(n_clusters * IMAGENET / IMAGENET_K)
+
+
 def image_size(n_samples: int, short_side: int) -> int:
     """Side of the global views: that of the images, from 24 px, up to what n can use.
 
@@ -123,9 +135,26 @@ def image_size(n_samples: int, short_side: int) -> int:
     return max(24, 8 * round(size / 8)) if size < 60 else 16 * round(size / 16)
 
 
+def frozen_image_size(short_side: int) -> int:
+    """Side of images for a frozen backbone: that of its training, as far as they can be enlarged.
+
+    They go through it once, so that their size costs little.
+    """
+    return min(PRETRAINED_SIZE, MOST_ENLARGED * max(8, short_side))
+
+
 def local_size(image_size: int) -> int:
     """Side of the local views: 96 at 224 px, the same share elsewhere, a multiple of 16."""
     return min(image_size, max(16, 16 * round(image_size * 96 / 224 / 16)))
+
+
+def whole_patches(size: int, backbone: Any, *, down: bool = False) -> int:
+    """Size in whole patches, for a transformer that says in its name how large they are."""
+    said = _PATCH.search(backbone) if isinstance(backbone, str) else None
+    if said is None:
+        return size
+    patch = int(said[1])
+    return max(patch, (size if down else size + patch // 2) // patch * patch)
 
 
 def n_local(image_size: int, kind: str) -> int:
@@ -287,13 +316,15 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
     decay = parameters["weight_decay"]
     n_global = int(parameters["n_global"])
     total_steps = n_epochs * (n // batch)
+    frozen = bool(parameters["freeze_backbone"])
+    of_local = whole_patches(local_size(size), parameters["backbone"])
     return Settings(
         K=K,
         backbone=resolve_backbone(parameters, facts),
         image_size=size,
-        local_size=auto("local_size", local_size(size) if images else 0),
+        local_size=auto("local_size", of_local if images else 0),
         n_global=n_global,
-        n_local=auto("n_local", n_local(size, facts.kind)),
+        n_local=auto("n_local", n_local(size, "rows" if frozen else facts.kind)),
         n_channels=facts.n_channels,
         epochs=n_epochs,
         batch_size=batch,
@@ -315,6 +346,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         smallest_global=smallest_global(size) if images else (1.0, 1.0),
         smallest_local=smallest_local(size) if images else 1.0,
         head_width=auto("head_width", head_width(n)),
+        freeze_backbone=frozen,
     )
 
 
@@ -338,7 +370,12 @@ def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:
     if facts.kind == "rows":
         return 0
     chosen = parameters["image_size"]
-    return image_size(facts.n_samples, facts.short_side) if _is_auto(chosen) else int(chosen)
+    if not _is_auto(chosen):
+        return int(chosen)
+    if parameters["freeze_backbone"]:
+        most = frozen_image_size(facts.short_side)
+        return whole_patches(most, parameters["backbone"], down=True)
+    return whole_patches(image_size(facts.n_samples, facts.short_side), parameters["backbone"])
 
 
 def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:
@@ -346,4 +383,7 @@ def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:
     chosen = parameters["backbone"]
     if not _is_auto(chosen):
         return chosen
-    return backbone(facts.n_samples, resolve_image_size(parameters, facts), facts.kind)
+    size = resolve_image_size(parameters, facts)
+    if parameters["pretrained"] and facts.kind == "images":
+        size = max(size, 64)  # nobody has trained the small one
+    return backbone(facts.n_samples, size, facts.kind)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sklearn_excb.pretrained import TORCHVISION, torchvision_weights, with_weights
+
+Pretrained = bool | str | os.PathLike[str]
+
 SMALL = ("cnn", "mlp")
-_TORCHVISION = "torchvision:"
+_WITH_AUXILIARY = ("googlenet", "inception_v3")
 _DROP_PATH = 0.1
 
 
@@ -93,17 +99,26 @@ def _unknown(name: str, known: list[str]) -> ValueError:
     )
 
 
-def _timm(name: str, n_channels: int, image_size: int) -> nn.Module:
+def _timm(name: str, n_channels: int, image_size: int, pretrained: Pretrained) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
         known = [*SMALL, *timm.list_models()]
         raise _unknown(name, known)
+    _, _, tag = name.partition(".")
+    if tag and not timm.is_model_pretrained(name):
+        known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ValueError(
+            f"Unknown weights {name!r}.{_near(name, known)} timm has {', '.join(known) or 'none'}."
+        )
     model = timm.create_model(name, num_classes=0, in_chans=n_channels)
     options = _timm_options(model, n_channels, image_size)
     if "img_size" in options:
-        model = timm.create_model(name, **options, drop_path_rate=_DROP_PATH)
-    return model
+        options["drop_path_rate"] = _DROP_PATH
+    elif not pretrained:
+        return model
+    create = partial(timm.create_model, **options)
+    return with_weights(create, name, pretrained) if pretrained else create(name)
 
 
 def _timm_options(model: nn.Module, n_channels: int, image_size: int) -> dict[str, Any]:
@@ -117,16 +132,27 @@ def _timm_options(model: nn.Module, n_channels: int, image_size: int) -> dict[st
     return options
 
 
-def _torchvision(name: str, n_channels: int) -> nn.Module:
+def _torchvision(name: str, n_channels: int, pretrained: Pretrained) -> nn.Module:
     from torchvision import models
 
     known = [m for m in models.list_models() if "." not in m and "/" not in m]
-    short = name.removeprefix(_TORCHVISION)
+    short = name.removeprefix(TORCHVISION)
     if short not in models.list_models(module=models):
-        raise _unknown(name, [_TORCHVISION + m for m in known])
-    options = {"zero_init_residual": True} if short.startswith(("resnet", "resnext")) else {}
-    model = models.get_model(short, weights=None, **options)
-    _replace(model, _last(model, nn.Linear), nn.Identity())
+        raise _unknown(name, [TORCHVISION + m for m in known])
+    start = {"zero_init_residual": True} if short.startswith(("resnet", "resnext")) else {}
+    model = models.get_model(
+        short, weights=None, **start, **_torchvision_options(short, n_channels)
+    )
+    if pretrained and n_channels != 3:
+        raise ValueError(
+            f"The pretrained weights of backbone={name!r} are for images with 3 channels, but X "
+            f"has {n_channels}. Set n_channels=3, which repeats gray, or take one of timm's, whose "
+            "weights are fitted to other channels."
+        )
+    classifier = _last(model, nn.Linear)
+    _replace(model, classifier, nn.Identity())
+    if pretrained:
+        torchvision_weights(model, short, pretrained, classifier=classifier)
     if n_channels != 3:
         first = _first(model, nn.Conv2d)
         conv = model.get_submodule(first)
@@ -143,6 +169,14 @@ def _torchvision(name: str, n_channels: int) -> nn.Module:
     return model
 
 
+def _torchvision_options(name: str, n_channels: int) -> dict[str, Any]:
+    """What torchvision builds a backbone with, by its name."""
+    if name not in _WITH_AUXILIARY:
+        return {}
+    # more than one output is none that a head can take; published weights want their own scale
+    return {"aux_logits": False, "transform_input": n_channels == 3, "init_weights": True}
+
+
 def _first(model: nn.Module, kind: type[nn.Module]) -> str:
     return next(name for name, m in model.named_modules() if isinstance(m, kind))
 
@@ -157,9 +191,13 @@ def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def build_backbone(
-    backbone: str | nn.Module, *, n_channels: int, image_size: int | None
+    backbone: str | nn.Module,
+    *,
+    n_channels: int,
+    image_size: int | None,
+    pretrained: Pretrained = False,
 ) -> nn.Module:
-    """Backbone f by its name, with fresh weights, or a copy of the user's module.
+    """Backbone f by its name, with fresh or pretrained weights, or a copy of the user's module.
 
     Parameters
     ----------
@@ -170,12 +208,23 @@ def build_backbone(
         Channels of the images; the number of features for rows.
     image_size : int or None
         Side of the global views in pixels; None for rows.
+    pretrained : bool or path-like, default=False
+        Whether weights of others are taken, the ones that timm or torchvision names, or a file.
 
     Raises
     ------
     ValueError
-        If the name is unknown, with the names most like it.
+        If the name is unknown, with the names most like it; or has no pretrained weights.
+    PretrainedWeightsError
+        If the weights cannot be had.
     """
+    if pretrained and (isinstance(backbone, nn.Module) or backbone in SMALL):
+        named = "a module of your own" if isinstance(backbone, nn.Module) else repr(backbone)
+        raise ValueError(
+            f"pretrained={pretrained!r} is for backbones of timm and torchvision, but backbone is "
+            f"{named}. Name one of those, such as 'resnet18'; or leave pretrained=False: a module "
+            "keeps the weights it has."
+        )
     if isinstance(backbone, nn.Module):
         return copy.deepcopy(backbone).cpu()
     takes_rows, has_rows = backbone == "mlp", image_size is None
@@ -189,10 +238,10 @@ def build_backbone(
         return RowMLP(n_channels)
     if backbone == "cnn":
         built = SmallCNN(n_channels, _cnn_width(image_size))
-    elif backbone.startswith(_TORCHVISION):
-        built = _torchvision(backbone, n_channels)
+    elif backbone.startswith(TORCHVISION):
+        built = _torchvision(backbone, n_channels, pretrained)
     else:
-        built = _timm(backbone, n_channels, image_size)
+        built = _timm(backbone, n_channels, image_size, pretrained)
     # channels last: convolutions take the order of their weights, and this one is the faster
     return built.to(memory_format=torch.channels_last)
 
@@ -223,8 +272,10 @@ def rebuilding(
     if name == "cnn":
         width = _cnn_width(image_size)
         return _described("sklearn_excb.backbones", "SmallCNN", n_channels=n_channels, width=width)
-    if name.startswith(_TORCHVISION):
-        found = _described("torchvision", name.removeprefix(_TORCHVISION), weights=None)
+    if name.startswith(TORCHVISION):
+        short = name.removeprefix(TORCHVISION)
+        options = _torchvision_options(short, n_channels)
+        found = _described("torchvision", short, weights=None, **options)
         found["identity"] = _last(backbone, nn.Identity)
         return found if n_channels == 3 else found | {"stem": _first(backbone, nn.Conv2d)}
     return _described("timm", name, **_timm_options(backbone, n_channels, image_size))

@@ -22,13 +22,15 @@ import torch
 from torch import nn
 
 from sklearn_excb.descriptions import DESCRIBED, as_tuple, check_names, describe, rebuild
+from sklearn_excb.exceptions import DamagedFileError
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.run_folder import read_state
 from sklearn_excb.sources import Skipped
-from sklearn_excb.tensor_files import DamagedFileError, read_tensors, text_checksum, write_tensors
+from sklearn_excb.tensor_files import read_tensors, text_checksum, write_tensors
 
-FORMAT = 7
+FORMAT = 8
+_READ = (7, FORMAT)
 _DESCRIPTION = "estimator.json"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."
@@ -113,10 +115,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except ValueError as error:
         raise DamagedFileError(f"{file} is damaged: {error}.") from error
     known = description.get("format") if isinstance(description, dict) else None
-    if known != FORMAT:
+    if known not in _READ:
         raise ValueError(
             f"{file} has format {known!r}; this version of sklearn_excb reads "
-            f"format {FORMAT}. Load it with the version that wrote it."
+            f"formats {_READ[0]} to {FORMAT}. Load it with the version that wrote it."
         )
     if description.pop("checksum", None) != _checksum(description):
         raise DamagedFileError(

@@ -32,11 +32,33 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="cluster a folder of images and save the estimator")
     fit.add_argument("folder", help="folder of images, searched through, or a tar archive")
-    fit.add_argument("--out", required=True, help="folder for the fitted estimator")
+    fit.add_argument("--out", help="folder for the fitted estimator")
+    fit.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take a few steps, print what the fit would do and take, and change nothing",
+    )
+    fit.add_argument("--devices", type=_number_or_auto, help="GPUs or processes that fit together")
     fit.add_argument("--recipe", help="start from a named recipe")
     for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
         fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
     fit.add_argument("--backbone", help='"auto", "cnn", a timm or a torchvision: model')
+    start = fit.add_mutually_exclusive_group()
+    start.add_argument(
+        "--pretrained",
+        action="store_const",
+        const=True,
+        help="start from weights that others trained, those that timm or torchvision names",
+    )
+    start.add_argument(
+        "--weights", dest="pretrained", metavar="FILE", help="or from those in a file"
+    )
+    fit.add_argument(
+        "--freeze-backbone",
+        action="store_const",
+        const=True,
+        help="keep these weights and train the clusters only",
+    )
     fit.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     fit.add_argument("--seed", type=int, dest="random_state", help="seed of every draw")
     fit.add_argument(
@@ -80,17 +102,32 @@ def _fit(arguments: argparse.Namespace) -> int:
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
-        *("backbone", "device", "random_state", "on_error", "checkpoint_dir"),
+        *(
+            "backbone",
+            "pretrained",
+            "freeze_backbone",
+            "device",
+            "devices",
+            "random_state",
+            "on_error",
+            "checkpoint_dir",
+        ),
     )
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
     }
     given["verbose"] = 0 if arguments.quiet else 1
-    _check_writable(Path(arguments.out))
+    folder = arguments.out or ""
+    if not folder and not arguments.dry_run:
+        raise ValueError("Name a folder for what is fitted, --out FOLDER, or add --dry-run.")
+    _check_writable(Path(folder))
     if arguments.recipe:
         estimator = ExCBEstimator.from_recipe(arguments.recipe, **given)
     else:
         estimator = ExCBEstimator(**given)
+    if arguments.dry_run:
+        sys.stdout.write(f"{estimator.rehearse(arguments.folder)}\n")
+        return 0
     stopped = ""
     try:
         estimator.fit(arguments.folder)
@@ -98,7 +135,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         if not hasattr(estimator, "labels_"):
             raise
         stopped = str(interruption)
-    estimator.save(arguments.out)
+    estimator.save(folder)
     summary = {
         "images": len(estimator.labels_),
         "skipped": len(estimator.skipped_),
@@ -106,7 +143,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         "clusters": estimator.resolved_params_["K"],
         "empty_fraction": float((estimator.relative_cluster_sizes_ == 0).mean()),
         "largest_relative_size": float(estimator.relative_cluster_sizes_.max()),
-        "saved": arguments.out,
+        "saved": folder,
     }
     json.dump(summary, sys.stdout, indent=1)
     sys.stdout.write("\n")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.backbones import build_backbone
+from sklearn_excb.frozen import Frozen
 from sklearn_excb.networks import ClusterNetwork, HeadShape, build_teacher
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.views import ViewRecipe
@@ -81,7 +82,7 @@ def rebuild(
     ValueError
         If something in it is not known here, ``own`` is needed and None, or the weights do not fit.
     """
-    values = dict(description["settings"])
+    values = {"freeze_backbone": False, **description["settings"]}  # before format 8
     if description["own_backbone"]:
         if own is None:
             raise ValueError(
@@ -92,12 +93,13 @@ def rebuild(
     check_names(where, values, (field.name for field in fields(Settings)), "settings")
     settings = Settings(**{name: as_tuple(value) for name, value in values.items()})
     with torch.random.fork_rng(devices=[]):  # the fresh weights are drawn only to be replaced
+        backbone = build_backbone(
+            settings.backbone,
+            n_channels=settings.n_channels,
+            image_size=settings.image_size or None,
+        )
         network = build_teacher(
-            build_backbone(
-                settings.backbone,
-                n_channels=settings.n_channels,
-                image_size=settings.image_size or None,
-            ),
+            Frozen(backbone) if settings.freeze_backbone else backbone,
             description["n_backbone_features"],
             n_clusters=settings.K,
             head=HeadShape(**{name: as_tuple(of) for name, of in description["head"].items()}),

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from joblib import effective_n_jobs
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -27,16 +29,18 @@ from torch import Tensor, nn
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
-from sklearn_excb.exporting import export_backbone, export_onnx
+from sklearn_excb.exceptions import DeviceWarning
 from sklearn_excb.fitting import Fitted, fit_source
 from sklearn_excb.grouping import check_n_groups, cut, merge_tree
-from sklearn_excb.images import are_rows, is_stream, open_source
-from sklearn_excb.inference import Embedding, assign, embed, of_stream
-from sklearn_excb.joining import join
+from sklearn_excb.images import StreamPart, are_rows, is_stream, open_source
+from sklearn_excb.inference import Embedding, assign, embed, of_stream, on_each
+from sklearn_excb.joining import join, place_of
 from sklearn_excb.launching import fit_on, number_of_devices
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.memory_budget import memory_of
-from sklearn_excb.published import read_published
+from sklearn_excb.networks import ClusterNetwork
+from sklearn_excb.online import OnlineFit
+from sklearn_excb.ranks import Ranks
 from sklearn_excb.recipes import recipe
 from sklearn_excb.skipping import (
     labels_of_all,
@@ -45,8 +49,12 @@ from sklearn_excb.skipping import (
     warn_of,
     without_skipped,
 )
-from sklearn_excb.sources import ItemImages, Rows, Source
-from sklearn_excb.validation import check_out, check_parameters
+from sklearn_excb.sources import ItemImages, Rows, Skipped, Source
+from sklearn_excb.streaming import fit_stream
+from sklearn_excb.validation import check_columns, check_out, check_parameters
+
+if TYPE_CHECKING:  # what a fit does not need is imported where it is
+    from sklearn_excb.rehearsing import Rehearsal
 
 _INPUT_FACTS = (
     "n_features_in_",
@@ -58,6 +66,7 @@ _INPUT_FACTS = (
     "ignored_files_",
 )
 
+_TRIED = 1000  # images that a rehearsal opens to see whether they can be used
 _OF_RUNS = ("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start")
 
 
@@ -72,6 +81,15 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Network f: "cnn" (a small one for small images), the name of a timm model, that of a
         torchvision model as in "torchvision:resnet50", or a module that maps images
         (n, c, h, w), or rows (n, d), to features (n, d'). "auto" follows image size and number.
+    pretrained : bool or path-like, default=False
+        Whether the backbone starts with the weights that timm or torchvision names for it, from its
+        cache or from the internet; or a file of such weights. ``"resnet18.a1_in1k"`` names those of
+        a certain training. "auto" is then never "cnn", of which there are none.
+    freeze_backbone : bool, default=False
+        Whether these weights stay, or those of your own module: features of the images are computed
+        once, and only projector, predictor and centroids are trained, on views of the features
+        (those of rows, with noise) in the place of crops. Minutes for thousands of photos on a CPU.
+        ``image_size="auto"`` is then 224 px, or four times what the images have.
     embedding : {"projection", "backbone", "similarity"}, default="projection"
         What :meth:`transform` gives: "projection", h(f(x)) as unit rows, of which
         ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone", f(x), for probes and
@@ -94,6 +112,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Passes over the images. 0 leaves the network untrained and only starts the centroids.
     batch_size : int or "auto", default="auto"
         Images a step, at most ``n_samples``; the last partial batch of an epoch is dropped.
+    steps_per_epoch : int or "auto", default="auto"
+        For what can only be iterated. "auto" reads it once and keeps the images in memory. A number
+        keeps none but a sample: each epoch takes as many batches, as they come, and the stream
+        begins again when it ends. See :meth:`fit`.
     micro_batch : int, None or "auto", default=None
         Images that go through the networks at once: a step is taken in parts of at most as many,
         whose gradients add up, to save memory. What changes are the statistics of BatchNorm, which
@@ -101,10 +123,15 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ``balancing="sinkhorn"`` the targets, of each part by itself. None is
         the whole batch; "auto" the whole batch where it fits the device, else the largest of its
         halves, quarters, ... that does, by :meth:`estimate_memory`.
-    precision : {"32", "bf16"} or "auto", default="auto"
+    precision : {"32", "bf16", "fp16"} or "auto", default="auto"
         Of the networks' products in training; weights, sums, the teacher's similarities and all
         inference are in float32. "auto" is "bf16" where the device multiplies in it (CUDA from
-        compute capability 8 on, CPUs with AVX512-BF16), else "32".
+        compute capability 8 on, CPUs with AVX512-BF16), else "32". "fp16", for GPUs before those,
+        scales the loss so that small gradients are not lost, and leaves out steps in which large
+        ones overflow.
+    compile : bool, default=False
+        Whether torch.compile makes kernels of the backbone for training. That takes a minute or
+        more at the start, and a C++ compiler on CPUs; results differ in rounding.
     head_width : int or "auto", default="auto"
         Hidden units of projector and predictor.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
@@ -152,7 +179,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         of every batch, and the result is that of one, up to rounding. "auto" is every GPU of this
         machine, unless ``device`` names one of them, and one process on a CPU. Where a launcher
         (torchrun, srun, Ray Train, Spark) has started processes that all call fit, they fit
-        together; 1 is then a fit of each by itself. See ``docs/scaling.md``.
+        together; 1 is then a fit of each by itself. :meth:`predict` and :meth:`transform` use every
+        GPU too, as many as ``devices`` says and there are. See ``docs/scaling.md``.
     random_state : int, RandomState or None, default=None
         An int makes fits on a CPU identical bit for bit (same packages, number of threads and
         processor). Global random state is left alone.
@@ -257,6 +285,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         K: int | str = "auto",
         *,
         backbone: str | nn.Module = "auto",
+        pretrained: bool | str | os.PathLike[str] = False,
+        freeze_backbone: bool = False,
         embedding: str = "projection",
         image_size: int | str = "auto",
         local_size: int | str = "auto",
@@ -266,8 +296,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         flip: float | str = "auto",
         epochs: int | str = "auto",
         batch_size: int | str = "auto",
+        steps_per_epoch: int | str = "auto",
         micro_batch: int | str | None = None,
         precision: str = "auto",
+        compile: bool = False,
         head_width: int | str = "auto",
         optimizer: str = "auto",
         learning_rate: float | str = "auto",
@@ -295,6 +327,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     ) -> None:
         self.K = K
         self.backbone = backbone
+        self.pretrained = pretrained
+        self.freeze_backbone = freeze_backbone
         self.embedding = embedding
         self.image_size = image_size
         self.local_size = local_size
@@ -304,8 +338,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.flip = flip
         self.epochs = epochs
         self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.micro_batch = micro_batch
         self.precision = precision
+        self.compile = compile
         self.head_width = head_width
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -337,8 +373,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         Parameters
         ----------
-        name : {"paper-resnet50", "paper-vit-s16"}
-            See :mod:`sklearn_excb.recipes`.
+        name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
+            "tiny" is for images of 8 to 32 pixels, or a first look at larger ones, and takes a CPU
+            minutes; "small" is for photos, on a CPU or a small GPU; the others are as published,
+            for ImageNet. See :mod:`sklearn_excb.recipes`.
         **params
             Parameters that replace the recipe's or add to them.
 
@@ -363,8 +401,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             image, a tuple that begins with one, or a dict with an entry "image" (torchvision,
             Hugging Face). An item may also be the bytes of a file, or an open file. What can only
             be iterated (an ``IterableDataset``, a generator) is read once, and its images are kept
-            in memory as they come. Or feature vectors: 2-D rows (n, d), of features in one unit;
-            put a StandardScaler before where they have several, as for k-means.
+            in memory as they come, unless ``steps_per_epoch`` is a number. Or feature vectors:
+            2-D rows (n, d), of features in one unit; put a StandardScaler before where they have
+            several, as for k-means.
         y : ignored
             For the conventions of scikit-learn.
 
@@ -393,9 +432,15 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         Warns
         -----
-        ConvergenceWarning
-            If the clusters collapse, with the parameter to change; or if the training diverges
-            later, with the epoch at which it then stopped.
+        CollapseWarning
+            If the clusters collapse, with the parameter to change.
+        DivergenceWarning
+            If the training diverges after its first epoch, with the epoch at which it then stopped.
+            Both are scikit-learn's ConvergenceWarning.
+        DurationWarning
+            If a CPU will need more than an hour, and what would take less.
+        MemoryWarning
+            If the device has less memory left than the fit will take (:meth:`estimate_memory`).
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         CheckpointWarning
@@ -406,7 +451,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_parameters(parameters)
         ranks, device = join(self.device, self.devices)
         seed = _seed(self.random_state)
-        before: Fitted | None = self.__dict__.get("_fitted") if self.warm_start else None
+        before = self._fit_before()
+        if self.steps_per_epoch != "auto":
+            return self._fit_stream(X, parameters, ranks, device, seed)
         with _unchanged_on_error(self):
             with ranks.together():
                 source = self._open(X, fitting=True)
@@ -439,10 +486,12 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "n_jobs": n_jobs,
                 "device": str(device),
                 "devices": max(ranks.count, n_devices),
+                "steps_per_epoch": fitted.settings.steps_per_epoch(len(usable)),
                 "random_state": fitted.seed,
             }
             of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
             self._set_fitted(fitted, of_result | run | fitted.settings.as_dict())
+            self.__dict__.pop("_online", None)
         if len(self.skipped_) > len(skipped_before):  # while it was fitted
             warn_of(self.skipped_, len(source), stacklevel=2)
         if fitted.stopped:
@@ -451,6 +500,164 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 f"{fitted.settings.epochs}. The estimator is fitted as it was then."
             )
         return self
+
+    def _fit_stream(
+        self, X: Any, parameters: dict[str, Any], ranks: Ranks, device: torch.device, seed: int
+    ) -> Self:
+        """Fit a stream of which nothing is kept but a sample."""
+        if not is_stream(X):
+            raise ValueError(
+                "steps_per_epoch is for what can only be iterated, and X has a length: an epoch is "
+                'all of it. Leave steps_per_epoch="auto".'
+            )
+        if ranks.count > 1 or self.devices not in ("auto", 1):
+            raise ValueError("With steps_per_epoch a fit is of one process: set devices=1.")
+        if self.checkpoint_dir is not None or self.warm_start:
+            raise ValueError(
+                "A stream cannot be taken up where it was: with steps_per_epoch there is neither "
+                "checkpoint_dir nor warm_start. partial_fit goes on, also from a pickle."
+            )
+        self._need_trained_backbone("steps_per_epoch")
+        skipped: list[Skipped] = []
+        n_jobs = effective_n_jobs(1 if isinstance(self.n_jobs, str) else self.n_jobs)
+        with _unchanged_on_error(self):
+            for name in _INPUT_FACTS:
+                self.__dict__.pop(name, None)
+
+            def open_part(part: StreamPart) -> Source:
+                wanted = getattr(self, "n_channels_", self.n_channels)
+                channels = None if isinstance(wanted, str) else wanted
+                source = open_source(part, channels, self.on_error)
+                usable = leave_out_unusable(source, n_jobs)
+                skipped.extend(skipped_of(source))
+                self.n_channels_ = source.n_channels
+                return usable
+
+            fitted = fit_stream(X, parameters, open_part, seed=seed, n_jobs=n_jobs, device=device)
+            self.image_shape_ = fitted.image_shape
+            self.skipped_ = skipped
+            run = {"n_jobs": n_jobs, "device": str(device), "devices": 1, "random_state": seed}
+            of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
+            self._set_fitted(fitted, of_result | run | fitted.settings.as_dict())
+            self.__dict__.pop("_online", None)
+        settings = fitted.settings
+        n_read = settings.epochs * int(self.steps_per_epoch) * settings.batch_size
+        warn_of(skipped, n_read, stacklevel=3)
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Learn from what has just come, and go on with what was learned before.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`. Each call takes every sample once, in steps of at most
+            ``batch_size``. The first one needs at least K: the centroids start from them.
+        y : ignored
+            For the conventions of scikit-learn.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`; also if parameters have changed since the first call, if the first
+            call has fewer than K samples, and with ``checkpoint_dir`` or several ``devices``.
+        FloatingPointError
+            ``DivergedError``, if loss or gradients are not finite. Whatever is raised, the call is
+            undone: it was learned from as a whole or not at all.
+
+        Notes
+        -----
+        The method is online: cluster sizes and the teacher are running means. Without a known end
+        the learning rate stays as it is after the warm-up, and so do weight decay and the momentum
+        of the teacher. "auto" is what it would be for a collection of 19.5 K samples, the paper's
+        number; as many are an epoch of ``history_``. ``K="auto"`` goes by the samples of the first
+        call. ``epochs`` are of :meth:`fit`.
+
+        A stream may change: half of each step are samples that came before, drawn at random from
+        up to 19.5 K that are kept, at most 256 MB of them, each of all that came as likely as any
+        other. They are in pickles too. On them the centroids settle (``settle_passes``) when after
+        a call something is first asked of the estimator, which takes a pass over them.
+
+        There are no ``labels_`` of training samples: use :meth:`predict`. After :meth:`fit`,
+        :meth:`load` or unpickling it goes on from there; the optimiser begins anew unless
+        the fit had ``warm_start=True``, or it was a pickle. A call of :meth:`fit` begins anew.
+        """
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        device = self._of_partial_fit()
+        fitted: Fitted | None = self.__dict__.get("_fitted")
+        online: OnlineFit | None = self.__dict__.get("_online")
+        with _unchanged_on_error(self):
+            source = self._open(X, fitting=fitted is None and online is None)
+            n_jobs = number_of_jobs(self.n_jobs, source)
+            usable = leave_out_unusable(source, n_jobs)
+            if online is not None:
+                online.check(parameters)
+            elif fitted is not None:
+                online = OnlineFit.after(fitted, parameters, device=device)
+            else:
+                seed = _seed(self.random_state)
+                online = OnlineFit.begin(usable, parameters, seed=seed, device=device)
+                if not isinstance(source, Rows):
+                    self.image_shape_ = online.image_shape
+                    self.n_channels_ = source.n_channels
+            online.learn(usable, n_jobs=n_jobs, device=device)
+            self.skipped_ = skipped_of(source)
+            self._online = online
+            run = {
+                "n_jobs": n_jobs,
+                "device": str(online.device),
+                "devices": 1,
+                "steps_per_epoch": online.plan.steps_per_epoch,
+                "random_state": online.seed,
+            }
+            of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
+            self.resolved_params_ = of_result | run | online.settings.as_dict()
+            self.history_ = online.entries()
+            self._linkage = None
+            for made_when_asked_for in ("_fitted", "cluster_centers_"):
+                self.__dict__.pop(made_when_asked_for, None)
+        for of_fit in ("sample_names_", "ignored_files_"):
+            self.__dict__.pop(of_fit, None)
+        warn_of(self.skipped_, len(source), stacklevel=2)
+        return self
+
+    def _fit_before(self) -> Fitted | None:
+        """Fit that a warm start goes on from; after partial_fit a fit begins anew."""
+        begins = not self.warm_start or "_online" in self.__dict__
+        return None if begins else self.__dict__.get("_fitted")
+
+    def _of_partial_fit(self) -> torch.device:
+        """Device of partial_fit, which is of one process and writes no states."""
+        if self.checkpoint_dir is not None:
+            raise ValueError(
+                "partial_fit writes no states to checkpoint_dir: a stream cannot be read again. "
+                "Use save, or pickle the estimator, between two calls."
+            )
+        self._need_trained_backbone("partial_fit", self.__dict__.get("_fitted"))
+        ranks, device = join(self.device, self.devices)
+        if ranks.count > 1 or (
+            self.devices != "auto" and number_of_devices(self.devices, device) > 1
+        ):
+            raise ValueError("partial_fit is of one process: set devices=1.")
+        if "published" in self.__dict__.get("resolved_params_", {}):
+            raise ValueError(
+                "partial_fit does not go on from networks of others: they come without what trains "
+                "them. Begin with fit or a new estimator."
+            )
+        return device
+
+    def _need_trained_backbone(self, wanted: str, before: Fitted | None = None) -> None:
+        """Refuse a frozen backbone, now or in the fit gone on with, where no features are kept."""
+        if self.freeze_backbone or (before is not None and before.settings.freeze_backbone):
+            raise ValueError(
+                f"{wanted} and freeze_backbone=True do not go together: features of a stream are "
+                "not kept. Compute them with the backbone, and pass them as 2-D rows."
+            )
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
         """Estimate what :meth:`fit` would take in memory, a component at a time, without fitting.
@@ -484,6 +691,59 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         source = type(self)(**parameters)._open(X, fitting=True)
         usable = leave_out_unusable(source, number_of_jobs(self.n_jobs, source))
         return memory_of(usable, parameters, resolve_device(self.device))
+
+    def rehearse(self, X: Any) -> Rehearsal:
+        """Take a few steps of :meth:`fit`, and tell what it would do and take; nothing changes.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`; a generator is used up by it.
+
+        Returns
+        -------
+        Rehearsal
+            ``print`` it: parameters with "auto" replaced, memory of a device, time of a step, how
+            much of it is waiting for images, and the time to the end. A state in ``checkpoint_dir``
+            counts as done.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`.
+
+        Notes
+        -----
+        Up to twelve steps are taken, two at the least, for half a minute; with a launcher (see
+        ``devices``) all processes have to call it. Where :meth:`fit` would start processes itself,
+        one takes its share of each batch, and their messages are not in the times. With
+        ``on_error="skip"`` a thousand of the images are tried beforehand.
+        """
+        from sklearn_excb.rehearsing import rehearse
+
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        if self.steps_per_epoch != "auto":
+            raise ValueError(
+                "A stream with steps_per_epoch cannot be rehearsed: it would be read to its end. "
+                'Pass a list of its first images, with steps_per_epoch="auto".'
+            )
+        ranks, device = join(self.device, self.devices)
+        with ranks.together():
+            source = type(self)(**parameters)._open(X, fitting=True)
+            n_jobs = number_of_jobs(self.n_jobs, source)
+            usable = leave_out_unusable(source, n_jobs, most=_TRIED)
+        before = self._fit_before()
+        return rehearse(
+            usable,
+            parameters,
+            seed=_seed(self.random_state),
+            device=device,
+            kept=None if before is None else before.state,
+            fitted_before=before is not None,
+            ranks=ranks,
+            n_devices=number_of_devices(self.devices, device) if ranks.count == 1 else 1,
+        )
 
     def predict(
         self, X: Any, *, n_clusters: int | None = None, out: npt.NDArray[Any] | None = None
@@ -525,7 +785,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         def assigned(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.int64]:
             found = check_out(out, (len(source),), np.int64)
-            assign(self._fitted.teacher, self._inputs(source), groups, out=found)
+            self._infer(
+                source,
+                np.arange(len(source)),
+                lambda teacher, inputs, rows: assign(teacher, inputs, groups, out=found[rows]),
+            )
             return found
 
         return self._apply(assigned, X, out, fill=-1)
@@ -555,7 +819,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
             found = check_out(out, (len(source), self._n_features_out), np.float32)
             wanted = cast(Embedding, self.embedding)
-            embed(self._fitted.teacher, self._inputs(source), wanted, out=found)
+            self._infer(
+                source,
+                np.arange(len(source)),
+                lambda teacher, inputs, rows: embed(teacher, inputs, wanted, out=found[rows]),
+            )
             return found
 
         return self._apply(embedded, X, out, fill=np.nan)
@@ -655,6 +923,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         and the similarities that :meth:`transform` gives stay those of unit vectors, and g is
         ``cluster_gains_``. See ``docs/published.md``.
         """
+        from sklearn_excb.published import read_published
+
         check_parameters(cls(**params).get_params(deep=False))
         published = read_published(path)
         estimator = cls(**published.parameters(params))
@@ -704,6 +974,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         the samples are prepared, K, and the versions are in the file's metadata. See
         ``docs/exporting.md``.
         """
+        from sklearn_excb.exporting import export_onnx
+
         check_is_fitted(self)
         self._need_clusters("export_onnx")
         check_parameters(self.get_params(deep=False))
@@ -730,6 +1002,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         and gives in evaluation mode what :meth:`transform` does with ``embedding="backbone"``.
         ``docs/exporting.md`` has the others.
         """
+        from sklearn_excb.exporting import export_backbone
+
         check_is_fitted(self)
         export_backbone(self._fitted, path)
 
@@ -765,6 +1039,18 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 'transform(X) with embedding="backbone".'
             )
 
+    @cached_property
+    def _fitted(self) -> Fitted:
+        """What was learned: assigned by a fit, and after partial_fit made when it is asked for."""
+        return self._online.fitted()
+
+    @cached_property
+    def cluster_centers_(self) -> npt.NDArray[np.float32]:
+        """Unit centroids; see the class."""
+        check_is_fitted(self)
+        self._need_clusters("cluster_centers_")
+        return self._fitted.teacher.centroids.unit().detach().cpu().numpy()
+
     @property
     def cluster_gains_(self) -> npt.NDArray[np.float32]:
         """Factors of the similarities; see the class."""
@@ -794,6 +1080,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self._linkage: npt.NDArray[np.float64] | None = None
         self.resolved_params_ = resolved
         self.history_ = fitted.history
+        self.__dict__.pop("cluster_centers_", None)
         if fitted.settings.K:
             self.cluster_centers_ = fitted.teacher.centroids.unit().detach().cpu().numpy()
 
@@ -810,6 +1097,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 f"X holds {came}, but this {type(self).__name__} was fitted on {was}.{hint}"
             )
         if holds_rows:
+            check_columns(X)
             types, least = [np.float32, np.float64], 2 if fitting else 1
             return Rows(
                 validate_data(self, X, reset=fitting, dtype=types, ensure_min_samples=least)
@@ -842,24 +1130,84 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             found, skipped = function(source, out), skipped_of(source)
         return without_skipped(found, skipped, fill=fill, stacklevel=3)
 
-    def _inputs(self, source: Source) -> Iterator[Tensor]:
-        """Yield prepared batches, and have the teacher on their device."""
+    def _open_indexed(self, X: Any) -> Source:
+        """Open samples of which any can be asked for."""
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        if is_stream(X):
+            raise ValueError(
+                "X can only be iterated: it cannot be gone on with where it stopped. Pass a "
+                "folder, a list of files or a data set with a length, or use transform."
+            )
+        return self._open(X, fitting=False)
+
+    def _results_of(
+        self, source: Source, rows: npt.NDArray[np.int64], of: str
+    ) -> tuple[npt.NDArray[Any], list[Skipped]]:
+        """Labels or embeddings of some rows, and which of them were skipped."""
+        if of == "predict":
+            self._need_clusters("predict")
+            found: npt.NDArray[Any] = np.empty(len(rows), np.int64)
+        else:
+            found = np.empty((len(rows), self._n_features_out), np.float32)
+        wanted = cast(Embedding, self.embedding)
+
+        def infer(teacher: ClusterNetwork, inputs: Iterator[Tensor], some: slice) -> None:
+            if of == "predict":
+                assign(teacher, inputs, out=found[some])
+            else:
+                embed(teacher, inputs, wanted, out=found[some])
+
+        self._infer(source, rows, infer)
+        within = {int(row): place for place, row in enumerate(rows)}
+        skipped = [image for image in skipped_of(source) if image.index in within]
+        found[[within[image.index] for image in skipped]] = -1 if of == "predict" else np.nan
+        return found, skipped
+
+    def _infer(
+        self,
+        source: Source,
+        rows: npt.NDArray[np.int64],
+        work: Callable[[ClusterNetwork, Iterator[Tensor], slice], None],
+    ) -> None:
+        """Do some work with the teacher and the prepared batches of rows, on every device."""
+        devices = self._inference_devices(source)
+        n_jobs = max(1, number_of_jobs(self.n_jobs, source) // len(devices))
+        size = self._fitted.settings.inference_batch
+
+        def infer(teacher: ClusterNetwork, device: torch.device, some: slice) -> None:
+            inputs = inference_inputs(
+                source,
+                self._fitted.recipe,
+                batch_size=size,
+                n_jobs=n_jobs,
+                device=device,
+                sample=rows[some],
+            )
+            work(teacher, inputs, some)
+
+        on_each(devices, self._fitted.teacher, len(rows), size, infer)
+
+    def _inference_devices(self, source: Source) -> list[torch.device]:
+        """Return every GPU of this machine, where one process may use them; else one device.
+
+        A data set of the user's may want to be read by one thread.
+        """
         device = self._inference_device()
-        self._fitted.teacher.to(device)
-        return inference_inputs(
-            source,
-            self._fitted.recipe,
-            batch_size=self._fitted.settings.inference_batch,
-            n_jobs=number_of_jobs(self.n_jobs, source),
-            device=device,
-        )
+        of_one = device.type != "cuda" or device.index is not None or self.devices == 1
+        alone = isinstance(source, ItemImages) and not source.reads_in_parallel
+        if of_one or alone or place_of(os.environ) is not None:
+            return [device]
+        n_there = torch.cuda.device_count()
+        n = n_there if self.devices == "auto" else min(int(self.devices), n_there)
+        return [torch.device("cuda", number) for number in range(n)]
 
     def _inference_device(self) -> torch.device:
         """Return the device asked for; where it is missing, the CPU: it predicts the same."""
         try:
             return resolve_device(self.device)
         except ValueError as error:
-            warnings.warn(f"{error} Going on with the CPU.", stacklevel=4)
+            warnings.warn(f"{error} Going on with the CPU.", DeviceWarning, stacklevel=4)
             return torch.device("cpu")
 
     @property

@@ -23,6 +23,7 @@ from sklearn_excb.backbones import rebuilding
 from sklearn_excb.batches import whole_images, whole_side
 from sklearn_excb.end_to_end import EndToEnd, StandardRows, WholeImages
 from sklearn_excb.fitting import Fitted
+from sklearn_excb.frozen import thawed
 from sklearn_excb.inference import Embedding
 from sklearn_excb.row_views import RowRecipe, standardize
 
@@ -222,7 +223,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     from evaluation.output_files import check_writable, replacing
 
     file = check_writable(path)
-    settings, backbone = fitted.settings, fitted.teacher.backbone
+    settings, backbone = fitted.settings, thawed(fitted.teacher.backbone)
     how = rebuilding(
         settings.backbone,
         backbone,

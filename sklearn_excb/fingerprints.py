@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sklearn_excb.generators import generators_kept
+from sklearn_excb.pretrained import existing
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source, probes
 
 _ALL_BYTES = 2**30  # of arrays up to this every byte is looked at, of larger ones 1,024 samples
@@ -20,7 +21,7 @@ _PIXELS = 64  # of the short side of an image that is opened to look at it
 
 # they change where or how a fit runs, not what it gives
 _WITHOUT_EFFECT = frozenset(
-    ("n_jobs", "device", "devices", "verbose", "embedding", "on_error", "random_state")
+    ("n_jobs", "device", "devices", "compile", "verbose", "embedding", "on_error", "random_state")
 ) | frozenset(("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start"))
 
 
@@ -53,6 +54,38 @@ def of_source(source: Source) -> dict[str, Any]:
     return facts
 
 
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of named tensors: dtypes, shapes and every byte."""
+
+    def parts() -> Iterator[bytes]:
+        for name, tensor in sorted(tensors.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    return _digest(parts())
+
+
+def of_frozen(parameters: Mapping[str, Any]) -> str | None:
+    """Digest of the weights that a fit takes and does not change; None if it trains all it has.
+
+    Of a module every byte, of a file too; of those that a library names, that they are these.
+
+    Raises
+    ------
+    PretrainedWeightsError
+        If the file is not there.
+    """
+    backbone, pretrained = parameters["backbone"], parameters["pretrained"]
+    if not parameters["freeze_backbone"]:
+        return None
+    if isinstance(backbone, nn.Module):
+        return of_tensors(backbone.state_dict())
+    if pretrained is True:
+        return "named"
+    with existing(pretrained).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, in words: "K was 74, now 80"."""
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -69,6 +102,8 @@ def _plain(value: Any) -> Any:
         return f"{type(value).__name__} {_digest(iter([repr(value).encode()]))[:8]}"
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sklearn_excb import color
 from sklearn_excb.resampling import to_unit
+from sklearn_excb.transfers import to_device
 from sklearn_excb.views import FloatArray, ViewParameters, ViewRecipe, blur_scale
 
 _COMPILED_FROM = 64  # px; compiling takes some 15 s, which smaller views do not give back
@@ -59,7 +60,7 @@ def finish_views(
     size, n_images = crops.shape[-1], crops.shape[1]
     crops, parameters = crops.flatten(0, 1), parameters.flattened()
     for rows in _blocks(parameters, size, crops.device):
-        chosen = torch.from_numpy(rows).to(crops.device)
+        chosen = to_device(torch.from_numpy(rows), crops.device)
         some = _finish(crops.index_select(0, chosen), parameters.part(rows), size, recipe)
         views[chosen // n_images, chosen % n_images] = some
     return views
@@ -91,7 +92,7 @@ def _finish(crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRe
     device, p = views.device, parameters
 
     def tensor(array: FloatArray) -> Tensor:
-        return torch.from_numpy(array.astype(np.float32)).to(device)
+        return to_device(torch.from_numpy(array.astype(np.float32)), device)
 
     def jitter(some: Tensor, factors: Tensor) -> Tensor:
         return color.jitter(some, factors, p.jitter_order[p.jitter])
@@ -153,5 +154,6 @@ def _finish_compiled(
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract the mean and divide by the standard deviation of each channel."""
-    shape = (1, -1, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    statistics = torch.tensor([list(mean), list(std)], dtype=images.dtype)[:, None, :, None, None]
+    shift, scale = to_device(statistics, images.device)
+    return (images - shift) / scale

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from sklearn_excb import auto
 from sklearn_excb.batches import inference_inputs
 from sklearn_excb.descriptions import describe
+from sklearn_excb.durations import warn_if_long
+from sklearn_excb.feature_batches import feature_batches, features_of
 from sklearn_excb.generators import (
     generator_states,
     generators_kept,
@@ -26,7 +28,7 @@ from sklearn_excb.grouping import group_centroids
 from sklearn_excb.history import entry, filling
 from sklearn_excb.inference import assign
 from sklearn_excb.memory_budget import within_memory
-from sklearn_excb.networks import ClusterNetwork
+from sklearn_excb.networks import ClusterNetwork, compiled
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import ALONE, Ranks
@@ -162,6 +164,7 @@ def fit_source(
                 image_shape=facts.shape,
             ),
         }
+        recipe = batches.recipe  # of inference
 
         bar = stack.enter_context(
             tqdm(
@@ -171,9 +174,22 @@ def fit_source(
             )
         )
 
+        run = Run.of(networks, settings, device, batches.steps_per_epoch)
+        if earlier is not None:
+            step, within = earlier.first_step(settings, len(source))
+            run.go_on_from(earlier.state, step, within=within)
+
+        if settings.freeze_backbone:
+            bar.set_description("ExCB: features")
+            mine = ranks.span(len(source))
+            features = np.zeros((len(source), n_features), np.float32)
+            features[mine] = features_of(networks, batches, settings, np.arange(len(source))[mine])
+            batches = feature_batches(batches, settings, ranks.sum_array(features))
+            del features
+
         whole = partial(
             inference_inputs,
-            source,
+            batches.source,
             batches.recipe,
             batch_size=settings.inference_batch,
             n_jobs=batches.n_jobs,
@@ -188,7 +204,10 @@ def fit_source(
                 ranks.sum_array(sums)
             return ranks.sum_array(found)
 
-        run = Run.of(networks, settings, batches)
+        def tell(seconds: float) -> None:
+            if ranks.first:
+                warn_if_long(seconds, parameters, facts, device)
+
         sums = np.zeros((settings.K, n_features), np.float32)  # pages that nobody has touched yet
         if earlier is None:
             start_centroids(networks, batches.start(), settings, seed=seed, ranks=ranks)
@@ -196,8 +215,6 @@ def fit_source(
             run.history.append(entry(0, inference=last, n_clusters=settings.K))
             run.generators = generator_states()
         else:
-            step, within = earlier.first_step(settings, len(source))
-            run.go_on_from(earlier.state, step, within=within)
             stack.enter_context(generators_kept())
             set_generators(run.generators)
             if warm and run.step == settings.epochs * batches.steps_per_epoch:
@@ -206,7 +223,8 @@ def fit_source(
         ending, state = "done", None
         if settings.epochs or earlier is not None:
             bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
-            ending = train_on(run, batches, settings, bar, folder, what)
+            with compiled(networks, wanted=parameters["compile"]):
+                ending = train_on(run, batches, settings, bar, folder, what, tell)
             history = run.entries()
             if warm and ending != "diverged":
                 state = pack({"about": what, **run.state_dict()})
@@ -234,7 +252,7 @@ def fit_source(
     return Fitted(
         teacher,
         settings,
-        batches.recipe,
+        recipe,
         n_features,
         facts.shape,
         labels=last,

@@ -18,14 +18,15 @@ from torch import Tensor
 from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.centroids import most_start_rows
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.rivals import build_balancing
+from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.settling import PARTS, settling_sample
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows
 from sklearn_excb.training import (
-    START_LIMIT,
     Plan,
     TeacherRates,
     build_optimizer,
@@ -42,6 +43,7 @@ _FLOAT = 4  # bytes
 _FEW = 4  # images whose views are made, to see what making them takes
 
 _PHASES = {
+    "features": "computing the features of a frozen backbone",
     "start": "embedding the images for the first centroids",
     "k-means": "finding the first centroids",
     "views": "making the views of a step",
@@ -60,12 +62,12 @@ class MemoryEstimate:
     Attributes
     ----------
     phases : mapping of str to mapping of str to int
-        Bytes of each component in each phase: "start" (embedding the images for the first
-        centroids) and, on a CPU, "k-means" (finding them); "views" (making those of a step) and
-        "step"; on a CPU, where they settle, "settling" (of the centroids); "labels" (assigning the
-        images). Components of a step are "networks" (student and
-        teacher), "centroids" (of both), "optimizer" (its momenta), "gradients", "views" and
-        "activations" (all else; most of it is kept for the backward pass).
+        Bytes of each component in each phase: "features" (of a frozen backbone); "start" (embedding
+        the images for the first centroids) and, on a CPU, "k-means" (finding them); "views" (making
+        those of a step) and "step"; on a CPU, where they settle, "settling" (of the centroids);
+        "labels" (assigning the images). Components of a step are "networks" (student and teacher),
+        "centroids" (of both), "optimizer" (its momenta), "gradients", "views" and "activations"
+        (all else; most of it is kept for the backward pass).
     micro_batch : int
         Images that go through the networks at once.
     """
@@ -131,14 +133,29 @@ def estimate_memory(
     ValueError
         If the backbone does what fake tensors cannot follow, such as looking at a value.
     """
+    if not settings.freeze_backbone:
+        return MemoryEstimate(_phases(networks, settings, batches), settings.micro_batch)
+    d = networks.n_features
+    rows = Rows(np.broadcast_to(np.float32(0), (len(batches.source), d)))
+    noise = RowRecipe(settings.n_global, settings.n_local, np.zeros(d), scale=1.0, noise=1.0)
+    of_rows = replace(batches, source=rows, recipe=noise, n_ahead=0)
+    kept = {"features": len(rows) * d * _FLOAT} if batches.device.type == "cpu" else {}
+    computing = _of_inference(networks, settings, batches, _making(batches), {})[0]
+    computing["networks"] = size(tensors_of(networks))
+    trained = _phases(networks, settings, of_rows)
+    phases = {"features": computing} | trained
+    return MemoryEstimate({phase: of | kept for phase, of in phases.items()}, settings.micro_batch)
+
+
+def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> dict[str, Bytes]:
+    """Bytes of each component in the phases of a fit whose batches are what is trained on."""
     making = _making(batches)
-    B, n_inference = settings.batch_size, min(len(batches.source), settings.inference_batch)
+    B = settings.batch_size
     try:
         trained, step = _step(networks, settings, making.views)
         start = _projecting(networks, settings, making.views[0])
-        labels, n_features = _assigning(networks, [n_inference, *making.image])
     except Exception as error:  # whatever a module of the user's own does
-        raise ValueError(f"What this backbone takes in memory cannot be told: {error}") from error
+        raise _cannot_be_told(error) from error
 
     centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
     held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
@@ -147,8 +164,8 @@ def estimate_memory(
     phases = {
         "start": held | one_view | {"activations": start},
         "views": held | {"making views": B * making.of_views},
-        "labels": held | {"images": n_inference * making.of_image, "activations": labels},
     }
+    phases["labels"], n_features = _of_inference(networks, settings, batches, making, held)
     if settings.epochs:
         phases["views"] |= trained | views  # those of the last step still lie there
         if batches.device.type == "cpu" and not isinstance(batches.source, Rows):  # used again
@@ -158,18 +175,40 @@ def estimate_memory(
     if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
         opened = {"opened images": batches.n_jobs * making.thread}
         phases["views"] |= opened
-        phases["labels"] |= opened
         phases["labels"]["means of features"] = 2 * settings.K * n_features * _FLOAT
         if settings.epochs:
             kept = {"last sound teacher": size(tensors_of(networks.teacher))}
             phases["views"] |= kept
             phases["step"] |= kept
-        n_rows = min(len(batches.source), START_LIMIT)
+        n_rows = min(len(batches.source), most_start_rows(settings.K))
         phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
         phases["k-means"] = held | _k_means(n_rows, settings.K)
         if settings.epochs and settings.settle_passes:
             phases["settling"] = held | _settling(len(batches.source), settings.K)
-    return MemoryEstimate(phases, settings.micro_batch)
+    return phases
+
+
+def _of_inference(
+    networks: StudentTeacher,
+    settings: Settings,
+    batches: ViewBatches,
+    making: _Making,
+    held: Bytes,
+) -> tuple[Bytes, int]:
+    """Bytes of each component while whole images are embedded, and features of the backbone."""
+    n = min(len(batches.source), settings.inference_batch)
+    try:
+        activations, n_features = _assigning(networks, [n, *making.image])
+    except Exception as error:
+        raise _cannot_be_told(error) from error
+    found = held | {"images": n * making.of_image, "activations": activations}
+    if batches.device.type == "cpu":
+        found["opened images"] = batches.n_jobs * making.thread
+    return found, n_features
+
+
+def _cannot_be_told(error: Exception) -> ValueError:
+    return ValueError(f"What this backbone takes in memory cannot be told: {error}")
 
 
 class _Making(NamedTuple):
@@ -261,7 +300,7 @@ def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBa
     values = max(1024, math.prod(one.shape), settings.image_size**2 * 3)
     n_views = settings.batch_size * (settings.n_global + settings.n_local)
     step = 500 * max(n_views, settings.inference_batch) * values * _FLOAT
-    start = sum(_k_means(min(n_samples, START_LIMIT), settings.K).values())
+    start = sum(_k_means(min(n_samples, most_start_rows(settings.K)), settings.K).values())
     return 30 * size(tensors_of(networks)) + step + start + _LIBRARIES
 
 

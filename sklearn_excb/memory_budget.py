@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.devices import available_memory
+from sklearn_excb.exceptions import MemoryWarning
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound, readable
 from sklearn_excb.networks import StudentTeacher
@@ -24,6 +25,7 @@ from sklearn_excb.sources import ItemImages, Source
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
 
 _ADVICE = {
+    "features": "Set micro_batch to some 32 images.",
     "start": "Lower batch_size or image_size, or choose a smaller backbone.",
     "k-means": "Lower K.",
     "settling": "Lower K, or set settle_passes=0.",
@@ -58,14 +60,29 @@ def fit_into(
 
 def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> None:
     """Warn of a fit for which the device has too little memory left."""
+    if advice := advice_if_short(estimate, available, batches):
+        warnings.warn(
+            f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
+            f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
+            MemoryWarning,
+            stacklevel=6,  # whoever called fit
+        )
+
+
+def advice_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> str:
+    """What to do about a fit for which the device has too little memory left; empty if it has."""
     if estimate.needed <= available:
-        return
+        return ""
     split_already = estimate.micro_batch < batches.batch_size
-    advice = _ADVICE["start" if split_already else estimate.peak_phase]
-    warnings.warn(
-        f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
-        f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
-        stacklevel=6,  # whoever called fit
+    return _ADVICE["start" if split_already else estimate.peak_phase]
+
+
+def of_share(share: int, settings: Settings, batches: ViewBatches) -> tuple[Settings, ViewBatches]:
+    """Settings and batches of a process by itself that has ``share`` images of each batch."""
+    micro_batch = min(share, settings.micro_batch)
+    return (
+        replace(settings, batch_size=share, micro_batch=micro_batch),
+        replace(batches, batch_size=share, ranks=ALONE),
     )
 
 
@@ -76,15 +93,16 @@ def memory_of(
     with own_randomness(0):
         facts = facts_of(source)
         networks, settings, _, batches = prepare(source, facts, parameters, 0, device)
-        return _settle_memory(networks, settings, batches, parameters)[1]
+        return settle_memory(networks, settings, batches, parameters)[1]
 
 
-def _settle_memory(
+def settle_memory(
     networks: StudentTeacher,
     settings: Settings,
     batches: ViewBatches,
     parameters: Mapping[str, Any],
 ) -> tuple[Settings, MemoryEstimate]:
+    """Settle ``micro_batch="auto"``, and estimate what the fit takes."""
     if parameters["micro_batch"] == "auto":
         return fit_into(available_memory(batches.device), networks, settings, batches)
     return settings, estimate_memory(networks, settings, batches)
@@ -104,8 +122,7 @@ def within_memory(
 ) -> Settings:
     """Settle the micro-batch: of several ranks, the smallest that one needs for its share."""
     ranks, share = batches.ranks, batches.ranks.most(settings.batch_size)
-    of_rank = replace(settings, batch_size=share, micro_batch=min(share, settings.micro_batch))
-    batches = replace(batches, batch_size=share, ranks=ALONE)
+    of_rank, batches = of_share(share, settings, batches)
     with ranks.together():
         of_rank = _within_memory(networks, of_rank, batches, parameters)
     return replace(settings, micro_batch=min(ranks.objects(of_rank.micro_batch)))
@@ -127,7 +144,7 @@ def _within_memory(
     if not asked and not (told and isinstance(settings.backbone, str)):
         return settings
     try:
-        settings, estimate = _settle_memory(networks, settings, batches, parameters)
+        settings, estimate = settle_memory(networks, settings, batches, parameters)
     except ValueError as error:
         if asked:
             raise

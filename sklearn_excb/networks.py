@@ -6,7 +6,8 @@ Axes: ``rows`` are (view, image) pairs, views global first, the images of a view
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -176,6 +177,12 @@ class StudentTeacher(nn.Module):
             copy.deepcopy(student.centroids),
         ).requires_grad_(False)
 
+    @property
+    def n_features(self) -> int:
+        """d, what f gives."""
+        first = self.student.projector[0]  # pyright: ignore[reportIndexIssue]
+        return first.in_features
+
     def fitting(self) -> StudentTeacher:
         """Set the modes of training; see the class."""
         self.student.train()
@@ -187,14 +194,39 @@ class StudentTeacher(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """``m_t <- m m_t + (1 - m) m_s`` for every parameter of f, h and C; buffers stay."""
-        source = dict(self.student.named_parameters())
-        for name, parameter in self.teacher.named_parameters():
-            parameter.lerp_(source[name], 1.0 - momentum)
+        """``m_t <- m m_t + (1 - m) m_s`` for every parameter of f, h and C; buffers stay.
+
+        A frozen f is the teacher's alone, and stays.
+        """
+        of_teacher = dict(self.teacher.named_parameters())
+        for name, parameter in self.student.named_parameters():
+            if name in of_teacher:  # not g
+                of_teacher[name].lerp_(parameter, 1.0 - momentum)
+
+
+@contextmanager
+def compiled(networks: StudentTeacher, *, wanted: bool) -> Iterator[None]:
+    """Have the backbones run as torch.compile makes them, while this is entered, if wanted.
+
+    Parameters, their names, and what is pickled stay as they are.
+    """
+    backbones = [networks.student.backbone, networks.teacher.backbone] if wanted else []
+    for backbone in backbones:
+        backbone.compile()
+    try:
+        yield
+    finally:
+        for backbone in backbones:
+            backbone._compiled_call_impl = None
 
 
 def build_networks(
-    backbone: nn.Module, n_features: int, *, n_clusters: int, head_width: int
+    backbone: nn.Module,
+    n_features: int,
+    *,
+    n_clusters: int,
+    head_width: int,
+    batch_norm: bool | None = None,
 ) -> StudentTeacher:
     """Student and teacher on a backbone, with fresh heads.
 
@@ -208,8 +240,11 @@ def build_networks(
         K.
     head_width : int
         Hidden width of projector and predictor.
+    batch_norm : bool, optional
+        Whether they have BatchNorm inside; by default if the backbone has it.
     """
-    batch_norm = uses_batch_norm(backbone)
+    if batch_norm is None:
+        batch_norm = uses_batch_norm(backbone)
     return StudentTeacher(
         ClusterNetwork(
             backbone,

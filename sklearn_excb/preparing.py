@@ -7,16 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_excb import auto
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.devices import resolve_precision
+from sklearn_excb.frozen import Frozen, thawed
 from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
+from sklearn_excb.pretrained import InputStatistics, input_statistics
 from sklearn_excb.row_views import RowRecipe, row_recipe
 from sklearn_excb.sources import Rows, Source, channel_statistics, typical_shape
-from sklearn_excb.validation import check_rows_parameters, check_sizes
+from sklearn_excb.validation import check_rows_parameters, check_sizes, check_weights
 from sklearn_excb.views import ViewRecipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,8 +30,13 @@ def facts_of(source: Source) -> auto.Facts:
     return auto.Facts(len(source), source.kind, (height, width), source.n_channels)
 
 
-def view_recipe(source: Source, settings: auto.Settings) -> ViewRecipe | RowRecipe:
-    """Views of a fit, with ImageNet's statistics for colour images and measured ones for others."""
+def view_recipe(
+    source: Source, settings: auto.Settings, known: InputStatistics | None = None
+) -> ViewRecipe | RowRecipe:
+    """Views of a fit: with the statistics that go with a backbone's weights, if they are known.
+
+    Else with ImageNet's for colour images, and measured ones for others.
+    """
     if isinstance(source, Rows):
         return row_recipe(
             source.load,
@@ -38,8 +45,10 @@ def view_recipe(source: Source, settings: auto.Settings) -> ViewRecipe | RowReci
             n_global=settings.n_global,
             n_local=settings.n_local,
         )
-    colour = source.n_channels == 3
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else channel_statistics(source)
+    if known is None:
+        colour = source.n_channels == 3
+        of = (IMAGENET_MEAN, IMAGENET_STD) if colour else channel_statistics(source)
+        known = InputStatistics(*of, whole_filter="bicubic")
     return ViewRecipe(
         global_size=settings.image_size,
         local_size=settings.local_size,
@@ -47,9 +56,10 @@ def view_recipe(source: Source, settings: auto.Settings) -> ViewRecipe | RowReci
         n_local=settings.n_local,
         smallest_global=settings.smallest_global,
         smallest_local=settings.smallest_local,
-        mean=mean,
-        std=std,
+        mean=known.mean,
+        std=known.std,
         flip=settings.flip,
+        whole_filter=known.whole_filter,
     )
 
 
@@ -57,14 +67,17 @@ def _examples(settings: auto.Settings, kind: str) -> list[Tensor]:
     """A batch of zeros for each resolution of the views."""
     if kind == "rows":
         return [torch.zeros(2, settings.n_channels)]
-    sizes = [settings.image_size, *([settings.local_size] if settings.n_local else [])]
+    has_local = settings.n_local and not settings.freeze_backbone
+    sizes = [settings.image_size, *([settings.local_size] if has_local else [])]
     return [torch.zeros(2, settings.n_channels, size, size) for size in sizes]
 
 
 def build(
     parameters: Mapping[str, Any], facts: auto.Facts
 ) -> tuple[StudentTeacher, auto.Settings, int]:
-    """Resolve every parameter, and build the networks with fresh weights, on the CPU.
+    """Resolve every parameter, and build the networks with their first weights, on the CPU.
+
+    A frozen backbone is the teacher's alone: the student learns from features.
 
     Returns
     -------
@@ -77,20 +90,32 @@ def build(
     ------
     ValueError
         If parameters and data do not fit together.
+    PretrainedWeightsError
+        If weights of others cannot be had.
     """
     if facts.kind == "rows":
         check_rows_parameters(parameters)
+    check_weights(parameters)
     backbone = build_backbone(
         auto.resolve_backbone(parameters, facts),
         n_channels=facts.n_channels,
         image_size=auto.resolve_image_size(parameters, facts) or None,
+        pretrained=parameters["pretrained"],
     )
-    settings = auto.resolve(parameters, facts, has_batch_norm=uses_batch_norm(backbone))
+    frozen = parameters["freeze_backbone"]
+    has_batch_norm = frozen or uses_batch_norm(backbone)  # heads on features are those of rows
+    settings = auto.resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
     networks = build_networks(
-        backbone, n_features, n_clusters=settings.K, head_width=settings.head_width
+        nn.Identity() if frozen else backbone,
+        n_features,
+        n_clusters=settings.K,
+        head_width=settings.head_width,
+        batch_norm=has_batch_norm,
     )
+    if frozen:
+        networks.teacher.backbone = Frozen(backbone)
     return networks, settings, n_features
 
 
@@ -104,10 +129,14 @@ def prepare(
     """Return what :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts)
     settings = replace(settings, precision=resolve_precision(settings.precision, device))
+    known = None
+    if parameters["pretrained"] or settings.freeze_backbone:
+        backbone = thawed(networks.teacher.backbone)
+        known = input_statistics(settings.backbone, backbone, settings.n_channels)
     n_jobs = number_of_jobs(parameters["n_jobs"], source)
     batches = ViewBatches(
         source,
-        view_recipe(source, settings),
+        view_recipe(source, settings, known),
         settings.batch_size,
         settings.epochs,
         seed,

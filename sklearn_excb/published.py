@@ -159,6 +159,7 @@ def _network(tensors: TeacherTensors, args: dict[str, Any]) -> Published:
     teacher.load_state_dict(copies, assign=True)
     teacher.backbone.to(memory_format=torch.channels_last)  # as build_backbone has it
     own = {"backbone": tensors.architecture, "image_size": size, "n_channels": 3}
+    own |= {"pretrained": False, "freeze_backbone": False}
     if K:
         own |= {"K": K, "head_width": tensors.head.widths[0]}
     return Published(tensors.release, args, teacher.requires_grad_(False).eval(), n_features, own)

@@ -20,6 +20,23 @@ _PAPER: dict[str, Any] = {
 }
 
 RECIPES: dict[str, dict[str, Any]] = {
+    # images of 8 to 32 pixels, or a first look at larger ones; a CPU will do
+    "tiny": {
+        "backbone": "cnn",
+        "image_size": 24,
+        "local_size": 16,
+        "n_local": 2,
+        "epochs": 16,
+        "head_width": 512,
+    },
+    # photos; a CPU, or a small GPU
+    "small": {
+        "backbone": "resnet18",
+        "image_size": 64,
+        "local_size": 32,
+        "n_local": 4,
+        "head_width": 512,
+    },
     # METHOD.md 6; the published checkpoints were made with these
     "paper-resnet50": _PAPER
     | {
@@ -45,8 +62,9 @@ def recipe(name: str) -> dict[str, Any]:
 
     Parameters
     ----------
-    name : {"paper-resnet50", "paper-vit-s16"}
-        The published recipes for ImageNet.
+    name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
+        For images of 8 to 32 pixels, for photos on a CPU or a small GPU, and the published recipes
+        for ImageNet. What a recipe does not name stays as it is, "auto" for the most part.
 
     Raises
     ------

@@ -11,17 +11,20 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_excb.auto import Settings
-from sklearn_excb.fingerprints import changes, of_parameters, of_source
+from sklearn_excb.exceptions import CheckpointWarning
+from sklearn_excb.fingerprints import changes, of_frozen, of_parameters, of_source
 from sklearn_excb.ranks import Ranks
-from sklearn_excb.run_folder import CheckpointWarning, RunFolder
+from sklearn_excb.run_folder import RunFolder
 from sklearn_excb.sources import Source
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
 # what weights and moments are of
-_STRUCTURE = ("K", "backbone", "n_channels", "head_width", "optimizer", "balancing")
+_STRUCTURE = (
+    *("K", "backbone", "freeze_backbone", "n_channels"),
+    *("head_width", "optimizer", "balancing"),
+)
 _ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # the data's
 
 
@@ -29,6 +32,7 @@ def about(source: Source, parameters: Mapping[str, Any], n_ranks: int = 1) -> di
     """What a run is a run of, and what it runs on: also on how many ranks."""
     return {
         "parameters": of_parameters(parameters),
+        "frozen": of_frozen(parameters),
         "data": of_source(source),
         "versions": {
             **{name: _version(name) for name in _PACKAGES},
@@ -42,7 +46,9 @@ def about(source: Source, parameters: Mapping[str, Any], n_ranks: int = 1) -> di
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """How two of :func:`about` differ in data and parameters, in words."""
     of_parameters = changes(before["parameters"], now["parameters"])
-    return of_parameters + [f"of X, {text}" for text in changes(before["data"], now["data"])]
+    others = ["the frozen weights changed"] if before["frozen"] != now["frozen"] else []
+    of_data = [f"of X, {text}" for text in changes(before["data"], now["data"])]
+    return of_parameters + others + of_data
 
 
 def make_sure_of(ranks: Ranks, source: Source, parameters: Mapping[str, Any], seed: int) -> None:
@@ -99,6 +105,8 @@ class Earlier:
         names = _ALL & {*_STRUCTURE, "image_size", "local_size"} if self.differing else _ALL
         if self._run["data"]["kind"] == "rows":
             names -= {"image_size", "local_size", "flip"}
+        if self._run["parameters"]["freeze_backbone"]:
+            names -= {"local_size", "flip"}
         before, settings = self._run["parameters"], self._run["network"]["settings"]
         return {
             name: settings[name] if name in names and _both_auto(before[name], value) else value
@@ -115,7 +123,7 @@ class Earlier:
 
         Warns
         -----
-        ConvergenceWarning
+        CheckpointWarning
             If a warm start has nothing to train.
         """
         before, now = self._run["network"]["settings"], settings.as_dict()
@@ -184,8 +192,8 @@ def earlier_of(
     if state is None and warm and kept is None and fitted_before:
         raise ValueError(
             "warm_start=True, but the fit before kept no state of its training: it was made with "
-            "warm_start=False, or it diverged, or was loaded. Set warm_start=True before the first "
-            "fit, or go on from the checkpoint_dir it had."
+            "warm_start=False, or by partial_fit, or it diverged, or was loaded. Set "
+            "warm_start=True before the first fit, or go on from the checkpoint_dir it had."
         )
     state = kept if state is None and warm else state
     if state is None:
@@ -201,6 +209,12 @@ def earlier_of(
             f"{where} holds a run that this fit does not go on with: {'; '.join(differing)}. Set "
             "them as they were, choose another checkpoint_dir, or set warm_start=True to go on "
             "from there with what is new. Each fit of a search needs a folder of its own."
+        )
+    if None not in (before["frozen"], now["frozen"]) and before["frozen"] != now["frozen"]:
+        raise ValueError(
+            "A warm start goes on with the frozen backbone of before, but the weights are others: "
+            "what was learned is of their features. Set them as they were, or begin anew with "
+            "warm_start=False and another checkpoint_dir."
         )
     others = changes(before["versions"], now["versions"])
     if others and not differing:
@@ -218,7 +232,7 @@ def warn_of_no_epochs(epochs: int) -> None:
     warnings.warn(
         f"A warm start with nothing to train: epochs={epochs} are done. epochs counts those before "
         "it too: raise it.",
-        ConvergenceWarning,
+        CheckpointWarning,
         stacklevel=4,  # whoever called fit
     )
 

@@ -9,21 +9,24 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch, ViewBatches
+from sklearn_excb.durations import Pace
+from sklearn_excb.exceptions import RankError
 from sklearn_excb.generators import generator_states
 from sklearn_excb.gradients import Divergence, Gradients
 from sklearn_excb.history import EpochRecord
 from sklearn_excb.interruptions import Wishes, awaited
 from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.ranks import RankError, Ranks
+from sklearn_excb.ranks import Ranks
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.run_folder import RunFolder
 from sklearn_excb.sources import ItemImages
-from sklearn_excb.training import Plan, build_optimizer, train
+from sklearn_excb.training import Plan, build_optimizer, build_scaler, train
 from sklearn_excb.watching import Watch, all_finite
 
 Ending = Literal["done", "stopped", "diverged"]
@@ -44,6 +47,8 @@ class Run:
         Cluster sizes, or what a rival goes by.
     optimizer : Optimizer
         Of the student.
+    scaler : GradScaler
+        Of the loss.
     record : EpochRecord
         Of the epoch that is under way.
     watch : Watch
@@ -61,6 +66,7 @@ class Run:
     networks: StudentTeacher
     balancing: Balancing
     optimizer: torch.optim.Optimizer
+    scaler: GradScaler
     record: EpochRecord
     watch: Watch
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -69,14 +75,21 @@ class Run:
     best: float = math.inf
 
     @classmethod
-    def of(cls, networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> Run:
+    def of(
+        cls,
+        networks: StudentTeacher,
+        settings: Settings,
+        device: torch.device,
+        steps_per_epoch: int,
+    ) -> Run:
         """Build a run that has done nothing."""
         return cls(
             networks,
-            build_balancing(settings, batches.device),
+            build_balancing(settings, device),
             build_optimizer(networks.student, settings),
-            EpochRecord(settings.K, batches.device),
-            Watch(networks.teacher, settings, batches.steps_per_epoch),
+            build_scaler(settings, device),
+            EpochRecord(settings.K, device),
+            Watch(networks.teacher, settings, steps_per_epoch),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,6 +99,7 @@ class Run:
             "networks": self.networks.state_dict(),
             "balancing": self.balancing.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "record": self.record.state_dict(),
             "history": self.history,
             "warned": self.watch.warned,
@@ -119,6 +133,8 @@ class Run:
             ) from error
         self.balancing.load_state_dict(state["balancing"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # not of states before float16
+            self.scaler.load_state_dict(state["scaler"])
         self._lay_out_as_parameters()
         if within:
             self.record.load_state_dict(state["record"])
@@ -152,6 +168,7 @@ def train_on(
     bar: tqdm[Any],
     folder: RunFolder | None,
     about: Mapping[str, Any],
+    tell: Callable[[float], None],
 ) -> Ending:
     """Train to the end, keeping an entry an epoch, showing progress, and writing states.
 
@@ -169,6 +186,8 @@ def train_on(
         Where states go.
     about : mapping
         What goes with each of them.
+    tell : callable
+        Of the seconds to the end, once they can be foretold.
 
     Returns
     -------
@@ -182,7 +201,8 @@ def train_on(
         If the first epoch diverges.
     """
     plan = Plan.of(settings, len(batches.source))
-    gradients = Gradients(run.networks.student)
+    pace = Pace()
+    gradients = Gradients(run.networks.student, run.scaler)
     bar.reset(total=plan.total_steps * settings.batch_size)
     bar.n = bar.initial = run.step * settings.batch_size
     bar.set_description("ExCB")
@@ -213,11 +233,14 @@ def train_on(
             seed=batches.seed,
             first_step=run.step,
             ranks=ranks,
+            scaler=run.scaler,
         ):
             run.record.add(report)
             run.step = report.step + 1
             run.generators = generator_states()
             bar.update(settings.batch_size)
+            if (a_step := pace.step()) is not None:
+                tell(a_step * (plan.total_steps - run.step))
             epoch_ends = run.step % plan.steps_per_epoch == 0
             divergence = gradients.look(report) or (gradients.ask() if epoch_ends else None)
             if divergence is not None:

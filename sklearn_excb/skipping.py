@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from sklearn_excb.exceptions import SkippedImageWarning
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Skipped, Source
 from sklearn_excb.threads import reading_threads
@@ -18,12 +19,10 @@ from sklearn_excb.threads import reading_threads
 _AT_ONCE = 1024  # images that wait for a thread
 
 
-class SkippedImageWarning(UserWarning):
-    """Images could not be used and were skipped."""
-
-
-def leave_out_unusable(source: Source, n_jobs: int, *, progress: bool = False) -> Source:
-    """Source without the images that cannot be used; every one is tried once.
+def leave_out_unusable(
+    source: Source, n_jobs: int, *, progress: bool = False, most: int | None = None
+) -> Source:
+    """Source without the images that cannot be used; every one is tried once, or ``most`` of them.
 
     Draws depend on the place of an image among those that are left, so a fit is the one of a
     collection in which the others never were.
@@ -41,11 +40,12 @@ def leave_out_unusable(source: Source, n_jobs: int, *, progress: bool = False) -
 
     with ExitStack() as stack:
         read = stack.enter_context(reading_threads(n_jobs))
+        some = np.linspace(0, len(source) - 1, min(len(source), most or len(source))).astype(int)
         bar = stack.enter_context(
-            tqdm(total=len(source), desc="ExCB: trying the images", disable=not progress)
+            tqdm(total=len(some), desc="ExCB: trying the images", disable=not progress)
         )
-        for first in range(0, len(source), _AT_ONCE):
-            for _ in read(attempt, range(first, min(first + _AT_ONCE, len(source)))):
+        for first in range(0, len(some), _AT_ONCE):
+            for _ in read(attempt, some[first : first + _AT_ONCE].tolist()):
                 bar.update()
     left = source.usable()
     if not len(left):

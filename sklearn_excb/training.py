@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch
-from sklearn_excb.centroids import spherical_kmeans
+from sklearn_excb.centroids import most_start_rows, spherical_kmeans
 from sklearn_excb.entropies import mean_entropies
 from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.loss import Loss, excb_loss, teacher_targets
@@ -28,8 +29,9 @@ from sklearn_excb.schedules import cosine, warmup_cosine
 _LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
 _CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine
 _SGD_MOMENTUM = 0.9
+_PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of the fit
 _TEMPERATURE_WARMUP = 0.1  # of the run; DINO's 30 of 300 epochs
-START_LIMIT = 500_000  # projections that the k-means of the start looks at
+UNSCALED = GradScaler(enabled=False)
 
 
 class Outcome(NamedTuple):
@@ -59,16 +61,29 @@ class StepReport(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Length of the run in steps."""
+    """Length of the run in steps.
+
+    Attributes
+    ----------
+    steps_per_epoch, total_steps : int
+    endless : bool
+        Whether the run goes on for as long as images come: after the warm-up its rates stay, and
+        ``total_steps`` is only what the warm-up of the temperature goes by.
+    """
 
     steps_per_epoch: int
     total_steps: int
+    endless: bool = False
 
     @classmethod
     def of(cls, settings: Settings, n_samples: int) -> Plan:
         """Plan of a run over ``n_samples`` images."""
         per_epoch = settings.steps_per_epoch(n_samples)
         return cls(per_epoch, per_epoch * settings.epochs)
+
+    def position(self, step: int) -> float:
+        """Share of the run that is behind a step, in [0, 1]; 0 where it has no end."""
+        return 0.0 if self.endless else step / self.total_steps
 
 
 class TeacherRates(NamedTuple):
@@ -80,10 +95,10 @@ class TeacherRates(NamedTuple):
     @classmethod
     def of(cls, settings: Settings, step: int, plan: Plan) -> TeacherRates:
         """Momentum by cosine to 1, temperature linear over the first tenth of the run."""
-        position = step / plan.total_steps
         first, last = settings.teacher_temperature
-        temperature = first + (last - first) * min(1.0, position / _TEMPERATURE_WARMUP)
-        return cls(cosine(settings.teacher_momentum, 1.0, position), temperature)
+        warm = min(1.0, step / plan.total_steps / _TEMPERATURE_WARMUP)
+        momentum = cosine(settings.teacher_momentum, 1.0, plan.position(step))
+        return cls(momentum, first + (last - first) * warm)
 
 
 def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -101,21 +116,31 @@ def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optim
         {"params": undecayed, "decay": (0.0, 0.0)},
         {"params": centroids, "decay": _CENTROID_DECAY},
     ]
+    # one kernel for all tensors; on CPUs torch's default, whose sums are those of earlier runs
+    fused = next(student.parameters()).device.type == "cuda" or None
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999))
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=_SGD_MOMENTUM)
+        betas = (0.9, 0.999)
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
+    momentum = _SGD_MOMENTUM
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, fused=fused)
+
+
+def build_scaler(settings: Settings, device: torch.device) -> GradScaler:
+    """Scale of the loss in float16, whose small gradients would be 0; else it does nothing."""
+    return GradScaler(device.type, enabled=settings.precision == "fp16")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int, plan: Plan) -> None:
     """Learning rate and weight decay of a step, in each group."""
+    warmup_steps = round(settings.warmup_epochs * plan.steps_per_epoch)
     rate = warmup_cosine(
         settings.learning_rate,
         settings.learning_rate * _LAST_RATE,
-        step,
-        warmup_steps=round(settings.warmup_epochs * plan.steps_per_epoch),
+        min(step, warmup_steps) if plan.endless else step,
+        warmup_steps=warmup_steps,
         total_steps=plan.total_steps,
     )
-    position = step / plan.total_steps
+    position = plan.position(step)
     decay = cosine(*settings.weight_decay, position)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -146,7 +171,8 @@ def split(batch: Batch, most: int, ranks: Ranks = ALONE) -> Iterator[tuple[list[
 
 def in_precision(settings: Settings, views: Tensor) -> torch.autocast:
     """Matrix products inside run in the precision of the fit."""
-    return torch.autocast(views.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    dtype = _PRODUCTS.get(settings.precision)
+    return torch.autocast(views.device.type, dtype, enabled=dtype is not None)
 
 
 def _forward(
@@ -218,6 +244,7 @@ def train_step(
     settings: Settings,
     rates: TeacherRates,
     ranks: Ranks = ALONE,
+    scaler: GradScaler = UNSCALED,
 ) -> Outcome:
     """One step of Algorithm 1; the rates of the optimiser are already set.
 
@@ -228,6 +255,8 @@ def train_step(
         batch, but BatchNorm sees a part only.
     ranks : Ranks, default=ALONE
         Each with its share of the images; what comes out is the step of all of them together.
+    scaler : GradScaler, optional
+        Of :func:`build_scaler`. Where gradients overflow the student stays as it was.
     """
     memory = networks.student.centroids.weight.grad  # the old gradient's takes the next one
     optimizer.zero_grad()
@@ -235,11 +264,13 @@ def train_step(
     for part, share in split(batch, settings.micro_batch, ranks):
         outcome = _forward(networks, balancing, part, settings, rates.temperature, memory, ranks)
         memory = None  # held by autograd alone, it becomes .grad without a copy
-        (share * outcome.loss.total).backward()
+        scaler.scale(share * outcome.loss.total).backward()
         losses = Loss(*(term.detach() for term in outcome.loss))
         parts.append((share, outcome._replace(loss=losses)))
     ranks.sum_each(p.grad for p in networks.student.parameters() if p.grad is not None)
-    optimizer.step()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
 
     networks.update_teacher(rates.momentum)
     outcome = _joined(parts, batch.n_together, ranks)
@@ -259,6 +290,7 @@ def train(
     seed: int,
     first_step: int = 0,
     ranks: Ranks = ALONE,
+    scaler: GradScaler = UNSCALED,
 ) -> Iterator[StepReport]:
     """Run Algorithm 1 over the batches, yielding after each step.
 
@@ -282,6 +314,8 @@ def train(
         Steps that were taken before.
     ranks : Ranks, default=ALONE
         Those that train together.
+    scaler : GradScaler, optional
+        Changed in place.
     """
     networks.fitting()
     for step, batch in enumerate(batches, first_step):
@@ -290,7 +324,9 @@ def train(
         set_rates(optimizer, settings, step, plan)
         rates = TeacherRates.of(settings, step, plan)
         with joint_batch_norm(ranks):
-            outcome = train_step(networks, balancing, optimizer, batch, settings, rates, ranks)
+            outcome = train_step(
+                networks, balancing, optimizer, batch, settings, rates, ranks, scaler
+            )
         yield StepReport(step, batch.epoch, outcome)
 
 
@@ -313,7 +349,7 @@ def start_centroids(
     networks : StudentTeacher
         Changed in place.
     batches : iterable of Batch
-        One epoch of one global view; at most 500,000 images of it are used.
+        One epoch of one global view, of which :func:`most_start_rows` images are used.
     settings : Settings
         Of the fit.
     seed : int
@@ -324,14 +360,14 @@ def start_centroids(
     networks.fitting()
     rows: list[Tensor] = []
     places: list[npt.NDArray[np.int64]] = []
-    seen = 0
+    seen, wanted = 0, most_start_rows(settings.K)
     for batch in batches:
         with joint_batch_norm(ranks):
             for part, _ in split(batch, settings.micro_batch, ranks):
                 rows.append(networks.teacher.project(part).float().cpu())
         places.append(seen + np.arange(batch.n_together)[ranks.span(batch.n_together)])
         seen += batch.n_together
-        if seen >= START_LIMIT:
+        if seen >= wanted:
             break
     start = spherical_kmeans(
         _moved_together(rows).numpy(),
@@ -339,6 +375,7 @@ def start_centroids(
         seed=seed,
         ranks=ranks,
         places=np.concatenate(places),
+        device=networks.teacher.centroids.weight.device,
     )
     networks.teacher.centroids.weight.copy_(torch.from_numpy(start.unit))
     networks.student.centroids.weight.copy_(torch.from_numpy(start.means))

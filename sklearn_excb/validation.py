@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sklearn_excb.auto import Facts, Settings
+from sklearn_excb.auto import MOST_ENLARGED, Facts, Settings
 
 Check = Callable[[Any], bool]
 
@@ -64,6 +64,11 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
         lambda value: isinstance(value, (str, nn.Module)),
         "the name of a model or an nn.Module",
     ),
+    "pretrained": (
+        lambda value: isinstance(value, (bool, str, os.PathLike)) and value != "",
+        "True, False or the path of a file of weights",
+    ),
+    "freeze_backbone": (lambda value: isinstance(value, bool), "True or False"),
     "embedding": _options("projection", "backbone", "similarity"),
     "image_size": _integer(8),
     "local_size": _integer(8),
@@ -73,11 +78,13 @@ _CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "flip": _real(0, 1),
     "epochs": _integer(0),
     "batch_size": _integer(2),
+    "steps_per_epoch": _integer(1),
     "micro_batch": (
         lambda value: value is None or (_is_integer(value) and value >= 2),
         "None or an integer >= 2",
     ),
-    "precision": _options("32", "bf16"),
+    "precision": _options("32", "bf16", "fp16"),
+    "compile": (lambda value: isinstance(value, bool), "True or False"),
     "optimizer": _options("sgd", "adamw"),
     "learning_rate": _real(0, _INF, open_low=True, open_high=True),
     "weight_decay": _one_or_two(_real(0, _INF, open_high=True)),
@@ -115,7 +122,8 @@ _NOT_AUTO = frozenset(
     name
     for name in _CONSTRAINTS
     if name.endswith("_temperature")
-    or name in {"embedding", "n_global", "local_in_loss_h", "verbose"}
+    or name in {"embedding", "n_global", "local_in_loss_h", "compile", "verbose"}
+    or name in {"pretrained", "freeze_backbone"}
     or name in {"balancing", "count_labels", "on_error"}
     or name in {"checkpoint_dir", "n_checkpoints", "warm_start"}
 )
@@ -143,6 +151,47 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} cannot be used: it must be {allowed}.")
 
 
+_OF_IMAGE_VIEWS = ("local_size", "flip")
+
+
+def check_weights(parameters: Mapping[str, Any]) -> None:
+    """Refuse weights that nobody has trained, and, of a frozen backbone, what only training has.
+
+    Raises
+    ------
+    ValueError
+        For the first parameter that does not fit the others.
+    """
+    backbone, pretrained = parameters["backbone"], parameters["pretrained"]
+    if not isinstance(pretrained, bool) and isinstance(backbone, str) and backbone == "auto":
+        raise ValueError(
+            f"pretrained={os.fspath(pretrained)!r} is a file of weights: name the backbone that "
+            "they are of, such as backbone='resnet18'."
+        )
+    if isinstance(backbone, str) and "." in backbone and not pretrained:
+        raise ValueError(
+            f"backbone={backbone!r} names weights: set pretrained=True to take them, or name "
+            f"{backbone.partition('.')[0]!r} to train from nothing."
+        )
+    if not parameters["freeze_backbone"]:
+        return
+    if isinstance(backbone, str) and not pretrained:
+        raise ValueError(
+            f"freeze_backbone=True would keep the random weights of backbone={backbone!r}. Set "
+            "pretrained=True, or pass a module that was trained."
+        )
+    if parameters["compile"]:
+        raise ValueError(
+            "compile=True is for a backbone that is trained, and freeze_backbone=True trains none."
+        )
+    for name in _OF_IMAGE_VIEWS:
+        if parameters[name] != "auto":
+            raise ValueError(
+                f"{name}={parameters[name]!r} is for views of images, but with "
+                f'freeze_backbone=True views are those of features. Leave {name}="auto".'
+            )
+
+
 _FOR_IMAGES = ("image_size", "local_size", "n_channels", "flip")
 
 
@@ -154,6 +203,12 @@ def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
     ValueError
         For the first such parameter that is not "auto".
     """
+    for name in ("pretrained", "freeze_backbone"):
+        if parameters[name]:
+            raise ValueError(
+                f"{name}={parameters[name]!r} is for backbones of images, but X holds 2-D rows: "
+                f"they are features already. Leave {name}=False."
+            )
     for name in _FOR_IMAGES:
         if parameters[name] != "auto":
             raise ValueError(
@@ -180,18 +235,60 @@ def check_sizes(settings: Settings, facts: Facts) -> None:
     if facts.kind == "rows":
         return
     image_size, local_size = settings.image_size, settings.local_size
-    if settings.n_local and local_size > image_size:
+    if settings.n_local and local_size > image_size and not settings.freeze_backbone:
         raise ValueError(
             f"local_size={local_size} exceeds image_size={image_size}: local views are smaller "
             'than global ones. Lower local_size, or leave local_size="auto".'
         )
-    largest = 4 * max(8, facts.short_side)
+    largest = MOST_ENLARGED * max(8, facts.short_side)
     if image_size > largest:
         raise ValueError(
             f"image_size={image_size} would enlarge images of {facts.short_side} pixels more than "
             f"four times: the images are smaller than the crop. Lower image_size to {largest} or "
             'less, or leave image_size="auto".'
         )
+
+
+def check_columns(X: Any) -> None:
+    """Refuse a table with columns that are no numbers, naming them.
+
+    Raises
+    ------
+    ValueError
+        If X is a data frame and has some.
+    """
+    kinds = getattr(X, "dtypes", None)
+    if not hasattr(X, "columns") or kinds is None:
+        return
+    wrong = [
+        str(column)
+        for place, (column, kind) in enumerate(zip(X.columns, kinds, strict=True))
+        if not _holds_numbers(X, place, kind)
+    ]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        raise ValueError(
+            f"Columns of X that are no numbers: {shown}. Leave them out, X.drop(columns=...), or "
+            "make the one that names the rows the index, X.set_index(...)."
+        )
+
+
+def _holds_numbers(X: Any, place: int, kind: Any) -> bool:
+    """Whether a column of some type can be made float, as those of numbers named objects can."""
+    if getattr(kind, "kind", "f") in "Mm" or str(kind).lower().startswith(("date", "time", "dur")):
+        return False
+    named = getattr(kind, "kind", "f") in "OSU" or str(kind).lower().startswith(_NAMED)
+    if not named:
+        return True
+    column = X.iloc[:, place] if hasattr(X, "iloc") else X[X.columns[place]]
+    try:
+        np.asarray(column, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+_NAMED = ("object", "str", "utf8", "categ", "enum", "bin")  # types of pandas and polars
 
 
 def check_out(

@@ -37,7 +37,7 @@ def test_resnet_recipe_at_imagenet_scale():
     assert settings["size_momentum"] == pytest.approx(0.999, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("paper")])
 def test_recipes_are_what_auto_gives_at_imagenet_scale(name):
     recipe = RECIPES[name]
     chosen = "backbone", "epochs", "settle_passes"  # the last of ours, and not published
@@ -46,6 +46,25 @@ def test_recipes_are_what_auto_gives_at_imagenet_scale(name):
     for key, value in recipe.items():
         expected = (value, value) if key == "weight_decay" and isinstance(value, float) else value
         assert settings[key] == pytest.approx(expected, abs=1e-5), key
+
+
+@pytest.mark.parametrize(
+    ("backbone", "frozen", "short_side", "expected"),
+    [
+        ("vit_small_patch14_dinov2", True, 32, (126, 42)),
+        ("vit_small_patch14_dinov2", True, 500, (224, 98)),
+        ("vit_small_patch14_dinov2", False, 64, (70, 28)),
+        ("vit_tiny_patch16_224", False, 8, (32, 16)),
+        ("resnet18", True, 32, (128, 48)),
+        ("cnn", False, 8, (24, 16)),
+    ],
+)
+def test_views_are_whole_patches(backbone, frozen, short_side, expected):
+    parameters = DEFAULTS | {"backbone": backbone, "freeze_backbone": frozen}
+    facts = auto.Facts(1_000, "images", (short_side, short_side), 3)
+    settings = auto.resolve(parameters, facts, has_batch_norm=False)
+    assert (settings.image_size, settings.local_size) == expected
+    assert settings.image_size <= auto.MOST_ENLARGED * short_side
 
 
 @pytest.mark.parametrize(

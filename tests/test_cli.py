@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
@@ -89,6 +91,16 @@ def test_ctrl_c_saves_what_was_learned(photos, tmp_path, capsys):
     assert "stopped in epoch 2 of 50" in captured.err
     assert json.loads(captured.out)["images"] == 40
     assert len(ExCBEstimator.load(tmp_path / "run").labels_) == 40
+
+
+def test_weights_of_others_are_named_before_or_after_the_folder(photos, tmp_path):
+    name = "mobilenetv3_small_050"
+    file, out = tmp_path / "weights.safetensors", tmp_path / "run"
+    save_file(timm.create_model(name).state_dict(), file)
+    chosen = ["--weights", str(file), "--freeze-backbone", "--backbone", name, "--K", "4"]
+    few = ["--epochs", "1", "--image-size", "32", "--quiet", "--out", str(out)]
+    assert main(["fit", *chosen, str(photos), *few]) == 0
+    assert ExCBEstimator.load(out).resolved_params_["freeze_backbone"] is True
 
 
 def test_a_failed_fit_leaves_no_folder(photos, tmp_path):

@@ -1,20 +1,40 @@
 """Other devices: on a fake one, that nothing of a step stays on the CPU; on a real one, results."""
 
 import copy
+import pickle
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.modules._functions import SyncBatchNorm
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sklearn_excb import ExCBEstimator, auto
-from sklearn_excb.backbones import SmallCNN
-from sklearn_excb.balancing import ClusterSizes
+from sklearn_excb import ExCBEstimator, auto, transfers
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import resolve_precision
-from sklearn_excb.networks import build_networks
-from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
+from sklearn_excb.gradients import Gradients
+from sklearn_excb.history import EpochRecord
+from sklearn_excb.joint_batch_norm import joint_batch_norm
+from sklearn_excb.making_views import Drawn, array_views
+from sklearn_excb.preparing import build
+from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.rivals import build_balancing
+from sklearn_excb.sources import ArrayImages
+from sklearn_excb.training import (
+    UNSCALED,
+    Plan,
+    StepReport,
+    TeacherRates,
+    build_optimizer,
+    set_rates,
+    train_step,
+)
+from sklearn_excb.views import ViewRecipe
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
 
@@ -32,28 +52,90 @@ def onto_fake_cuda(module: torch.nn.Module) -> None:
                 tensors[name] = fake
 
 
-def test_a_step_on_a_fake_accelerator_never_meets_the_cpu(monkeypatch):
-    # the autograd engine asks for the real device: all but the backward pass is checked
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Tensors that hold nothing, on a device that is not there; looking at a value is an error."""
+    # the autograd engine, streams and fused optimisers ask for the real device
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
-    facts = auto.Facts(64, "images", (8, 8), 1)
-    settings = auto.resolve(ExCBEstimator(K=5).get_params(), facts, has_batch_norm=True)
-    B, size = settings.batch_size, settings.image_size
-    networks = build_networks(SmallCNN(1, 4), 128, n_clusters=5, head_width=8).fitting()
+    monkeypatch.setattr(transfers, "is_pinned_for", lambda device: False)
+    for name in ("SGD", "AdamW"):
+        real = getattr(torch.optim, name)
+        unfused = partial(lambda real, *args, fused, **rest: real(*args, **rest), real)
+        monkeypatch.setattr(torch.optim, name, unfused)
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def two_ranks():
+    """Ranks that say nothing to each other."""
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    world = torch.distributed.group.WORLD
+    yield Ranks(1, 2, world, world)
+    torch.distributed.destroy_process_group()
+
+
+def step_on(device, ranks, monkeypatch, **parameters):
+    """A step of a small network there; its outcome, and all tensors that go on living."""
+    parameters = {"K": 5, "batch_size": 16, "micro_batch": 5, "head_width": 8} | parameters
+    facts = auto.Facts(64, "images", (32, 32), 3)
+    networks, settings, _ = build(ExCBEstimator(**parameters).get_params(), facts)
+    monkeypatch.setattr(SyncBatchNorm, "apply", lambda x, *_: x + torch.empty_like(x))
     with FakeTensorMode():
-        onto_fake_cuda(networks)
+        onto_fake_cuda(networks.fitting())
         optimizer = build_optimizer(networks.student, settings)
         set_rates(optimizer, settings, 0, Plan(1, 10))
-        sizes = ClusterSizes(5, 0.9, device="cuda")
+        balancing = build_balancing(settings, device)
+        B = ranks.most(settings.batch_size)
         groups = [
-            torch.rand(settings.n_global * B, 1, size, size, device="cuda"),
-            torch.rand(settings.n_local * B, 1, 16, 16, device="cuda"),
+            torch.rand(settings.n_global * B, 3, *[settings.image_size] * 2, device=device),
+            torch.rand(settings.n_local * B, 3, *[settings.local_size] * 2, device=device),
         ]
-        batch = Batch(1, groups, B, B)
-        loss, labels, *_ = train_step(
-            networks, sizes, optimizer, batch, settings, TeacherRates(0.9, 0.04)
-        )
-        for tensor in (loss.total, labels, sizes.sizes, *networks.parameters()):
-            assert tensor.device.type == "cuda"
+        batch, rates = Batch(1, groups, B, settings.batch_size), TeacherRates(0.9, 0.04)
+        for parameter in networks.student.parameters():  # as the backward pass leaves them
+            parameter.grad = torch.zeros_like(parameter)
+        with joint_batch_norm(ranks):
+            outcome = train_step(networks, balancing, optimizer, batch, settings, rates, ranks)
+        record, gradients = EpochRecord(5, device), Gradients(networks.student, UNSCALED)
+        report = StepReport(0, 1, outcome)
+        record.add(report)
+        assert gradients.look(report) is None  # the device is asked every so many steps
+    states = [*networks.state_dict().values(), *balancing.state_dict().values()]
+    sums = [value for value in record.state_dict().values() if isinstance(value, torch.Tensor)]
+    return outcome, [*states, *sums, *outcome.loss, *outcome[1:]]
+
+
+@pytest.mark.parametrize("balancing", ["linear", "centering", "sinkhorn"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_on_a_fake_accelerator_never_meets_the_cpu(
+    fake_cuda, balancing, optimizer, monkeypatch
+):
+    chosen = {"balancing": balancing, "optimizer": optimizer}
+    _, tensors = step_on(fake_cuda, ALONE, monkeypatch, **chosen)
+    assert {tensor.device.type for tensor in tensors} == {"cuda"}
+
+
+@pytest.mark.parametrize("backbone", ["cnn", "vit_tiny_patch16_224"])
+def test_nor_does_that_of_several_ranks(fake_cuda, two_ranks, backbone, monkeypatch):
+    outcome, tensors = step_on(fake_cuda, two_ranks, monkeypatch, backbone=backbone)
+    assert {tensor.device.type for tensor in tensors} == {"cuda"}
+    assert outcome.labels.shape == (2, 16)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+@pytest.mark.parametrize("side", [40, 120])
+def test_views_on_a_fake_accelerator_are_made_there(fake_cuda, n_channels, side):
+    recipe = ViewRecipe(
+        32, 16, 2, 3, (0.5, 0.3), 0.1, (0.5,) * n_channels, (0.2,) * n_channels, 0.5
+    )
+    drawn = Drawn.of(0, 1, np.arange(12), recipe.kinds(0.3), recipe)
+    source = ArrayImages(np.zeros((12, 40, 40, n_channels), np.uint8))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        views = array_views(source, np.arange(12), drawn, [], fake_cuda)
+    assert [tuple(of_kind.shape) for of_kind in views] == [
+        (24, n_channels, 32, 32),
+        (36, n_channels, 16, 16),
+    ]
+    assert {of_kind.device.type for of_kind in views} == {"cuda"}
 
 
 @pytest.mark.gpu
@@ -100,3 +182,69 @@ def test_bfloat16_products_leave_weights_and_inference_in_float32():
 def test_precision_that_cannot_be(precision):
     with pytest.raises(ValueError, match=r"precision=.*'auto' or one of '32', 'bf16'"):
         ExCBEstimator(precision=precision).fit(IMAGES)
+
+
+def test_float16_products_leave_weights_and_inference_in_float32():
+    few = {"K": 4, "epochs": 1, "batch_size": 16, "n_local": 1, "random_state": 0, "device": "cpu"}
+    whole, half = (
+        ExCBEstimator(precision=precision, **few).fit(IMAGES[:32]) for precision in ("32", "fp16")
+    )
+    np.testing.assert_allclose(half.history_[1]["loss"], whole.history_[1]["loss"], rtol=0.01)
+    assert half.history_[1]["loss"] != whole.history_[1]["loss"]
+    assert {tensor.dtype for tensor in half._fitted.teacher.parameters()} == {torch.float32}
+    assert half.transform(IMAGES).dtype == np.float32
+
+
+def scaled_step(scaler, spoil=1.0):
+    """Weights of the student before and after a step; a gradient is multiplied by ``spoil``."""
+    torch.manual_seed(0)
+    facts = auto.Facts(64, "rows", (0, 0), 8)
+    networks, settings, _ = build(ExCBEstimator(K=4, batch_size=16).get_params(), facts)
+    optimizer = build_optimizer(networks.fitting().student, settings)
+    set_rates(optimizer, settings, 1, Plan(10, 100))
+    balancing = build_balancing(settings, "cpu")
+    generator = torch.Generator().manual_seed(1)
+    views = [torch.randn(n * 16, 8, generator=generator) for n in (2, settings.n_local)]
+    batch = Batch(1, [views[0], *views[1 : 1 + bool(settings.n_local)]], 16, 16)
+    networks.student.centroids.weight.register_hook(lambda gradient: gradient * spoil)
+    before = [parameter.clone() for parameter in networks.student.parameters()]
+    train_step(
+        networks, balancing, optimizer, batch, settings, TeacherRates(0.5, 0.04), scaler=scaler
+    )
+    return before, [parameter.detach() for parameter in networks.student.parameters()]
+
+
+def test_a_power_of_two_on_the_loss_changes_no_bit_of_a_step():
+    _, plain = scaled_step(UNSCALED)
+    before, scaled = scaled_step(GradScaler("cpu", init_scale=2.0**10))
+    assert all(map(torch.equal, plain, scaled))
+    assert not all(map(torch.equal, before, scaled))
+
+
+def test_a_step_whose_gradients_overflow_is_left_out_and_lowers_the_scale():
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    before, after = scaled_step(scaler, spoil=torch.inf)
+    assert all(map(torch.equal, before, after))
+    assert scaler.get_scale() == 2.0**9
+
+
+def test_overflowing_gradients_are_a_divergence_only_where_no_lower_scale_helps():
+    module = torch.nn.Linear(2, 2)
+    module.weight.grad = torch.full((2, 2), torch.inf)
+    outcome = SimpleNamespace(loss=SimpleNamespace(total=torch.tensor(1.0)))
+    for scale, diverges in ((2.0**16, False), (2.0**-11, True)):
+        gradients = Gradients(module, GradScaler("cpu", init_scale=scale))
+        assert (gradients.look(StepReport(0, 1, outcome)) is not None) == diverges
+
+
+@pytest.mark.slow
+def test_compiled_networks_take_the_same_steps_and_leave_no_trace():
+    few = {"K": 5, "epochs": 1, "batch_size": 30, "precision": "32", "random_state": 0}
+    few |= {"device": "cpu", "settle_passes": 0, "learning_rate": 1e-4}
+    plain, compiled = (
+        ExCBEstimator(compile=compile, **few).fit(IMAGES) for compile in (False, True)
+    )
+    assert compiled.history_[1]["loss"] == pytest.approx(plain.history_[1]["loss"], rel=1e-4)
+    np.testing.assert_allclose(compiled.transform(IMAGES), plain.transform(IMAGES), atol=1e-3)
+    again = pickle.loads(pickle.dumps(compiled))
+    np.testing.assert_array_equal(again.transform(IMAGES), compiled.transform(IMAGES))

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.validation import check_columns
 
 DIGITS = load_digits()
 IMAGES = (DIGITS.images[:120] / 16).astype(np.float32)
@@ -199,8 +200,8 @@ def test_load_refuses_what_it_does_not_know(fitted, tmp_path):
         ExCBEstimator.load(tmp_path / "nothing")
     fitted.save(tmp_path)
     file = tmp_path / "estimator.json"
-    file.write_text(file.read_text().replace('"format": 7', '"format": 99'))
-    with pytest.raises(ValueError, match=r"has format 99; this version .* reads format 7"):
+    file.write_text(file.read_text().replace('"format": 8', '"format": 99'))
+    with pytest.raises(ValueError, match=r"has format 99; this version .* reads formats 7 to 8"):
         ExCBEstimator.load(tmp_path)
 
 
@@ -422,3 +423,47 @@ def test_progress_is_shown_only_when_asked(capfd):
     err = capfd.readouterr().err
     assert "loss" in err
     assert "empty" in err
+
+
+def test_columns_that_are_no_numbers_are_named():
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=list("abc"))
+    named = rows.assign(name="x", when=pd.Timestamp("2026-01-01"))
+    with pytest.raises(ValueError, match=r"no numbers: name, when\. Leave them out"):
+        ExCBEstimator(K=4, epochs=1).fit(named)
+    excb = ExCBEstimator(K=4, epochs=1, random_state=0).fit(named.drop(columns=["name", "when"]))
+    assert list(excb.feature_names_in_) == ["a", "b", "c"]
+    objects = named.drop(columns=["name", "when"]).astype({"b": object})
+    again = ExCBEstimator(K=4, epochs=1, random_state=0).fit(objects)
+    np.testing.assert_array_equal(again.labels_, excb.labels_)
+
+
+class PolarsTable:
+    """What is asked of a table of polars: its columns are named otherwise."""
+
+    columns = ("size", "Name")
+    dtypes = ("Float64", "String")
+
+    def __getitem__(self, name):
+        return ["ab", "c"] if name == "Name" else [1.0, 2.0]
+
+
+def test_columns_of_other_tables_are_named_too():
+    with pytest.raises(ValueError, match="no numbers: Name"):
+        check_columns(PolarsTable())
+
+
+def test_a_table_is_not_taken_for_a_folder(tmp_path):
+    file = tmp_path / "embeddings.csv"
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(NotADirectoryError, match="Read it first, and pass its rows"):
+        ExCBEstimator().fit(file)
+
+
+def test_the_import_leaves_out_what_a_fit_may_not_need():
+    code = (
+        "import sys; from sklearn_excb import ExCBEstimator; "
+        "print([m for m in ('timm', 'torchvision', 'faiss', 'umap', 'matplotlib', 'PIL') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

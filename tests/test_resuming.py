@@ -54,6 +54,7 @@ CASES = {
     "backbone that draws": (DIGITS, {"backbone": "own"}),
     "AdamW": (DIGITS, {"optimizer": "adamw"}),
     "float32": (DIGITS, {"precision": "32"}),
+    "float16": (DIGITS.reshape(60, 64), {"precision": "fp16"}),
     "centering": (DIGITS, {"balancing": "centering"}),
     "Sinkhorn": (DIGITS, {"balancing": "sinkhorn"}),
     "exponential": (DIGITS, {"balancing": "exponential", "count_labels": "plain"}),
@@ -258,9 +259,15 @@ def test_a_warm_start_that_cannot_be_is_told():
         excb.set_params(K=5).fit(DIGITS)
     with pytest.raises(ValueError, match="epochs=2, but 3 are begun"):
         excb.set_params(K=4, epochs=2).fit(DIGITS)
-    with pytest.warns(ConvergenceWarning, match="nothing to train: epochs=3 are done") as caught:
+    with pytest.warns(CheckpointWarning, match="nothing to train: epochs=3 are done") as caught:
         excb.set_params(epochs=3).fit(DIGITS)
     assert caught[0].filename == __file__
     cold = small().fit(DIGITS).set_params(warm_start=True)
     with pytest.raises(ValueError, match="kept no state of its training"):
         cold.fit(DIGITS)
+
+
+def test_a_state_in_memory_goes_on_from_a_pickle():
+    begun = small(warm_start=True, epochs=1).fit(DIGITS)
+    again = pickle.loads(pickle.dumps(begun))
+    assert_same_bits(*(of.set_params(epochs=3).fit(DIGITS) for of in (again, begun)))

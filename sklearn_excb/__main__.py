@@ -1,0 +1,7 @@
+"""The command, as ``python -m sklearn_excb``."""
+
+import sys
+
+from sklearn_excb.cli import main
+
+sys.exit(main())

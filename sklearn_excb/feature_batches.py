@@ -1,0 +1,69 @@
+"""Batches of a fit whose backbone is frozen: its features, computed once, as rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sklearn_excb.auto import Settings
+from sklearn_excb.batches import ViewBatches, inference_inputs
+from sklearn_excb.inference import embed
+from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.row_views import row_recipe
+from sklearn_excb.sources import Rows
+
+Features = npt.NDArray[np.float32]
+
+
+def features_of(
+    networks: StudentTeacher,
+    batches: ViewBatches,
+    settings: Settings,
+    sample: npt.NDArray[np.int64],
+) -> Features:
+    """Compute what the frozen backbone makes of some whole images, (len(sample), d).
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        On the device of the batches.
+    batches : ViewBatches
+        Of the images.
+    settings : Settings
+        Of the fit.
+    sample : ndarray of int
+        Rows of the source.
+    """
+    found = np.empty((len(sample), networks.n_features), np.float32)
+    inputs = inference_inputs(
+        batches.source,
+        batches.recipe,
+        batch_size=settings.inference_batch,
+        n_jobs=batches.n_jobs,
+        device=batches.device,
+        sample=sample,
+    )
+    embed(networks.teacher, inputs, "backbone", out=found)
+    return found
+
+
+def feature_batches(batches: ViewBatches, settings: Settings, features: Features) -> ViewBatches:
+    """Batches of views of features, in the place of those of the images that they are of.
+
+    Rows of a fit are centred and scaled for their networks; features are not: the head's first
+    BatchNorm does as much, and what inference gives the head are features as they are.
+    """
+    rows = Rows(features)
+    recipe = row_recipe(
+        rows.load,
+        len(rows),
+        n_clusters=settings.K,
+        n_global=settings.n_global,
+        n_local=settings.n_local,
+    )
+    as_they_are = replace(
+        recipe, mean=np.zeros_like(recipe.mean), scale=1.0, noise=recipe.noise * recipe.scale
+    )
+    return replace(batches, source=rows, recipe=as_they_are, n_ahead=0)

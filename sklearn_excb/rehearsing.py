@@ -1,0 +1,378 @@
+"""A fit tried before it starts: a few steps of it, what they take, and what all of them would."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_excb.auto import Settings
+from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.centroids import N_ITERATIONS, most_start_rows, nearest_centroids, unit_rows
+from sklearn_excb.devices import available_memory
+from sklearn_excb.durations import advice_if_long, duration
+from sklearn_excb.feature_batches import feature_batches, features_of
+from sklearn_excb.fitting import Snapshot
+from sklearn_excb.generators import own_randomness
+from sklearn_excb.inference import assign
+from sklearn_excb.joint_batch_norm import joint_batch_norm
+from sklearn_excb.memory import MemoryEstimate, readable
+from sklearn_excb.memory_budget import advice_if_short, of_share, settle_memory
+from sklearn_excb.networks import StudentTeacher, compiled
+from sklearn_excb.packing import unpack
+from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.resuming import Earlier, about, earlier_of, make_sure_of
+from sklearn_excb.run_folder import RunFolder
+from sklearn_excb.running import Run
+from sklearn_excb.settling import settling_sample
+from sklearn_excb.sources import Source
+from sklearn_excb.training import Plan, split, train
+
+Clock = Callable[[], float]
+
+_FEWEST, _MOST, _SECONDS = 2, 12, 30.0  # steps that are taken, and time after which no more are
+_A_LINE = 6  # parameters
+_BATCHES, _ROWS = 3, 1024  # that other phases are tried with
+_COMPARISONS = 2  # of a projection with all centroids in a pass of settling: labels, then sizes
+_SHOWN = (
+    *("K", "backbone", "image_size", "local_size", "n_global", "n_local", "batch_size"),
+    *("micro_batch", "precision", "head_width", "optimizer", "learning_rate", "weight_decay"),
+    *("epochs", "warmup_epochs", "teacher_momentum", "size_momentum", "settle_passes"),
+)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a fit would do and take; ``print`` it.
+
+    Attributes
+    ----------
+    resolved : dict
+        Every parameter with "auto" replaced.
+    memory : MemoryEstimate or str
+        Of each device, or why it cannot be told.
+    available : int
+        Bytes that the device has left.
+    advice : str
+        What to do where that is too little; else empty.
+    device : str
+    n_devices : int
+        That share each batch.
+    communicates : bool
+        Whether messages between devices are in the times: not where ``fit`` would start the
+        processes itself.
+    n_samples, steps_per_epoch, n_steps, n_done : int
+        Images; steps of an epoch, of the run, and those that a state in ``checkpoint_dir`` has
+        behind it.
+    seconds_a_step : float
+        Median; NaN if there are none.
+    waiting : float
+        Share of it in which the networks waited for views, in [0, 1].
+    seconds : dict of str to float
+        Of each phase that is left: "features" (of a
+        frozen backbone), "start" (embedding images for the first centroids), "k-means"
+        (finding them, at the most), "labels" (of the untrained network and at the end),
+        "training", "settling".
+    faster : str
+        What would take less time, where a CPU needs more than an hour; else empty.
+    """
+
+    resolved: Mapping[str, Any]
+    memory: MemoryEstimate | str
+    available: int
+    advice: str
+    device: str
+    n_devices: int
+    communicates: bool
+    n_samples: int
+    steps_per_epoch: int
+    n_steps: int
+    n_done: int
+    seconds_a_step: float
+    waiting: float
+    seconds: Mapping[str, float]
+    faster: str = ""
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all phases."""
+        return sum(self.seconds.values())
+
+    @property
+    def images_per_second(self) -> float:
+        """In training, on all devices."""
+        return self.resolved["batch_size"] / self.seconds_a_step
+
+    def __str__(self) -> str:
+        return "\n".join(f"{title:<8} {text}" for title, text in self._lines() if text)
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        shown = [f"{name}={_short(self.resolved[name])}" for name in _SHOWN]
+        for i in range(0, len(shown), _A_LINE):
+            yield ("" if i else "recipe"), ", ".join(shown[i : i + _A_LINE])
+        yield "images", f"{self.n_samples:,}"
+        several = f"each of {self.n_devices} x " if self.n_devices > 1 else ""
+        yield "device", f"{several}{self.device}, {readable(self.available)} left"
+        yield "memory", " ".join([str(self.memory), self.advice]).strip()
+        if self.n_steps:
+            alone = "" if self.communicates else "; messages between devices are not in it"
+            yield (
+                "step",
+                f"{duration(self.seconds_a_step)}, {self.images_per_second:,.0f} images a second, "
+                f"{self.waiting:.0%} of it waiting for images{alone}",
+            )
+            behind = f", {self.n_done:,} of them done" if self.n_done else ""
+            yield "steps", f"{self.n_steps:,} ({self.steps_per_epoch:,} an epoch){behind}"
+        left = [f"{phase} {duration(time)}" for phase, time in self.seconds.items() if time]
+        yield "time", f"{duration(self.total_seconds)} to go: {', '.join(left)}"
+        yield "", self.faster
+
+
+def _short(value: Any) -> str:
+    """Return a parameter as it is shown."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def rehearse(
+    source: Source,
+    parameters: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+    kept: Snapshot | None = None,
+    fitted_before: bool = False,
+    ranks: Ranks = ALONE,
+    n_devices: int = 1,
+    clock: Clock = time.perf_counter,
+) -> Rehearsal:
+    """Take a few steps of a fit, on networks that are then forgotten.
+
+    Parameters
+    ----------
+    source, parameters, seed, device, ranks
+        As in :func:`sklearn_excb.fitting.fit_source`.
+    kept, fitted_before
+        As there.
+    n_devices : int, default=1
+        That would share the batches, if this process were not alone.
+    clock : callable
+        Seconds.
+    """
+    make_sure_of(ranks, source, parameters, seed)
+    seed = ranks.from_first(seed)
+    with own_randomness(seed):
+        earlier = None
+        with ranks.together():
+            if ranks.first:
+                earlier = _earlier(source, parameters, ranks, kept, fitted_before)
+        earlier = ranks.from_first(earlier)
+        if earlier is not None:
+            parameters = earlier.parameters(parameters)
+        facts = facts_of(source)
+        networks, settings, _, batches = prepare(source, facts, parameters, seed, device)
+        n_done = 0 if earlier is None else earlier.first_step(settings, len(source))[0]
+        resolved, plan = settings.as_dict(), Plan.of(settings, len(source))
+
+        n_together = max(n_devices, ranks.count)
+        share = -(-settings.batch_size // n_together)
+        of_one, own = of_share(share, settings, batches)
+        memory: MemoryEstimate | str
+        try:
+            of_one, memory = settle_memory(networks, of_one, own, parameters)
+            short = advice_if_short(memory, available_memory(device), own)
+        except ValueError as error:
+            memory, short = str(error), ""
+        if ranks.count > 1:
+            settings = replace(settings, micro_batch=min(ranks.objects(of_one.micro_batch)))
+            batches = replace(batches, ranks=ranks)
+        else:
+            settings, batches = of_one, own
+        trial = _Trial(networks.to(device), settings, batches, clock)
+        seconds: dict[str, float] = {}
+        if settings.freeze_backbone:
+            seconds["features"] = len(source) * trial.seconds_an_image() / n_together
+            trial = trial.on_features()
+        a_comparison = trial.seconds_a_comparison() / n_together
+        if earlier is None:
+            n = min(len(source), most_start_rows(settings.K))
+            seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_a_start_batch()
+            seconds["k-means"] = N_ITERATIONS * n * a_comparison
+        a_step, waiting = math.nan, math.nan
+        if plan.total_steps:
+            with compiled(networks, wanted=parameters["compile"]):
+                a_step, waiting = trial.steps()
+            seconds["training"] = (plan.total_steps - n_done) * a_step
+        an_image = trial.seconds_an_image() / n_together
+        if settings.epochs and settings.settle_passes:
+            n = len(settling_sample(len(source), settings.K))
+            seconds["settling"] = n * (
+                an_image + _COMPARISONS * settings.settle_passes * a_comparison
+            )
+        seconds["labels"] = len(source) * an_image * ((earlier is None) + bool(settings.epochs))
+        faster = advice_if_long(sum(seconds.values()), parameters, facts, device)
+    return Rehearsal(
+        resolved=resolved | {"micro_batch": of_one.micro_batch},
+        memory=memory,
+        available=available_memory(device),
+        advice=short,
+        device=str(device),
+        n_devices=n_together,
+        communicates=n_devices == 1,
+        n_samples=len(source),
+        steps_per_epoch=plan.steps_per_epoch,
+        n_steps=plan.total_steps,
+        n_done=n_done,
+        seconds_a_step=a_step,
+        waiting=waiting,
+        seconds=seconds,
+        faster=faster,
+    )
+
+
+def _earlier(
+    source: Source,
+    parameters: Mapping[str, Any],
+    ranks: Ranks,
+    kept: Snapshot | None,
+    fitted_before: bool,
+) -> Earlier | None:
+    """State that the fit would go on from; nothing is made or locked."""
+    path, warm = parameters["checkpoint_dir"], parameters["warm_start"]
+    folder = None if path is None else RunFolder(Path(path).absolute(), "auto", 1)
+    what = about(source, parameters, ranks.count) if folder is not None or warm else {}
+    before = unpack(*kept) if kept else None
+    return earlier_of(folder, what, parameters, before, fitted_before=fitted_before)
+
+
+class _Trial:
+    """Parts of a fit, timed on this device; with ranks, on all of them together.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        On the device; changed in place.
+    settings, batches
+        Of the fit, or of one device's share of it.
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(
+        self, networks: StudentTeacher, settings: Settings, batches: ViewBatches, clock: Clock
+    ) -> None:
+        self._networks, self._settings, self._batches = networks, settings, batches
+        self._clock = clock
+
+    def on_features(self) -> _Trial:
+        """Trial of what is trained on a frozen backbone: on features of a few images."""
+        n = max(_BATCHES * self._settings.inference_batch, _BATCHES * self._settings.batch_size)
+        sample = np.arange(min(len(self._batches.source), n))
+        features = features_of(self._networks, self._batches, self._settings, sample)
+        batches = feature_batches(self._batches, self._settings, features)
+        return _Trial(self._networks, self._settings, batches, self._clock)
+
+    def seconds_a_start_batch(self) -> float:
+        """Of embedding a batch for the first centroids."""
+        batches, times = self._batches, list[float]()
+        self._networks.fitting()
+        with torch.no_grad(), joint_batch_norm(batches.ranks):
+            last = self._now()
+            for batch in islice(batches.start(), _BATCHES):
+                for part, _ in split(batch, self._settings.micro_batch, batches.ranks):
+                    self._networks.teacher.project(part)
+                times.append(self._now() - last)
+                last = self._now()
+        return _median(_warm(times))
+
+    def seconds_an_image(self) -> float:
+        """Of assigning an image to its cluster."""
+        size, batches = self._settings.inference_batch, self._batches
+        sample = np.arange(min(len(batches.source), _BATCHES * size))
+        inputs = inference_inputs(
+            batches.source,
+            batches.recipe,
+            batch_size=size,
+            n_jobs=batches.n_jobs,
+            device=batches.device,
+            sample=sample,
+        )
+        times, last = list[float](), self._now()
+        for images in inputs:
+            assign(self._networks.teacher, [images], out=np.empty(len(images), np.int64))
+            times.append((self._now() - last) / len(images))
+            last = self._now()
+        return _median(_warm(times))
+
+    def seconds_a_comparison(self) -> float:
+        """Of finding the centroid next to a projection."""
+        centroids = self._networks.teacher.centroids.unit().cpu().numpy()
+        shape = (_ROWS, centroids.shape[1])
+        rows = unit_rows(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+        times = []
+        for _ in range(_BATCHES):
+            last = self._now()
+            nearest_centroids(rows, centroids, self._batches.device)
+            times.append((self._now() - last) / _ROWS)
+        return _median(_warm(times))
+
+    def steps(self) -> tuple[float, float]:
+        """Seconds a step, and the share of them in which the networks waited for views."""
+        batches = self._batches
+        run = Run.of(self._networks, self._settings, batches.device, batches.steps_per_epoch)
+        times, waits = list[float](), list[float]()
+        begun = last = self._now()
+        with closing(batches.from_step(0)) as made:
+            for _ in train(
+                run.networks,
+                run.balancing,
+                run.optimizer,
+                self._waited_for(made, waits),
+                self._settings,
+                Plan.of(self._settings, len(batches.source)),
+                seed=batches.seed,
+                ranks=batches.ranks,
+                scaler=run.scaler,
+            ):
+                now = self._now()
+                times.append(now - last)
+                last = now
+                long = now - begun > _SECONDS and len(times) >= _FEWEST
+                if batches.ranks.any(long or len(times) >= _MOST)[0]:
+                    break
+        a_step = _median(_warm(times))
+        return a_step, sum(_warm(waits[: len(times)])) / sum(_warm(times))
+
+    def _waited_for(self, batches: Iterator[Batch], waits: list[float]) -> Iterator[Batch]:
+        while True:
+            last = self._clock()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            waits.append(self._clock() - last)
+            yield batch
+
+    def _now(self) -> float:
+        """Seconds, once the device is through with what it was given."""
+        if self._batches.device.type != "cpu":
+            torch.accelerator.synchronize(self._batches.device)
+        return self._clock()
+
+
+def _median(times: list[float]) -> float:
+    return float(np.median(times))
+
+
+def _warm(times: list[float]) -> list[float]:
+    """Times without the first, in which threads start and kernels are chosen."""
+    return times[1:] or times

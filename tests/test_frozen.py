@@ -1,0 +1,200 @@
+"""A frozen backbone: it stays, the head learns, and all else is as with a trained one."""
+
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from torch import nn
+
+from evaluation import cluster_occupancy, knn_accuracy
+from sklearn_excb import ExCBEstimator, running
+
+digits = load_digits()
+IMAGES = (digits.images[:600] / 16).astype(np.float32)
+
+
+def module():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+    )
+
+
+def estimator(**parameters):
+    common = {"K": 20, "backbone": module(), "freeze_backbone": True, "image_size": 24}
+    return ExCBEstimator(**(common | {"epochs": 6, "random_state": 0} | parameters))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return estimator().fit(IMAGES)
+
+
+def test_the_backbone_stays_and_the_head_learns(fitted):
+    given = module().state_dict()
+    for name, tensor in fitted._fitted.teacher.backbone.backbone.state_dict().items():
+        assert torch.equal(tensor, given[name]), name
+    assert cluster_occupancy(fitted.labels_, 20).empty_fraction == 0
+    assert fitted.history_[-1]["loss"] < fitted.history_[1]["loss"] - 0.5
+    half = len(IMAGES) // 2
+    rows = fitted.transform(IMAGES)
+    y = digits.target[: len(IMAGES)]
+    assert knn_accuracy(rows[:half], y[:half], rows[half:], y[half:], k=10) > 0.7
+
+
+def test_labels_are_those_of_prediction_from_images(fitted):
+    np.testing.assert_array_equal(fitted.predict(IMAGES), fitted.labels_)
+    z = fitted.transform(IMAGES) @ fitted.cluster_centers_.T
+    assert np.mean(z.argmax(axis=1) == fitted.labels_) == 1
+    assert np.unique(fitted.predict(IMAGES, n_clusters=5)).size == 5
+
+
+def test_features_are_computed_once():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Counting.calls += len(x)
+            return x.flatten(1)
+
+    n_epochs = 5
+    estimator(backbone=Counting(), epochs=n_epochs).fit(IMAGES)
+    padded = -(-len(IMAGES) // 32) * 32
+    assert Counting.calls <= padded + 2  # and two to see what it gives
+
+
+def test_the_same_seed_gives_the_same_fit_and_copies_predict_alike(fitted, tmp_path):
+    again = clone(estimator()).fit(IMAGES)
+    np.testing.assert_array_equal(again.labels_, fitted.labels_)
+    fitted.save(tmp_path)
+    for copy in (
+        pickle.loads(pickle.dumps(fitted)),
+        ExCBEstimator.load(tmp_path, backbone=module()),
+    ):
+        np.testing.assert_array_equal(copy.predict(IMAGES), fitted.labels_)
+
+
+def test_a_run_is_taken_up_to_the_bit(fitted, tmp_path):
+    class Stop(Exception):
+        pass
+
+    first = estimator(checkpoint_dir=tmp_path, checkpoint_every=40)
+    seen = 0
+
+    add = running.EpochRecord.add
+
+    def stopping(self, report):
+        nonlocal seen
+        seen += 1
+        if seen == 60:
+            raise Stop
+        return add(self, report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.EpochRecord, "add", stopping)
+        with pytest.raises(Stop):
+            first.fit(IMAGES)
+    resumed = estimator(checkpoint_dir=tmp_path, resume=True).fit(IMAGES)
+    np.testing.assert_array_equal(resumed.labels_, fitted.labels_)
+    best = ExCBEstimator.load(tmp_path / "best.safetensors", backbone=module())
+    assert best.predict(IMAGES).shape == (len(IMAGES),)  # of images, not of features
+
+
+def other_module():
+    changed = module()
+    with torch.no_grad():
+        changed[0].weight += 0.1
+    return changed
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_other_weights_are_refused(tmp_path, warm):
+    """They look alike, and what was learned is of the features of those before."""
+    common = {"epochs": 1, "checkpoint_dir": tmp_path}
+    estimator(**common).fit(IMAGES)
+    later = common | {"epochs": 2, "warm_start": True} if warm else common
+    said = "weights are others" if warm else "frozen weights changed"
+    with pytest.raises(ValueError, match=said):
+        estimator(backbone=other_module(), **later).fit(IMAGES)
+    assert estimator(**later).fit(IMAGES).history_[-1]["epoch"] == later["epochs"]
+
+
+def test_a_file_that_was_written_over_is_refused(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    name = "mobilenetv3_small_050"
+    chosen = {"backbone": name, "pretrained": file, "image_size": 32, "epochs": 1}
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_file(timm.create_model(name).state_dict(), file)
+        excb = estimator(**chosen, checkpoint_dir=tmp_path / "run")
+        if seed:
+            with pytest.raises(ValueError, match="frozen weights changed"):
+                excb.fit(IMAGES)
+        else:
+            labels = excb.fit(IMAGES).labels_
+            again = estimator(**chosen, checkpoint_dir=tmp_path / "run", resume=True).fit(IMAGES)
+            np.testing.assert_array_equal(again.labels_, labels)
+
+
+def test_a_warm_start_in_memory_keeps_the_backbone():
+    excb = estimator(epochs=1, warm_start=True).fit(IMAGES)
+    excb.set_params(epochs=2).fit(IMAGES)
+    assert len(excb.history_) == 3
+    excb.set_params(backbone=other_module(), epochs=3)
+    with pytest.raises(ValueError, match="weights are others"):
+        excb.fit(IMAGES)
+    assert len(excb.history_) == 3
+
+
+def test_backbone_is_exported_as_it_came(fitted, tmp_path):
+    from safetensors.torch import load_file
+
+    file = tmp_path / "backbone.safetensors"
+    fitted.export_backbone(file)
+    given = module().state_dict()
+    assert {n: t.shape for n, t in load_file(file).items()} == {
+        n: t.shape for n, t in given.items()
+    }
+
+
+def test_memory_and_time_are_told_with_the_features():
+    excb = estimator()
+    memory = excb.estimate_memory(IMAGES)
+    assert memory.phases["features"]["networks"] > 0
+    assert memory.phases["step"]["features"] == len(IMAGES) * 512 * 4
+    rehearsal = excb.rehearse(IMAGES)
+    assert set(rehearsal.seconds) >= {"features", "start", "training", "labels"}
+    assert rehearsal.n_steps == 6 * rehearsal.steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"backbone": "resnet18"}, "would keep the random weights"),
+        ({"compile": True}, "trains none"),
+        ({"flip": 0.5}, "views are those of features"),
+        ({"local_size": 16}, "views are those of features"),
+        ({"steps_per_epoch": 3}, "features of a stream are not kept"),
+    ],
+)
+def test_what_only_training_has_is_refused(parameters, message):
+    X = iter(IMAGES) if "steps_per_epoch" in parameters else IMAGES
+    with pytest.raises(ValueError, match=message):
+        estimator(**parameters).fit(X)
+
+
+def test_a_stream_is_refused_before_and_after(fitted):
+    with pytest.raises(ValueError, match="pass them as 2-D rows"):
+        estimator().partial_fit(IMAGES)
+    with pytest.raises(ValueError, match="pass them as 2-D rows"):
+        pickle.loads(pickle.dumps(fitted)).set_params(freeze_backbone=False).partial_fit(IMAGES)

@@ -1,0 +1,158 @@
+"""A fit tried before it starts: what it says, and that it changes nothing."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.cli import main
+from sklearn_excb.rehearsing import rehearse
+from sklearn_excb.sources import ArrayImages
+from tests.small_runs import BreaksOffError, breaking_off
+
+DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
+SMALL = {"K": 6, "epochs": 3, "batch_size": 20, "n_local": 1, "random_state": 0, "device": "cpu"}
+
+
+def small(**parameters):
+    return ExCBEstimator(**(SMALL | parameters))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(DIGITS[:24]):
+        Image.fromarray((image * 255).astype(np.uint8)).resize((40, 40)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_times_add_up():
+    """With a clock that ticks each time it is read."""
+    source = ArrayImages(DIGITS[..., None])
+    found = rehearse(
+        source,
+        small(epochs=4).get_params(),
+        seed=0,
+        device=torch.device("cpu"),
+        clock=itertools.count().__next__,
+    )
+    assert (found.n_samples, found.steps_per_epoch, found.n_steps) == (60, 3, 12)
+    assert found.seconds_a_step == 3  # read before and after the batch, and after the step
+    assert found.waiting == pytest.approx(1 / 3)
+    assert found.images_per_second == pytest.approx(20 / 3)
+    assert found.seconds["training"] == 12 * 3
+    assert found.seconds["start"] == 3 * 1  # three batches of 20
+    assert found.seconds["labels"] == pytest.approx(2 * 60 * 1 / 60)  # twice, a batch of 60 a tick
+    a_comparison = 1 / 1024
+    assert found.seconds["k-means"] == pytest.approx(50 * 60 * a_comparison)
+    assert found.seconds["settling"] == pytest.approx(60 * (1 / 60 + 10 * 2 * a_comparison))
+    assert found.total_seconds == pytest.approx(sum(found.seconds.values()))
+
+
+def test_nothing_is_changed(tmp_path):
+    never = small().fit(DIGITS)
+    excb = small(checkpoint_dir=tmp_path / "run")
+    before = dict(vars(excb))
+    np.random.seed(3)  # noqa: NPY002 - the global state that is left alone
+    states = np.random.get_state()[1].copy(), torch.get_rng_state(), random.getstate()  # noqa: NPY002
+    excb.rehearse(DIGITS)
+    assert vars(excb) == before
+    assert not (tmp_path / "run").exists()
+    np.testing.assert_array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert random.getstate() == states[2]
+    np.testing.assert_array_equal(excb.fit(DIGITS).transform(DIGITS), never.transform(DIGITS))
+    fitted = dict(vars(never))
+    never.rehearse(DIGITS)
+    assert vars(never) == fitted
+
+
+def test_what_a_state_has_behind_it_is_not_to_be_done_again(tmp_path):
+    with breaking_off(after=5), pytest.raises(BreaksOffError):
+        small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(DIGITS)
+    left = sorted(tmp_path.iterdir())
+    found = small(checkpoint_dir=tmp_path).rehearse(DIGITS)
+    assert found.n_done == 4
+    assert "start" not in found.seconds
+    assert found.seconds["training"] == pytest.approx(
+        (found.n_steps - found.n_done) * found.seconds_a_step
+    )
+    assert f"{found.n_done} of them done" in str(found)
+    assert sorted(tmp_path.iterdir()) == left
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"K": 61}, "61"),
+        ({"precision": "8"}, "precision"),
+        ({"steps_per_epoch": 5}, "cannot be rehearsed"),
+        ({"backbone": "resnet0"}, "resnet0"),
+        ({"resume": True, "checkpoint_dir": "nowhere"}, "holds no state"),
+    ],
+)
+def test_errors_are_those_of_the_fit(parameters, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        small(**parameters).rehearse(DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("X", "parameters"),
+    [
+        (DIGITS[:3], {"K": 2, "batch_size": "auto"}),
+        (DIGITS.reshape(60, 64), {}),
+        (DIGITS, {"epochs": 0}),
+        (DIGITS, {"micro_batch": "auto", "settle_passes": 0}),
+        (iter(DIGITS), {}),
+    ],
+    ids=["three images", "rows", "no epochs", "micro-batch", "stream"],
+)
+def test_whatever_can_be_fitted_can_be_rehearsed(X, parameters):
+    found = small(**parameters).rehearse(X)
+    assert np.isfinite(found.total_seconds)
+    assert found.total_seconds > 0
+    assert np.isfinite(found.seconds_a_step) == (found.resolved["epochs"] > 0)
+    assert "to go" in str(found)
+
+
+def test_of_several_devices_each_has_its_share():
+    alone, shared = small().rehearse(DIGITS), small(devices=2).rehearse(DIGITS)
+    assert shared.n_devices == 2
+    assert shared.n_steps == alone.n_steps
+    assert shared.memory.phases["step"]["views"] == alone.memory.phases["step"]["views"] / 2
+    assert shared.resolved["batch_size"] == 20
+    assert "each of 2 x cpu" in str(shared)
+    assert "messages between devices are not in it" in str(shared)
+
+
+def test_a_backbone_that_cannot_be_followed_is_rehearsed_all_the_same():
+    class Looking(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Linear(24 * 24, 8)
+
+        def forward(self, x):
+            assert float(x.flatten()[0]) < 100
+            return self.weight(torch.nn.functional.interpolate(x, 24).flatten(1))
+
+    assert "cannot be told" in str(small(backbone=Looking()).rehearse(DIGITS))
+
+
+def test_from_the_shell(photos, capsys):
+    words = ["fit", str(photos), "--dry-run", "--K", "4", "--epochs", "2", "--batch-size", "8"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for part in ("K=4", "at the peak", "waiting for images", "6 (3 an epoch)", "to go"):
+        assert part in said
+    (photos / "broken.png").write_bytes(b"no picture")
+    assert main([*words, "--on-error", "skip"]) == 0
+    assert "images   24" in capsys.readouterr().out
+    assert main(["fit", str(photos)]) == 2
+    assert "--out" in capsys.readouterr().err
