@@ -1,0 +1,40 @@
+"""Import of the estimator beside that of torch and scikit-learn alone, which it needs in any case.
+
+Alternating processes, and the processor time that each takes: ``python -m benchmarks.imports``.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+
+BARE = "import torch, sklearn.base"
+OURS = "from sklearn_excb import ExCBEstimator"
+
+
+def processor_seconds(code: str) -> float:
+    """Processor time of a Python process that runs some code."""
+    before = os.times()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    after = os.times()
+    of_children = (after.children_user, after.children_system)
+    return sum(of_children) - before.children_user - before.children_system
+
+
+def main() -> None:
+    """Print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=10)
+    repeats = parser.parse_args().repeats
+    for code in (BARE, OURS):
+        processor_seconds(code)  # from the disk into memory
+    ratios = sorted(processor_seconds(OURS) / processor_seconds(BARE) for _ in range(repeats))
+    print(
+        f"{OURS}: {statistics.median(ratios):.3f} times {BARE} "
+        f"(from {ratios[0]:.3f} to {ratios[-1]:.3f}, {repeats} pairs)"
+    )
+
+
+if __name__ == "__main__":
+    main()
