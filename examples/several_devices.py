@@ -1,0 +1,39 @@
+"""One fit in several processes, a GPU each, or a part of a CPU. The same line of code in each case.
+
+Started as usual, ``fit`` starts the others by itself::
+
+    python examples/several_devices.py --devices 2
+
+Started by a launcher, on one machine or on many, they fit together::
+
+    torchrun --nproc-per-node 2 examples/several_devices.py
+    sbatch examples/slurm.sh
+
+Killed, and started once more, it goes on where it was.
+"""
+
+import argparse
+import os
+
+from sklearn.datasets import load_digits
+
+from evaluation import cluster_occupancy
+from sklearn_excb import ExCBEstimator
+
+parser = argparse.ArgumentParser(description="One fit in several processes.")
+parser.add_argument(
+    "--devices", default="auto", type=lambda text: text if text == "auto" else int(text)
+)
+parser.add_argument("--out", default="fitted-by-several", help="folder of the result")
+parser.add_argument("--run", help="folder of the states of the run, to go on from")
+arguments = parser.parse_args()
+
+images = load_digits().images / 16
+excb = ExCBEstimator(
+    K=50, epochs=3, random_state=0, devices=arguments.devices, checkpoint_dir=arguments.run
+).fit(images)
+
+if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # all have the same result
+    excb.save(arguments.out)
+    empty = cluster_occupancy(excb.labels_, n_clusters=50).empty_fraction
+    print(f"{excb.resolved_params_['devices']} processes, {empty:.0%} of 50 clusters are empty")

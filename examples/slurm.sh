@@ -1,0 +1,10 @@
+#!/bin/bash
+# Two machines with eight GPUs each: sbatch examples/slurm.sh
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+# Before a pre-emption the fit saves; after it, the same script goes on from there.
+srun python examples/several_devices.py --run run/
