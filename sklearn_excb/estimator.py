@@ -126,9 +126,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     precision : {"32", "bf16", "fp16"} or "auto", default="auto"
         Of the networks' products in training; weights, sums, the teacher's similarities and all
         inference are in float32. "auto" is "bf16" where the device multiplies in it (CUDA from
-        compute capability 8 on, CPUs with AVX512-BF16), else "32". "fp16", for GPUs before those,
-        scales the loss so that small gradients are not lost, and leaves out steps in which large
-        ones overflow.
+        compute capability 8 on, CPUs with AVX512-BF16), else "32"; and "32" where views are so
+        small that gradients of convolutions in bfloat16 are undefined on a CPU. "fp16", for GPUs
+        before those, scales the loss so that small gradients are not lost, and leaves out steps in
+        which large ones overflow.
     compile : bool, default=False
         Whether torch.compile makes kernels of the backbone for training. That takes a minute or
         more at the start, and a C++ compiler on CPUs; results differ in rounding.

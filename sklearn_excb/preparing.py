@@ -14,6 +14,7 @@ from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.frozen import Frozen, thawed
+from sklearn_excb.idle_taps import undefined_gradients
 from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
 from sklearn_excb.pretrained import InputStatistics, input_statistics
 from sklearn_excb.row_views import RowRecipe, row_recipe
@@ -119,6 +120,26 @@ def build(
     return networks, settings, n_features
 
 
+def _sound_precision(
+    settings: auto.Settings, backbone: nn.Module, kind: str, device: torch.device
+) -> str:
+    """Precision of a training; where a CPU's gradients in bfloat16 are undefined, not "bf16"."""
+    precision = resolve_precision(settings.precision, device)
+    if precision != "bf16" or device.type != "cpu":
+        return precision
+    found = undefined_gradients(backbone, _examples(settings, kind))
+    if found is None:
+        return precision
+    if settings.precision == "auto":
+        return "32"
+    small = min(settings.image_size, settings.local_size or settings.image_size)
+    raise ValueError(
+        f"precision='bf16' cannot be used on a CPU here: at views of {small} pixels the backbone "
+        f"comes to {found}, whose gradient in bfloat16 holds what lay in memory there. Use larger "
+        'views (image_size, local_size), or precision="auto" or "32".'
+    )
+
+
 def prepare(
     source: Source,
     facts: auto.Facts,
@@ -128,7 +149,8 @@ def prepare(
 ) -> tuple[StudentTeacher, auto.Settings, int, ViewBatches]:
     """Return what :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts)
-    settings = replace(settings, precision=resolve_precision(settings.precision, device))
+    precision = _sound_precision(settings, networks.student.backbone, source.kind, device)
+    settings = replace(settings, precision=precision)
     known = None
     if parameters["pretrained"] or settings.freeze_backbone:
         backbone = thawed(networks.teacher.backbone)
