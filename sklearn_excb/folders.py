@@ -45,7 +45,8 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     """
     root = os.fspath(folder)
     if not os.path.exists(root):
-        raise FileNotFoundError(f"No such folder: {root}")
+        where = "" if os.path.isabs(root) else f", seen from {os.getcwd()}"
+        raise FileNotFoundError(f"No such folder: {root}{where}. Pass one that holds images.")
     if not os.path.isdir(root):
         if root.lower().endswith(_TABLES):
             raise NotADirectoryError(

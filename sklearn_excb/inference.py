@@ -177,7 +177,10 @@ def of_stream(
     for part in stream_parts(X, _STREAM_PART):
         end = done + len(part)
         if out is not None and end > len(out):
-            raise ValueError(f"out has {len(out):,} rows, but X goes on after as many images.")
+            raise ValueError(
+                f"out has {len(out):,} rows, but X goes on after as many images. "
+                "Give it a row for each."
+            )
         source = open_part(part)
         found.append(function(source, None if out is None else out[done:end]))
         skipped += skipped_of(source)
@@ -188,5 +191,8 @@ def of_stream(
     if out is None:
         return np.concatenate(found), skipped
     if done < len(out):
-        raise ValueError(f"out has {len(out):,} rows, but X ended after {done:,} images.")
+        raise ValueError(
+            f"out has {len(out):,} rows, but X ended after {done:,} images: those rows are filled. "
+            "Give it a row for each."
+        )
     return out, skipped

@@ -81,7 +81,10 @@ def first_host(nodes: str) -> str:
     """First of SLURM's list of nodes: "gpu[07-09,12],cpu3" begins with gpu07."""
     match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
     if match is None:
-        raise ValueError(f"SLURM_STEP_NODELIST={nodes!r} names no node.")
+        raise ValueError(
+            f"SLURM_STEP_NODELIST={nodes!r} names no node. Start the script "
+            "with srun, which sets it, or unset SLURM_STEP_NUM_TASKS."
+        )
     return match[1] + (match[2] or "")
 
 

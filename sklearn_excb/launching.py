@@ -93,7 +93,10 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
         if devices == "auto":
             return there
         if int(devices) > there:
-            raise ValueError(f"devices={devices}, but this machine has {there} GPUs.")
+            raise ValueError(
+                f"devices={devices}, but this machine has {there} GPUs. Lower it, or leave "
+                'devices="auto" to use all.'
+            )
     elif devices != "auto" and int(devices) > 1 and device.type != "cpu":
         raise ValueError(
             f"devices={devices}, but device={str(device)!r} is one. Leave "
