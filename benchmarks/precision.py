@@ -17,9 +17,10 @@ import torch
 
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.batches import Batch
+from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build
 from sklearn_excb.rivals import build_balancing
-from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
+from sklearn_excb.training import train_step
 
 VARIANTS = {
     "float32, NCHW": ("32", torch.contiguous_format),

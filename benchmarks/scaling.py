@@ -30,10 +30,11 @@ from sklearn_excb.batches import Batch
 from sklearn_excb.live_bytes import fake, size, tensors_of
 from sklearn_excb.memory import estimate_memory
 from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build, prepare
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.sources import ArrayImages
-from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
+from sklearn_excb.training import train_step
 
 BASE: dict[str, Any] = {
     "K": 1024,

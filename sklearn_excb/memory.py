@@ -22,17 +22,12 @@ from sklearn_excb.centroids import most_start_rows
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
+from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.settling import PARTS, settling_sample
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows
-from sklearn_excb.training import (
-    Plan,
-    TeacherRates,
-    build_optimizer,
-    set_rates,
-    train_step,
-)
+from sklearn_excb.training import train_step
 from sklearn_excb.views import ViewRecipe
 
 Bytes = dict[str, int]

@@ -25,6 +25,7 @@ from sklearn_excb.generators import own_randomness
 from sklearn_excb.gradients import Divergence, Gradients
 from sklearn_excb.history import EpochRecord, entry
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, predictor, uses_batch_norm
+from sklearn_excb.optimization import Plan
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.reservoir import Reservoir, Sample, samples_of, source_of
@@ -32,7 +33,7 @@ from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.running import Run
 from sklearn_excb.settling import settle_teacher
 from sklearn_excb.sources import Source
-from sklearn_excb.training import Plan, start_centroids, train
+from sklearn_excb.training import start_centroids, train
 from sklearn_excb.views import ViewRecipe
 
 Indices = npt.NDArray[np.int64]

@@ -27,6 +27,7 @@ from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.memory import MemoryEstimate, readable
 from sklearn_excb.memory_budget import advice_if_short, of_share, settle_memory
 from sklearn_excb.networks import StudentTeacher, compiled
+from sklearn_excb.optimization import Plan
 from sklearn_excb.packing import unpack
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import ALONE, Ranks
@@ -35,7 +36,7 @@ from sklearn_excb.run_folder import RunFolder
 from sklearn_excb.running import Run
 from sklearn_excb.settling import settling_sample
 from sklearn_excb.sources import Source
-from sklearn_excb.training import Plan, split, train
+from sklearn_excb.training import split, train
 
 Clock = Callable[[], float]
 

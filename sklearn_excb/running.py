@@ -22,11 +22,12 @@ from sklearn_excb.gradients import Divergence, Gradients
 from sklearn_excb.history import EpochRecord
 from sklearn_excb.interruptions import Wishes, awaited
 from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.optimization import Plan, build_optimizer, build_scaler
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.run_folder import RunFolder
 from sklearn_excb.sources import ItemImages
-from sklearn_excb.training import Plan, build_optimizer, build_scaler, train
+from sklearn_excb.training import train
 from sklearn_excb.watching import Watch, all_finite
 
 Ending = Literal["done", "stopped", "diverged"]

@@ -24,11 +24,12 @@ from sklearn_excb.images import StreamPart, stream_parts
 from sklearn_excb.inference import assign
 from sklearn_excb.networks import ClusterNetwork, compiled
 from sklearn_excb.online import OnlineFit
+from sklearn_excb.optimization import Plan
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.reservoir import Reservoir
 from sklearn_excb.settling import settling_sample
 from sklearn_excb.sources import Source
-from sklearn_excb.training import Plan, start_centroids
+from sklearn_excb.training import start_centroids
 
 _USUAL_BATCH = 256  # by which the length of the stream is guessed, to look up its batch size
 

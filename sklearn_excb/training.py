@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from sklearn_excb.auto import Settings
@@ -23,15 +23,10 @@ from sklearn_excb.entropies import mean_entropies
 from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.loss import Loss, excb_loss, teacher_targets
 from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, set_rates
 from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.schedules import cosine, warmup_cosine
 
-_LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
-_CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine
-_SGD_MOMENTUM = 0.9
 _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of the fit
-_TEMPERATURE_WARMUP = 0.1  # of the run; DINO's 30 of 300 epochs
-UNSCALED = GradScaler(enabled=False)
 
 
 class Outcome(NamedTuple):
@@ -58,94 +53,6 @@ class StepReport(NamedTuple):
     step: int
     epoch: int
     outcome: Outcome
-
-
-class Plan(NamedTuple):
-    """Length of the run in steps.
-
-    Attributes
-    ----------
-    steps_per_epoch, total_steps : int
-    endless : bool
-        Whether the run goes on for as long as images come: after the warm-up its rates stay, and
-        ``total_steps`` is only what the warm-up of the temperature goes by.
-    """
-
-    steps_per_epoch: int
-    total_steps: int
-    endless: bool = False
-
-    @classmethod
-    def of(cls, settings: Settings, n_samples: int) -> Plan:
-        """Plan of a run over ``n_samples`` images."""
-        per_epoch = settings.steps_per_epoch(n_samples)
-        return cls(per_epoch, per_epoch * settings.epochs)
-
-    def position(self, step: int) -> float:
-        """Share of the run that is behind a step, in [0, 1]; 0 where it has no end."""
-        return 0.0 if self.endless else step / self.total_steps
-
-
-class TeacherRates(NamedTuple):
-    """Momentum and temperature of the teacher in one step."""
-
-    momentum: float
-    temperature: float
-
-    @classmethod
-    def of(cls, settings: Settings, step: int, plan: Plan) -> TeacherRates:
-        """Momentum by cosine to 1, temperature linear over the first tenth of the run."""
-        first, last = settings.teacher_temperature
-        warm = min(1.0, step / plan.total_steps / _TEMPERATURE_WARMUP)
-        momentum = cosine(settings.teacher_momentum, 1.0, plan.position(step))
-        return cls(momentum, first + (last - first) * warm)
-
-
-def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """SGD or AdamW over three groups: weights, tensors without decay, centroids."""
-    weights, undecayed, centroids = [], [], []
-    for name, parameter in student.named_parameters():
-        if name.startswith("centroids."):
-            centroids.append(parameter)
-        elif parameter.ndim > 1:
-            weights.append(parameter)
-        else:
-            undecayed.append(parameter)
-    groups = [
-        {"params": weights, "decay": (1.0, 1.0)},
-        {"params": undecayed, "decay": (0.0, 0.0)},
-        {"params": centroids, "decay": _CENTROID_DECAY},
-    ]
-    # one kernel for all tensors; on CPUs torch's default, whose sums are those of earlier runs
-    fused = next(student.parameters()).device.type == "cuda" or None
-    if settings.optimizer == "adamw":
-        betas = (0.9, 0.999)
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
-    momentum = _SGD_MOMENTUM
-    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, fused=fused)
-
-
-def build_scaler(settings: Settings, device: torch.device) -> GradScaler:
-    """Scale of the loss in float16, whose small gradients would be 0; else it does nothing."""
-    return GradScaler(device.type, enabled=settings.precision == "fp16")
-
-
-def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int, plan: Plan) -> None:
-    """Learning rate and weight decay of a step, in each group."""
-    warmup_steps = round(settings.warmup_epochs * plan.steps_per_epoch)
-    rate = warmup_cosine(
-        settings.learning_rate,
-        settings.learning_rate * _LAST_RATE,
-        min(step, warmup_steps) if plan.endless else step,
-        warmup_steps=warmup_steps,
-        total_steps=plan.total_steps,
-    )
-    position = plan.position(step)
-    decay = cosine(*settings.weight_decay, position)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-        first, last = group["decay"]
-        group["weight_decay"] = decay * cosine(first, last, position)
 
 
 def split(batch: Batch, most: int, ranks: Ranks = ALONE) -> Iterator[tuple[list[Tensor], float]]:

@@ -19,12 +19,13 @@ from sklearn_excb.exceptions import RankError
 from sklearn_excb.joining import join
 from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.networks import build_networks
+from sklearn_excb.optimization import Plan, build_optimizer
 from sklearn_excb.ranks import ALONE
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import row_recipe
 from sklearn_excb.settling import settle, told_apart
 from sklearn_excb.sources import Rows
-from sklearn_excb.training import Plan, build_optimizer, start_centroids, train
+from sklearn_excb.training import start_centroids, train
 
 RANKS, _ = join("cpu", "auto")
 N, K, STEPS = 240, 8, 20

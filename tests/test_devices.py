@@ -21,19 +21,12 @@ from sklearn_excb.gradients import Gradients
 from sklearn_excb.history import EpochRecord
 from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.making_views import Drawn, array_views
+from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.sources import ArrayImages
-from sklearn_excb.training import (
-    UNSCALED,
-    Plan,
-    StepReport,
-    TeacherRates,
-    build_optimizer,
-    set_rates,
-    train_step,
-)
+from sklearn_excb.training import StepReport, train_step
 from sklearn_excb.views import ViewRecipe
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)

@@ -315,7 +315,8 @@ def test_a_fit_in_a_thread_takes_no_signals(never):
 def test_the_largest_gradients_are_told_apart():
     """Those that are not finite first, then by size."""
     from sklearn_excb.gradients import Gradients
-    from sklearn_excb.training import UNSCALED, StepReport
+    from sklearn_excb.optimization import UNSCALED
+    from sklearn_excb.training import StepReport
 
     module = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(5)))
     for layer, value in zip(module, (1.0, 3.0, math.inf, 2.0, 0.0), strict=True):

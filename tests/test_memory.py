@@ -21,14 +21,8 @@ from sklearn_excb.batches import Batch
 from sklearn_excb.devices import available_memory
 from sklearn_excb.live_bytes import LiveBytes
 from sklearn_excb.networks import build_networks
-from sklearn_excb.training import (
-    Plan,
-    TeacherRates,
-    build_optimizer,
-    set_rates,
-    split,
-    train_step,
-)
+from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.training import split, train_step
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
 SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "random_state": 0}

@@ -10,8 +10,9 @@ from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.backbones import RowMLP, SmallCNN
 from sklearn_excb.batches import Batch
 from sklearn_excb.networks import CentroidLayer, build_networks
+from sklearn_excb.optimization import Plan, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine, warmup_cosine
-from sklearn_excb.training import Plan, build_optimizer, set_rates, start_centroids
+from sklearn_excb.training import start_centroids
 
 
 @pytest.fixture

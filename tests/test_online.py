@@ -14,8 +14,8 @@ from sklearn.exceptions import NotFittedError
 from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator, online, reservoir
 from sklearn_excb.exceptions import DivergedError, ImageError
+from sklearn_excb.optimization import Plan, TeacherRates
 from sklearn_excb.reservoir import Reservoir
-from sklearn_excb.training import Plan, TeacherRates
 
 X, Y = load_digits(return_X_y=True)
 DIGITS = (X.reshape(-1, 8, 8) / 16).astype(np.float32)

@@ -14,8 +14,9 @@ from sklearn_excb.balancing import ClusterSizes, affine_form
 from sklearn_excb.batches import Batch
 from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, build_networks
+from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine
-from sklearn_excb.training import Plan, TeacherRates, build_optimizer, set_rates, train_step
+from sklearn_excb.training import train_step
 from tests import reference
 from tests.test_balancing import SIZES, sizes_of
 
