@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import sklearn_excb.fake_phases as fake_phases
 import sklearn_excb.memory as memory
 import sklearn_excb.networks as networks_module
 from sklearn_excb import ExCBEstimator
@@ -74,11 +75,11 @@ DEVICES = (1, 8, 64)
 def dimensions(D: int) -> Iterator[None]:
     """Have projections of so many dimensions, which the estimator keeps at 256."""
     before = networks_module.PROJECTION_DIM
-    networks_module.PROJECTION_DIM = memory.PROJECTION_DIM = D
+    networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = D
     try:
         yield
     finally:
-        networks_module.PROJECTION_DIM = memory.PROJECTION_DIM = before
+        networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = before
 
 
 def views_of(settings: Settings, n: int) -> list[torch.Tensor]:

@@ -15,26 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
-from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.batches import ViewBatches, inference_inputs
 from sklearn_excb.centroids import most_start_rows
-from sklearn_excb.inference import outputs
-from sklearn_excb.live_bytes import LiveBytes, fake, size, tensors_of
+from sklearn_excb.fake_phases import (
+    FLOAT,
+    Bytes,
+    Shape,
+    of_assigning,
+    of_k_means,
+    of_projecting,
+    of_settling,
+    of_step,
+)
+from sklearn_excb.live_bytes import LiveBytes, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.settling import PARTS, settling_sample
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows
-from sklearn_excb.training import train_step
 from sklearn_excb.views import ViewRecipe
 
-Bytes = dict[str, int]
-Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
-
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
-_FLOAT = 4  # bytes
 _FEW = 4  # images whose views are made, to see what making them takes
 
 _PHASES = {
@@ -134,7 +134,7 @@ def estimate_memory(
     rows = Rows(np.broadcast_to(np.float32(0), (len(batches.source), d)))
     noise = RowRecipe(settings.n_global, settings.n_local, np.zeros(d), scale=1.0, noise=1.0)
     of_rows = replace(batches, source=rows, recipe=noise, n_ahead=0)
-    kept = {"features": len(rows) * d * _FLOAT} if batches.device.type == "cpu" else {}
+    kept = {"features": len(rows) * d * FLOAT} if batches.device.type == "cpu" else {}
     computing = _of_inference(networks, settings, batches, _making(batches), {})[0]
     computing["networks"] = size(tensors_of(networks))
     trained = _phases(networks, settings, of_rows)
@@ -147,15 +147,15 @@ def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) 
     making = _making(batches)
     B = settings.batch_size
     try:
-        trained, step = _step(networks, settings, making.views)
-        start = _projecting(networks, settings, making.views[0])
+        trained, step = of_step(networks, settings, making.views)
+        start = of_projecting(networks, settings, making.views[0])
     except Exception as error:  # whatever a module of the user's own does
         raise _cannot_be_told(error) from error
 
     centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
     held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
-    views = {"views": B * sum(map(math.prod, making.views)) * _FLOAT}
-    one_view = {"views": B * math.prod(making.views[0][1:]) * _FLOAT}
+    views = {"views": B * sum(map(math.prod, making.views)) * FLOAT}
+    one_view = {"views": B * math.prod(making.views[0][1:]) * FLOAT}
     phases = {
         "start": held | one_view | {"activations": start},
         "views": held | {"making views": B * making.of_views},
@@ -170,16 +170,16 @@ def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) 
     if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
         opened = {"opened images": batches.n_jobs * making.thread}
         phases["views"] |= opened
-        phases["labels"]["means of features"] = 2 * settings.K * n_features * _FLOAT
+        phases["labels"]["means of features"] = 2 * settings.K * n_features * FLOAT
         if settings.epochs:
             kept = {"last sound teacher": size(tensors_of(networks.teacher))}
             phases["views"] |= kept
             phases["step"] |= kept
         n_rows = min(len(batches.source), most_start_rows(settings.K))
-        phases["start"]["projections"] = n_rows * PROJECTION_DIM * _FLOAT
-        phases["k-means"] = held | _k_means(n_rows, settings.K)
+        phases["start"]["projections"] = n_rows * PROJECTION_DIM * FLOAT
+        phases["k-means"] = held | of_k_means(n_rows, settings.K)
         if settings.epochs and settings.settle_passes:
-            phases["settling"] = held | _settling(len(batches.source), settings.K)
+            phases["settling"] = held | of_settling(len(batches.source), settings.K)
     return phases
 
 
@@ -193,7 +193,7 @@ def _of_inference(
     """Bytes of each component while whole images are embedded, and features of the backbone."""
     n = min(len(batches.source), settings.inference_batch)
     try:
-        activations, n_features = _assigning(networks, [n, *making.image])
+        activations, n_features = of_assigning(networks, [n, *making.image])
     except Exception as error:
         raise _cannot_be_told(error) from error
     found = held | {"images": n * making.of_image, "activations": activations}
@@ -294,83 +294,6 @@ def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBa
     n_samples, one = len(batches.source), batches.source.load(np.arange(1))
     values = max(1024, math.prod(one.shape), settings.image_size**2 * 3)
     n_views = settings.batch_size * (settings.n_global + settings.n_local)
-    step = 500 * max(n_views, settings.inference_batch) * values * _FLOAT
-    start = sum(_k_means(min(n_samples, most_start_rows(settings.K)), settings.K).values())
+    step = 500 * max(n_views, settings.inference_batch) * values * FLOAT
+    start = sum(of_k_means(min(n_samples, most_start_rows(settings.K)), settings.K).values())
     return 30 * size(tensors_of(networks)) + step + start + _LIBRARIES
-
-
-def _step(
-    networks: StudentTeacher, settings: Settings, shapes: Sequence[Shape]
-) -> tuple[Bytes, Bytes]:
-    """What is there after a step, and what a step adds to networks and views at its peak.
-
-    A step in many parts is run in two: the others repeat the second.
-    """
-    n = min(settings.batch_size, 2 * settings.micro_batch)
-    with fake(networks) as fakes:
-        fakes.fitting()
-        optimizer = build_optimizer(fakes.student, settings)
-        plan = Plan(1, 10)
-        set_rates(optimizer, settings, 0, plan)
-        rates = TeacherRates.of(settings, 0, plan)
-        balancing = build_balancing(settings, "cpu")
-        groups = [torch.empty(n_views * n, *shape) for n_views, *shape in shapes]
-        batch = Batch(1, groups, n, n)
-        counted = LiveBytes("activations")
-        counted.count([*tensors_of(fakes), *groups], "held")
-        for parameter in fakes.student.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(
-                    lambda p: counted.count([p.grad], "gradients")
-                )
-        with counted:
-            for _ in range(2):  # the second step meets the first one's gradients and momenta
-                counted.reset_peak()
-                train_step(fakes, balancing, optimizer, batch, settings, rates)
-                state = [value for of in optimizer.state.values() for value in of.values()]
-                counted.count([v for v in state if isinstance(v, Tensor)], "optimizer")
-        after = {kind: counted.now[kind] for kind in ("optimizer", "gradients")}
-    return after, {kind: held for kind, held in counted.at_peak.items() if kind != "held"}
-
-
-@torch.no_grad()
-def _projecting(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
-    """Bytes that projecting one view of as many images as go at once takes."""
-    with fake(networks) as fakes:
-        views = torch.empty(settings.micro_batch, *shape[1:])
-        counted = LiveBytes("activations")
-        counted.count([*tensors_of(fakes), views], "held")
-        with counted:
-            fakes.fitting().teacher.project([views])
-    return counted.at_peak["activations"]
-
-
-@torch.no_grad()
-def _assigning(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
-    """Bytes that assigning a batch of whole images takes, and features that the backbone gives."""
-    with fake(networks) as fakes:
-        images = torch.empty(*shape)
-        counted = LiveBytes("activations")
-        counted.count([*tensors_of(fakes), images], "held")
-        with counted:
-            (rows,) = outputs(fakes.teacher, [images], "projection")
-            nearest(rows, fakes.teacher.centroids.weight)
-        n_features = fakes.teacher.backbone(images).shape[1]
-    return counted.at_peak["activations"], n_features
-
-
-def _settling(n_samples: int, n_clusters: int) -> Bytes:
-    """Arrays of :func:`sklearn_excb.settling.settle`: all rows, those of a part, old and new means.
-
-    A part is indexed, copied and normalised.
-    """
-    row = PROJECTION_DIM * _FLOAT
-    n_rows = len(settling_sample(n_samples, n_clusters))
-    part = 3 * -(-n_rows // PARTS) * row
-    return {"projections": n_rows * row, "settling": part + 5 * n_clusters * row}
-
-
-def _k_means(n_rows: int, n_clusters: int) -> Bytes:
-    """Arrays of :func:`sklearn_excb.centroids.spherical_kmeans`, which are NumPy's."""
-    row = PROJECTION_DIM * _FLOAT
-    return {"projections": 2 * n_rows * row, "k-means": 4 * n_clusters * row}

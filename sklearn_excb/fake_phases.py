@@ -1,0 +1,101 @@
+"""Bytes that phases of a fit take: run on fake tensors, or what the arrays of NumPy add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sklearn_excb.attention import nearest
+from sklearn_excb.auto import Settings
+from sklearn_excb.batches import Batch
+from sklearn_excb.inference import outputs
+from sklearn_excb.live_bytes import LiveBytes, fake, tensors_of
+from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
+from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.rivals import build_balancing
+from sklearn_excb.settling import PARTS, settling_sample
+from sklearn_excb.training import train_step
+
+Bytes = dict[str, int]
+Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
+
+FLOAT = 4  # bytes
+
+
+def of_step(
+    networks: StudentTeacher, settings: Settings, shapes: Sequence[Shape]
+) -> tuple[Bytes, Bytes]:
+    """What is there after a step, and what a step adds to networks and views at its peak.
+
+    A step in many parts is run in two: the others repeat the second.
+    """
+    n = min(settings.batch_size, 2 * settings.micro_batch)
+    with fake(networks) as fakes:
+        fakes.fitting()
+        optimizer = build_optimizer(fakes.student, settings)
+        plan = Plan(1, 10)
+        set_rates(optimizer, settings, 0, plan)
+        rates = TeacherRates.of(settings, 0, plan)
+        balancing = build_balancing(settings, "cpu")
+        groups = [torch.empty(n_views * n, *shape) for n_views, *shape in shapes]
+        batch = Batch(1, groups, n, n)
+        counted = LiveBytes("activations")
+        counted.count([*tensors_of(fakes), *groups], "held")
+        for parameter in fakes.student.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p: counted.count([p.grad], "gradients")
+                )
+        with counted:
+            for _ in range(2):  # the second step meets the first one's gradients and momenta
+                counted.reset_peak()
+                train_step(fakes, balancing, optimizer, batch, settings, rates)
+                state = [value for of in optimizer.state.values() for value in of.values()]
+                counted.count([v for v in state if isinstance(v, Tensor)], "optimizer")
+        after = {kind: counted.now[kind] for kind in ("optimizer", "gradients")}
+    return after, {kind: held for kind, held in counted.at_peak.items() if kind != "held"}
+
+
+@torch.no_grad()
+def of_projecting(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
+    """Bytes that projecting one view of as many images as go at once takes."""
+    with fake(networks) as fakes:
+        views = torch.empty(settings.micro_batch, *shape[1:])
+        counted = LiveBytes("activations")
+        counted.count([*tensors_of(fakes), views], "held")
+        with counted:
+            fakes.fitting().teacher.project([views])
+    return counted.at_peak["activations"]
+
+
+@torch.no_grad()
+def of_assigning(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
+    """Bytes that assigning a batch of whole images takes, and features that the backbone gives."""
+    with fake(networks) as fakes:
+        images = torch.empty(*shape)
+        counted = LiveBytes("activations")
+        counted.count([*tensors_of(fakes), images], "held")
+        with counted:
+            (rows,) = outputs(fakes.teacher, [images], "projection")
+            nearest(rows, fakes.teacher.centroids.weight)
+        n_features = fakes.teacher.backbone(images).shape[1]
+    return counted.at_peak["activations"], n_features
+
+
+def of_settling(n_samples: int, n_clusters: int) -> Bytes:
+    """Arrays of :func:`sklearn_excb.settling.settle`: all rows, those of a part, old and new means.
+
+    A part is indexed, copied and normalised.
+    """
+    row = PROJECTION_DIM * FLOAT
+    n_rows = len(settling_sample(n_samples, n_clusters))
+    part = 3 * -(-n_rows // PARTS) * row
+    return {"projections": n_rows * row, "settling": part + 5 * n_clusters * row}
+
+
+def of_k_means(n_rows: int, n_clusters: int) -> Bytes:
+    """Arrays of :func:`sklearn_excb.centroids.spherical_kmeans`, which are NumPy's."""
+    row = PROJECTION_DIM * FLOAT
+    return {"projections": 2 * n_rows * row, "k-means": 4 * n_clusters * row}

@@ -1,0 +1,149 @@
+"""Parts of a fit, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import torch
+
+from sklearn_excb.auto import Settings
+from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.centroids import nearest_centroids, unit_rows
+from sklearn_excb.feature_batches import feature_batches, features_of
+from sklearn_excb.inference import assign
+from sklearn_excb.joint_batch_norm import joint_batch_norm
+from sklearn_excb.networks import StudentTeacher
+from sklearn_excb.optimization import Plan
+from sklearn_excb.running import Run
+from sklearn_excb.training import split, train
+
+Clock = Callable[[], float]
+
+_FEWEST, _MOST, _SECONDS = 2, 12, 30.0  # steps that are taken, and time after which no more are
+_BATCHES, _ROWS = 3, 1024  # that other phases are tried with
+
+
+class Trial:
+    """Parts of a fit, timed on this device; with ranks, on all of them together.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        On the device; changed in place.
+    settings, batches
+        Of the fit, or of one device's share of it.
+    clock : callable
+        Seconds.
+    """
+
+    def __init__(
+        self, networks: StudentTeacher, settings: Settings, batches: ViewBatches, clock: Clock
+    ) -> None:
+        self._networks, self._settings, self._batches = networks, settings, batches
+        self._clock = clock
+
+    def on_features(self) -> Trial:
+        """Trial of what is trained on a frozen backbone: on features of a few images."""
+        n = max(_BATCHES * self._settings.inference_batch, _BATCHES * self._settings.batch_size)
+        sample = np.arange(min(len(self._batches.source), n))
+        features = features_of(self._networks, self._batches, self._settings, sample)
+        batches = feature_batches(self._batches, self._settings, features)
+        return Trial(self._networks, self._settings, batches, self._clock)
+
+    def seconds_a_start_batch(self) -> float:
+        """Of embedding a batch for the first centroids."""
+        batches, times = self._batches, list[float]()
+        self._networks.fitting()
+        with torch.no_grad(), joint_batch_norm(batches.ranks):
+            last = self._now()
+            for batch in islice(batches.start(), _BATCHES):
+                for part, _ in split(batch, self._settings.micro_batch, batches.ranks):
+                    self._networks.teacher.project(part)
+                times.append(self._now() - last)
+                last = self._now()
+        return _median(_warm(times))
+
+    def seconds_an_image(self) -> float:
+        """Of assigning an image to its cluster."""
+        size, batches = self._settings.inference_batch, self._batches
+        sample = np.arange(min(len(batches.source), _BATCHES * size))
+        inputs = inference_inputs(
+            batches.source,
+            batches.recipe,
+            batch_size=size,
+            n_jobs=batches.n_jobs,
+            device=batches.device,
+            sample=sample,
+        )
+        times, last = list[float](), self._now()
+        for images in inputs:
+            assign(self._networks.teacher, [images], out=np.empty(len(images), np.int64))
+            times.append((self._now() - last) / len(images))
+            last = self._now()
+        return _median(_warm(times))
+
+    def seconds_a_comparison(self) -> float:
+        """Of finding the centroid next to a projection."""
+        centroids = self._networks.teacher.centroids.unit().cpu().numpy()
+        shape = (_ROWS, centroids.shape[1])
+        rows = unit_rows(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+        times = []
+        for _ in range(_BATCHES):
+            last = self._now()
+            nearest_centroids(rows, centroids, self._batches.device)
+            times.append((self._now() - last) / _ROWS)
+        return _median(_warm(times))
+
+    def steps(self) -> tuple[float, float]:
+        """Seconds a step, and the share of them in which the networks waited for views."""
+        batches = self._batches
+        run = Run.of(self._networks, self._settings, batches.device, batches.steps_per_epoch)
+        times, waits = list[float](), list[float]()
+        begun = last = self._now()
+        with closing(batches.from_step(0)) as made:
+            for _ in train(
+                run.networks,
+                run.balancing,
+                run.optimizer,
+                self._waited_for(made, waits),
+                self._settings,
+                Plan.of(self._settings, len(batches.source)),
+                seed=batches.seed,
+                ranks=batches.ranks,
+                scaler=run.scaler,
+            ):
+                now = self._now()
+                times.append(now - last)
+                last = now
+                long = now - begun > _SECONDS and len(times) >= _FEWEST
+                if batches.ranks.any(long or len(times) >= _MOST)[0]:
+                    break
+        a_step = _median(_warm(times))
+        return a_step, sum(_warm(waits[: len(times)])) / sum(_warm(times))
+
+    def _waited_for(self, batches: Iterator[Batch], waits: list[float]) -> Iterator[Batch]:
+        while True:
+            last = self._clock()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            waits.append(self._clock() - last)
+            yield batch
+
+    def _now(self) -> float:
+        """Seconds, once the device is through with what it was given."""
+        if self._batches.device.type != "cpu":
+            torch.accelerator.synchronize(self._batches.device)
+        return self._clock()
+
+
+def _median(times: list[float]) -> float:
+    return float(np.median(times))
+
+
+def _warm(times: list[float]) -> list[float]:
+    """Times without the first, in which threads start and kernels are chosen."""
+    return times[1:] or times
