@@ -1,9 +1,13 @@
-"""One of the processes of a fit on several devices: ``python -m sklearn_excb._worker FOLDER``."""
+"""One process of a fit on several devices: ``python -m sklearn_excb._worker FOLDER PARENT``."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from itertools import count
@@ -15,13 +19,26 @@ import torch
 from sklearn_excb.exceptions import RankError
 from sklearn_excb.job_files import read_job, write_job
 from sklearn_excb.joining import join
-from sklearn_excb.launching import ERROR, JOB, PROCESS, RESULT, WARNING, Job
+from sklearn_excb.launching import ERROR, INTERRUPTED, JOB, PROCESS, RESULT, WARNING, Job
 
 
-def main(folder: Path) -> int:
+def _end_after(parent: int, folder: Path) -> None:
+    """End if the process that called fit is gone: as for SIGTERM, or in a minute all the same."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    shutil.rmtree(folder, ignore_errors=True)  # nobody else is left to do so
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+    os._exit(1)
+
+
+def main(folder: Path, parent: int) -> int:
     """Do what the job says; the first process writes what was learned, and what it warns of."""
     rank = int(os.environ["RANK"])
     (folder / PROCESS.format(rank)).write_text(str(os.getpid()))
+    if (folder / INTERRUPTED).exists():
+        return 130
+    threading.Thread(target=_end_after, args=(parent, folder), daemon=True).start()
     number = count()
 
     def write_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
@@ -47,4 +64,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -40,6 +40,7 @@ from sklearn_excb.settling import settle_teacher, settling_sample
 from sklearn_excb.skipping import tell_of_skipped
 from sklearn_excb.sources import Source
 from sklearn_excb.training import start_centroids
+from sklearn_excb.validation import check_devices
 from sklearn_excb.views import ViewRecipe
 
 _OF_FOLDER = ("checkpoint_dir", "checkpoint_every", "n_checkpoints")
@@ -149,6 +150,7 @@ def fit_source(
         stack.enter_context(own_randomness(seed))
         facts = facts_of(source)
         networks, settings, n_features, batches = prepare(source, facts, parameters, seed, device)
+        check_devices(settings, ranks.count)
         batches = replace(batches, ranks=ranks, recipe=ranks.from_first(batches.recipe))
         settings = within_memory(networks, settings, batches, parameters)
         networks.to(device)

@@ -16,7 +16,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Source
 
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
+INTERRUPTED = "interrupted"
 _OF_THE_AGENT = (signal.SIGTERM, signal.SIGABRT)  # ends of those that were not the cause
 _LOOKS = 0.5  # seconds between two looks for warnings
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
@@ -162,7 +163,9 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
     )
     try:
         with _found_there(), _quiet(), _handlers_kept():
-            elastic_launch(config, sys.executable)("-m", "sklearn_excb._worker", str(folder))
+            elastic_launch(config, sys.executable)(
+                "-m", "sklearn_excb._worker", str(folder), str(os.getpid())
+            )
     except ChildFailedError as error:
         return error
     except SignalException as error:  # to this process, which the others have been told of
@@ -244,8 +247,10 @@ def _interrupts_passed_on(folder: Path) -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: object) -> None:
         came.append(number)
+        (folder / INTERRUPTED).touch()  # for those that are not yet there to be told
         for file in folder.glob(PROCESS.format("*")):
-            os.kill(int(file.read_text()), number)
+            with suppress(ProcessLookupError, ValueError):  # has ended, or is only just writing it
+                os.kill(int(file.read_text()), number)
         if len(came) > 2:  # they do not listen
             raise KeyboardInterrupt
 

@@ -28,6 +28,7 @@ from sklearn_excb.run_folder import RunFolder
 from sklearn_excb.settling import settling_sample
 from sklearn_excb.sources import Source
 from sklearn_excb.trial import Clock, Trial
+from sklearn_excb.validation import check_devices
 
 _A_LINE = 6  # parameters
 _COMPARISONS = 2  # of a projection with all centroids in a pass of settling: labels, then sizes
@@ -173,6 +174,7 @@ def rehearse(
         resolved, plan = settings.as_dict(), Plan.of(settings, len(source))
 
         n_together = max(n_devices, ranks.count)
+        check_devices(settings, n_together)
         share = -(-settings.batch_size // n_together)
         of_one, own = of_share(share, settings, batches)
         memory: MemoryEstimate | str

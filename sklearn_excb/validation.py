@@ -217,6 +217,15 @@ def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
             )
 
 
+def check_devices(settings: Settings, n_devices: int) -> None:
+    """Each device needs an image of every batch."""
+    if settings.batch_size < n_devices:
+        raise ValueError(
+            f"batch_size={settings.batch_size} cannot be shared by {n_devices} devices: each needs "
+            f"an image of a batch. Set batch_size to {2 * n_devices} or more, or lower devices."
+        )
+
+
 def check_sizes(settings: Settings, facts: Facts) -> None:
     """Refuse what does not fit together: K and the number of images, views and image sizes.
 

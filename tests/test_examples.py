@@ -23,7 +23,7 @@ def run(*arguments, cwd, **environment):
         env=os.environ | {"PYTHONPATH": str(HERE.parent)} | environment,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1500,  # Ray takes minutes to begin where cores are few and busy
     )
 
 
