@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,8 @@ class BulkResults:
     Raises
     ------
     ValueError
-        If X can only be iterated; or if the file is of other samples, another estimator or another
-        ``embedding``, saying which.
+        If ``chunk`` is no integer above 0, or X can only be iterated; or if the file is of other
+        samples, another estimator or another ``embedding``, saying which.
     FileExistsError
         If the file is there and nothing says what it is a result of.
     """
@@ -65,6 +66,8 @@ class BulkResults:
         of: Of = "transform",
         chunk: int = 4096,
     ) -> None:
+        if not isinstance(chunk, Integral) or chunk < 1:
+            raise ValueError(f"chunk={chunk!r} cannot be used: it must be an integer from 1 up.")
         self._excb = excb
         self._of: Of = of
         self._source = excb._open_indexed(X)
@@ -92,25 +95,28 @@ class BulkResults:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         about = self._beside(".json")
         with FileLock(self._beside(".lock"), timeout=_SECONDS):
+            underway = self._beside(".chunks").exists()  # asked first: it goes once all is done
             if about.exists():
                 before = json.loads(about.read_text())
+                done = before.pop("done", False)
                 if found := _differences(before, self._about):
                     raise ValueError(
                         f"{self.path} holds other results: {'; '.join(found)}. Choose another "
                         "file, or remove it and those beside it."
                     )
-                return
-            if self.path.exists():
+                if self.path.exists() and (underway or done):
+                    return
+            elif self.path.exists() and not underway:
                 raise FileExistsError(
                     f"{self.path} is there, and no {about.name} that says what it is a result of: "
                     "choose another file, or remove it."
                 )
+            with replacing(self._beside(".chunks")) as beside:  # first: what follows is ours then
+                beside.write_bytes(_MISSING * self.n_chunks)
             with replacing(self.path) as beside:
                 np.lib.format.open_memmap(
                     beside, mode="w+", dtype=self._dtype, shape=self._shape
                 ).flush()
-            with replacing(self._beside(".chunks")) as beside:
-                beside.write_bytes(_MISSING * self.n_chunks)
             with replacing(about) as beside:
                 beside.write_text(json.dumps(self._about))
 
@@ -151,6 +157,8 @@ class BulkResults:
         """Take away what is only needed on the way, if nothing is missing; whether that is so."""
         if self.missing():
             return False
+        with replacing(self._beside(".json")) as beside:
+            beside.write_text(json.dumps(self._about | {"done": True}))
         self._beside(".chunks").unlink(missing_ok=True)
         self._beside(".lock").unlink(missing_ok=True)
         return True

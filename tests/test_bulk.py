@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -117,6 +118,54 @@ def test_other_results_are_not_mixed_in(fitted, tmp_path):
     with pytest.raises(FileExistsError, match="says what it is a result of"):
         write_results(fitted, DIGITS, tmp_path / "theirs.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), np.ones(3))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("ending", [".chunks", "", ".json"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_beginning_that_was_cut_off_is_begun_again(ending, before, fitted, tmp_path, monkeypatch):
+    real, path = bulk.replacing, tmp_path / "x.npy"
+
+    @contextmanager
+    def cut_off(file):
+        if file == path.with_name(f"x.npy{ending}"):
+            if before:
+                raise Killed
+            with real(file) as beside:
+                yield beside
+            raise Killed
+        with real(file) as beside:
+            yield beside
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bulk, "replacing", cut_off)
+        with pytest.raises(Killed):
+            write_results(fitted, DIGITS, path, chunk=32)
+    np.testing.assert_array_equal(
+        write_results(fitted, DIGITS, path, chunk=32), fitted.transform(DIGITS)
+    )
+
+
+@pytest.mark.parametrize("lost", ["x.npy.chunks", "x.npy"])
+@pytest.mark.parametrize("all_done", [True, False])
+def test_what_was_lost_is_done_again(lost, all_done, fitted, tmp_path):
+    results = BulkResults(fitted, DIGITS, tmp_path / "x.npy", chunk=32)
+    for number in results.missing() if all_done else [0]:
+        results.do(number)
+    results.finish()
+    (tmp_path / lost).unlink(missing_ok=True)
+    again = write_results(fitted, DIGITS, tmp_path / "x.npy", chunk=32)
+    np.testing.assert_array_equal(again, fitted.transform(DIGITS))
+
+
+@pytest.mark.parametrize("chunk", [0, -5, 2.5])
+def test_a_chunk_that_is_none(chunk, fitted, tmp_path):
+    with pytest.raises(ValueError, match=r"chunk=.* an integer from 1 up"):
+        write_results(fitted, DIGITS, tmp_path / "x.npy", chunk=chunk)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stream_cannot_be_gone_on_with(fitted, tmp_path):
