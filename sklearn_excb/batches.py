@@ -148,9 +148,8 @@ class ViewBatches:
         return self._batches((epoch, some, None) for some in self._filled(rows))
 
     def _filled(self, rows: Indices) -> Indices:
-        """Rows in full batches, (batches, B), the last one filled up with the first rows."""
-        rows = np.concatenate([rows, rows[: -len(rows) % self.batch_size]])
-        return rows.reshape(-1, self.batch_size)
+        """Rows in full batches, (batches, B), the last one filled up with the first of them."""
+        return np.resize(rows, (-(-len(rows) // self.batch_size), self.batch_size))
 
     def _batches(
         self, wanted: Iterable[tuple[int, Indices, int | None]]

@@ -1026,8 +1026,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_is_fitted(self)
         if not len(self._fitted.labels):
             raise NotFittedError(
-                f"This {type(self).__name__} has no {name}: it comes from a checkpoint, "
-                "without training samples. Use predict(X)."
+                f"This {type(self).__name__} has no {name}: it comes from a checkpoint or "
+                "from partial_fit, without training samples. Use predict(X)."
             )
         return self._fitted.labels
 

@@ -153,11 +153,13 @@ class OnlineFit:
         settings, teacher = fitted.settings, fitted.teacher
         _check_as_fitted(settings, parameters)
         n_samples = max(len(fitted.labels), auto.n_samples(settings.K))
+        with own_randomness(fitted.seed or 0):
+            new = predictor(settings.head_width, batch_norm=uses_batch_norm(teacher.backbone))
         student = ClusterNetwork(
             copy.deepcopy(teacher.backbone),
             copy.deepcopy(teacher.projector),
             copy.deepcopy(teacher.centroids),
-            predictor(settings.head_width, batch_norm=uses_batch_norm(teacher.backbone)),
+            new,
         ).requires_grad_(True)
         settings = replace(settings, epochs=max(1, settings.epochs))
         return cls(

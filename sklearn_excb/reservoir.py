@@ -51,7 +51,12 @@ class Reservoir:
             self._capacity = len(self)
             place = int(draw * (number + 1))
             if place < self._capacity:
+                self._n_bytes += sample.nbytes - self._samples[place].nbytes
                 self._samples[place] = sample
+                while self._n_bytes > _MOST_BYTES:  # larger ones came
+                    leaving = permutation(self._seed, number, len(self))[0]
+                    self._n_bytes -= self._samples.pop(leaving).nbytes
+                self._capacity = len(self)
         self._n_offered += len(samples)
 
     def draw(self, number: int, n: int) -> list[Sample]:

@@ -227,6 +227,31 @@ def test_a_reservoir_is_bounded_in_bytes(monkeypatch):
     assert max(drawn) >= 10
 
 
+def test_a_reservoir_stays_bounded_where_samples_grow(monkeypatch):
+    monkeypatch.setattr(reservoir, "_MOST_BYTES", 10_000)
+    kept = Reservoir(100, 0)
+    kept.offer([np.zeros(100, np.uint8)] * 100)
+    kept.offer([np.zeros(1000, np.uint8)] * 2000)
+    assert sum(sample.nbytes for sample in kept.draw(0, 100)) <= 10_000
+    assert 5 <= len(kept) <= 10
+
+
+def test_fewer_samples_than_half_a_batch():
+    begun = small(batch_size=64).partial_fit(DIGITS[:20])
+    assert len(begun.predict(DIGITS[:20])) == 20
+    with pytest.raises(NotFittedError, match=r"no labels_.* from partial_fit.*Use predict"):
+        _ = begun.labels_
+
+
+def test_after_a_fit_what_is_new_is_of_its_seed():
+    first, second = (small(epochs=1).fit(DIGITS[:60]) for _ in range(2))
+    before = torch.get_rng_state()
+    first.partial_fit(DIGITS[60:90])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert_same(first, second.partial_fit(DIGITS[60:90]))
+
+
 def stream(excb, order, n_passes, size=100):
     """Digits in an order, some passes, in parts."""
     for n in range(n_passes):
