@@ -26,6 +26,7 @@ from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
@@ -490,17 +491,19 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "steps_per_epoch": fitted.settings.steps_per_epoch(len(usable)),
                 "random_state": fitted.seed,
             }
-            of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
-            self._set_fitted(fitted, of_result | run | fitted.settings.as_dict())
-            self.__dict__.pop("_online", None)
+            self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
         if len(self.skipped_) > len(skipped_before):  # while it was fitted
             warn_of(self.skipped_, len(source), stacklevel=2)
-        if fitted.stopped:
+        self._interrupt_if_stopped()
+        return self
+
+    def _interrupt_if_stopped(self) -> None:
+        """Raise what Ctrl-C would have, now that the estimator is fitted."""
+        if self._fitted.stopped:
             raise KeyboardInterrupt(
                 f"The training was stopped in epoch {self.history_[-1]['epoch']} of "
-                f"{fitted.settings.epochs}. The estimator is fitted as it was then."
+                f"{self._fitted.settings.epochs}. The estimator is fitted as it was then."
             )
-        return self
 
     def _fit_stream(
         self, X: Any, parameters: dict[str, Any], ranks: Ranks, device: torch.device, seed: int
@@ -538,12 +541,11 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             self.image_shape_ = fitted.image_shape
             self.skipped_ = skipped
             run = {"n_jobs": n_jobs, "device": str(device), "devices": 1, "random_state": seed}
-            of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
-            self._set_fitted(fitted, of_result | run | fitted.settings.as_dict())
-            self.__dict__.pop("_online", None)
+            self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
         settings = fitted.settings
         n_read = settings.epochs * int(self.steps_per_epoch) * settings.batch_size
         warn_of(skipped, n_read, stacklevel=3)
+        self._interrupt_if_stopped()
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -616,8 +618,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "steps_per_epoch": online.plan.steps_per_epoch,
                 "random_state": online.seed,
             }
-            of_result = {n: v for n, v in parameters.items() if n not in _OF_RUNS}
-            self.resolved_params_ = of_result | run | online.settings.as_dict()
+            self.resolved_params_ = _resolved(parameters, run, online.settings)
             self.history_ = online.entries()
             self._linkage = None
             for made_when_asked_for in ("_fitted", "cluster_centers_"):
@@ -673,6 +674,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         -------
         MemoryEstimate
             ``print`` it, or see its ``peak``, ``components``, ``phases`` and ``needed``, in bytes.
+            Where several ``devices`` fit together it is of each of them.
 
         Raises
         ------
@@ -691,7 +693,12 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_parameters(parameters)
         source = type(self)(**parameters)._open(X, fitting=True)
         usable = leave_out_unusable(source, number_of_jobs(self.n_jobs, source))
-        return memory_of(usable, parameters, resolve_device(self.device))
+        device, place = resolve_device(self.device), place_of(os.environ)
+        if place is not None and self.devices != 1:
+            n_devices = place.count
+        else:
+            n_devices = number_of_devices(self.devices, device)
+        return memory_of(usable, parameters, device, n_devices)
 
     def rehearse(self, X: Any) -> Rehearsal:
         """Take a few steps of :meth:`fit`, and tell what it would do and take; nothing changes.
@@ -1077,6 +1084,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:
         """Assign everything learned, together."""
+        self.__dict__.pop("_online", None)
         self._fitted = fitted
         self._linkage: npt.NDArray[np.float64] | None = None
         self.resolved_params_ = resolved
@@ -1232,6 +1240,14 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _resolved(
+    parameters: dict[str, Any], run: dict[str, Any], settings: Settings
+) -> dict[str, Any]:
+    """Every parameter that is of the result, with what "auto" became."""
+    of_result = {name: value for name, value in parameters.items() if name not in _OF_RUNS}
+    return of_result | run | settings.as_dict()
 
 
 def _seed(random_state: Any) -> int:

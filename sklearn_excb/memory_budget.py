@@ -21,6 +21,7 @@ from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import ALONE
 from sklearn_excb.sources import ItemImages, Source
+from sklearn_excb.validation import check_devices
 
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
 
@@ -87,12 +88,17 @@ def of_share(share: int, settings: Settings, batches: ViewBatches) -> tuple[Sett
 
 
 def memory_of(
-    source: Source, parameters: Mapping[str, Any], device: torch.device
+    source: Source, parameters: Mapping[str, Any], device: torch.device, n_devices: int
 ) -> MemoryEstimate:
-    """What a fit of the source would take in memory; ``micro_batch="auto"`` is settled by it."""
+    """What a fit of the source would take on one of the devices that share its batches.
+
+    ``micro_batch="auto"`` is settled by it.
+    """
     with own_randomness(0):
         facts = facts_of(source)
         networks, settings, _, batches = prepare(source, facts, parameters, 0, device)
+        check_devices(settings, n_devices)
+        settings, batches = of_share(-(-settings.batch_size // n_devices), settings, batches)
         return settle_memory(networks, settings, batches, parameters)[1]
 
 

@@ -24,6 +24,7 @@ from sklearn_excb.fitting import Fitted, Snapshot
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.gradients import Divergence, Gradients
 from sklearn_excb.history import EpochRecord, entry
+from sklearn_excb.interruptions import awaited
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, predictor, uses_batch_norm
 from sklearn_excb.optimization import Plan
 from sklearn_excb.packing import pack, unpack
@@ -219,8 +220,8 @@ class OnlineFit:
 
     def learn_all(
         self, parts: Iterable[Source], *, n_jobs: int, bar: tqdm[Any] | None = None
-    ) -> None:
-        """Take a step on each part, to the end of the plan; the plan has one.
+    ) -> bool:
+        """Take a step on each part, to the end of the plan, which has one, or to a Ctrl-C.
 
         Parameters
         ----------
@@ -231,6 +232,11 @@ class OnlineFit:
         bar : tqdm, optional
             Counts samples.
 
+        Returns
+        -------
+        bool
+            Whether Ctrl-C was pressed.
+
         Raises
         ------
         DivergedError
@@ -239,10 +245,13 @@ class OnlineFit:
 
         def batches() -> Iterator[Batch]:
             for step, part in enumerate(islice(parts, self.plan.total_steps), 1):
+                if wishes.stop:
+                    return
                 yield from self._batch(part, np.arange(len(part)), n_jobs, step)
 
-        with own_randomness(self.seed):
+        with own_randomness(self.seed), awaited(saves=False) as wishes:
             self._steps(self._taken_up(), batches(), bar)
+        return wishes.stop
 
     def entries(self) -> list[dict[str, Any]]:
         """Entries of the nominal epochs that are done, and of the one under way."""

@@ -112,8 +112,8 @@ def fit_stream(
             ) as bar,
             compiled(networks, wanted=parameters["compile"]),
         ):
-            online.learn_all(parts, n_jobs=n_jobs, bar=bar)
-        fitted = online.fitted()
+            stopped = online.learn_all(parts, n_jobs=n_jobs, bar=bar)
+        fitted = replace(online.fitted(), stopped=stopped)
         fillings = (
             filling(_labels(teacher, online.inputs(), len(kept)), settings.K, suffix)
             for teacher, suffix in ((fitted.teacher, ""), (networks.teacher, "_unsettled"))

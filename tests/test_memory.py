@@ -145,6 +145,20 @@ def test_the_published_recipe_can_be_asked_for_without_its_images():
         excb.predict(photos(2))
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_of_several_devices_it_is_of_the_share_of_each(launched, monkeypatch):
+    excb = small(batch_size=32, n_jobs=1, device="cpu")
+    alone = excb.set_params(devices=1).estimate_memory(IMAGES)
+    if launched:  # by torchrun
+        names = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "MASTER_PORT": 1}
+        for name, value in (names | {"MASTER_ADDR": "localhost"}).items():
+            monkeypatch.setenv(name, str(value))
+    of_four = excb.set_params(devices="auto" if launched else 4).estimate_memory(IMAGES)
+    assert of_four.micro_batch == 8
+    assert of_four.phases["step"]["views"] * 4 == alone.phases["step"]["views"]
+    assert of_four.phases["step"]["centroids"] == alone.phases["step"]["centroids"]
+
+
 def test_an_estimate_changes_nothing():
     fitted = small().fit(IMAGES)
     state = torch.random.get_rng_state()

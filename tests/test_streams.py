@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import signal
 import weakref
 
 import numpy as np
@@ -169,6 +170,21 @@ def counted(items, n_asked):
     for item in items:
         n_asked.append(1)
         yield item
+
+
+def test_ctrl_c_in_a_stream_leaves_a_fitted_estimator():
+    def stream():
+        for number, image in enumerate(itertools.cycle(IMAGES)):
+            if number == 16 * 10:
+                signal.raise_signal(signal.SIGINT)
+            yield image
+
+    excb = small(steps_per_epoch=3).set_params(epochs=1000)
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 3 of 1000"):
+        excb.fit(stream())
+    assert excb.predict(IMAGES).shape == (70,)
+    assert 0 <= excb.history_[-1]["empty_fraction"] < 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_steps_per_epoch_reads_as_many_batches_and_keeps_none():
