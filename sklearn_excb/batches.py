@@ -194,6 +194,17 @@ class ViewBatches:
         crops = begin_crops(source, rows, drawn, room, read, pinned=pinned)
         return lambda: finish_crops([to_device(c, self.device) for c in crops()], drawn)
 
+    def whole(self, batch_size: int, sample: Indices | None = None) -> Iterator[Tensor]:
+        """Samples as inference sees them; see :func:`inference_inputs`."""
+        return inference_inputs(
+            self.source,
+            self.recipe,
+            batch_size=batch_size,
+            n_jobs=self.n_jobs,
+            device=self.device,
+            sample=sample,
+        )
+
     def draw(self, rows: Indices, epoch: int, only: int | None = None) -> Drawn:
         """Draw what is done to some rows, for all views or for one of the global ones."""
         assert isinstance(self.recipe, ViewRecipe)

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Pace:
     clock: Callable[[], float] = time.perf_counter
     _begun: float | None = None
     _steps: int = 0
-    _told: bool = field(default=False)
+    _told: bool = False
 
     def step(self) -> float | None:
         """Seconds a step, once, after the step at which they are known; else None."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_excb.auto import Settings
-from sklearn_excb.batches import ViewBatches, inference_inputs
+from sklearn_excb.batches import ViewBatches
 from sklearn_excb.inference import embed
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.row_views import row_recipe
@@ -37,14 +37,7 @@ def features_of(
         Rows of the source.
     """
     found = np.empty((len(sample), networks.n_features), np.float32)
-    inputs = inference_inputs(
-        batches.source,
-        batches.recipe,
-        batch_size=settings.inference_batch,
-        n_jobs=batches.n_jobs,
-        device=batches.device,
-        sample=sample,
-    )
+    inputs = batches.whole(settings.inference_batch, sample)
     embed(networks.teacher, inputs, "backbone", out=found)
     return found
 

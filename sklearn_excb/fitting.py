@@ -14,7 +14,6 @@ import torch
 from tqdm.auto import tqdm
 
 from sklearn_excb import auto
-from sklearn_excb.batches import inference_inputs
 from sklearn_excb.descriptions import describe
 from sklearn_excb.durations import warn_if_long
 from sklearn_excb.feature_batches import feature_batches, features_of
@@ -189,19 +188,12 @@ def fit_source(
             batches = feature_batches(batches, settings, ranks.sum_array(features))
             del features
 
-        whole = partial(
-            inference_inputs,
-            batches.source,
-            batches.recipe,
-            batch_size=settings.inference_batch,
-            n_jobs=batches.n_jobs,
-            device=device,
-        )
+        whole = partial(batches.whole, settings.inference_batch)
 
         def labels(sums: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int64]:
             every = np.arange(len(source))
             mine, found = ranks.span(len(source)), np.zeros_like(every)
-            assign(networks.teacher, whole(sample=every[mine]), out=found[mine], sums=sums)
+            assign(networks.teacher, whole(every[mine]), out=found[mine], sums=sums)
             if sums is not None:
                 ranks.sum_array(sums)
             return ranks.sum_array(found)
@@ -238,7 +230,7 @@ def fit_source(
                 sample = settling_sample(len(source), settings.K)
                 unsettled = settle_teacher(
                     networks.teacher,
-                    whole(sample=sample[ranks.span(len(sample))]),
+                    whole(sample[ranks.span(len(sample))]),
                     settings,
                     n_samples=len(sample),
                     seed=seed,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_excb.auto import Settings
-from sklearn_excb.batches import ViewBatches, inference_inputs
+from sklearn_excb.batches import ViewBatches
 from sklearn_excb.centroids import most_start_rows
 from sklearn_excb.fake_phases import (
     FLOAT,
@@ -268,14 +268,7 @@ def _views(few: ViewBatches) -> tuple[int, Sequence[Tensor]]:
 def _images(few: ViewBatches) -> tuple[int, Tensor]:
     counted = LiveBytes("images")
     with counted:
-        inputs = inference_inputs(
-            few.source,
-            few.recipe,
-            batch_size=few.batch_size,
-            n_jobs=few.n_jobs,
-            device=few.device,
-        )
-        images = next(inputs)
+        images = next(few.whole(few.batch_size))
     return counted.peak, images
 
 

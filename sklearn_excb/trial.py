@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sklearn_excb.auto import Settings
-from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.batches import Batch, ViewBatches
 from sklearn_excb.centroids import nearest_centroids, unit_rows
 from sklearn_excb.feature_batches import feature_batches, features_of
 from sklearn_excb.inference import assign
@@ -70,16 +70,8 @@ class Trial:
         """Of assigning an image to its cluster."""
         size, batches = self._settings.inference_batch, self._batches
         sample = np.arange(min(len(batches.source), _BATCHES * size))
-        inputs = inference_inputs(
-            batches.source,
-            batches.recipe,
-            batch_size=size,
-            n_jobs=batches.n_jobs,
-            device=batches.device,
-            sample=sample,
-        )
         times, last = list[float](), self._now()
-        for images in inputs:
+        for images in batches.whole(size, sample):
             assign(self._networks.teacher, [images], out=np.empty(len(images), np.int64))
             times.append((self._now() - last) / len(images))
             last = self._now()
