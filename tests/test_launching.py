@@ -141,13 +141,15 @@ def test_processes_end_when_the_one_that_called_fit_is_gone(tmp_path):
         cwd=HERE.parent,
         env=os.environ | {"TMPDIR": str(temporary)},
     )
-    while not states(state):
-        assert process.poll() is None
-        time.sleep(0.5)
-    workers = [int(file.read_text()) for file in temporary.glob("*/process-*")]
-    assert len(workers) == 2
-    process.kill()
-    process.wait()
+    try:
+        while not states(state):
+            assert process.poll() is None
+            time.sleep(0.5)
+        workers = [int(file.read_text()) for file in temporary.glob("*/process-*")]
+        assert len(workers) == 2
+    finally:
+        process.kill()
+        process.wait()
     end = time.monotonic() + 100
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < end

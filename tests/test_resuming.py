@@ -149,7 +149,7 @@ def test_nothing_is_trained_anew_unasked_when_no_state_can_be_read(broken_off):
 
 def test_a_state_of_another_version_is_refused(broken_off, monkeypatch):
     monkeypatch.setattr(sklearn_excb.run_folder, "FORMAT", 99)
-    with pytest.raises(ValueError, match=r"has format 1; this version .* reads format 99"):
+    with pytest.raises(ValueError, match=r"has format 2; this version .* reads format 99"):
         small(checkpoint_dir=broken_off).fit(DIGITS)
 
 
