@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from sklearn_excb import auto
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import DurationWarning
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.live_bytes import fake
@@ -86,11 +86,10 @@ def warn_if_long(
         That trains.
     """
     if advice := advice_if_long(seconds, parameters, facts, device):
-        warnings.warn(
+        warn_caller(
             f"This fit will take about {duration(seconds)} on {device}, by its first steps. "
             f"{advice}",
             DurationWarning,
-            stacklevel=6,  # whoever called fit
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import inference_inputs, number_of_jobs
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.checkpoint import load_estimator, save_estimator
 from sklearn_excb.devices import resolve_device
 from sklearn_excb.exceptions import DeviceWarning
@@ -463,7 +463,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 progress = bool(self.verbose) and ranks.first
                 usable = leave_out_unusable(source, n_jobs, progress=progress)
             skipped_before = skipped_of(source)
-            warn_of(skipped_before, len(source), stacklevel=2)
+            warn_of(skipped_before, len(source))
             how: dict[str, Any] = {
                 "seed": seed,
                 "device": device,
@@ -493,7 +493,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             }
             self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
         if len(self.skipped_) > len(skipped_before):  # while it was fitted
-            warn_of(self.skipped_, len(source), stacklevel=2)
+            warn_of(self.skipped_, len(source))
         self._interrupt_if_stopped()
         return self
 
@@ -544,7 +544,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
         settings = fitted.settings
         n_read = settings.epochs * int(self.steps_per_epoch) * settings.batch_size
-        warn_of(skipped, n_read, stacklevel=3)
+        warn_of(skipped, n_read)
         self._interrupt_if_stopped()
         return self
 
@@ -625,7 +625,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 self.__dict__.pop(made_when_asked_for, None)
         for of_fit in ("sample_names_", "ignored_files_"):
             self.__dict__.pop(of_fit, None)
-        warn_of(self.skipped_, len(source), stacklevel=2)
+        warn_of(self.skipped_, len(source))
         return self
 
     def _fit_before(self) -> Fitted | None:
@@ -1137,7 +1137,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         else:
             source = self._open(X, fitting=False)
             found, skipped = function(source, out), skipped_of(source)
-        return without_skipped(found, skipped, fill=fill, stacklevel=3)
+        return without_skipped(found, skipped, fill=fill)
 
     def _open_indexed(self, X: Any) -> Source:
         """Open samples of which any can be asked for."""
@@ -1216,7 +1216,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         try:
             return resolve_device(self.device)
         except ValueError as error:
-            warnings.warn(f"{error} Going on with the CPU.", DeviceWarning, stacklevel=4)
+            warn_caller(f"{error} Going on with the CPU.", DeviceWarning)
             return torch.device("cpu")
 
     @property

@@ -240,7 +240,7 @@ def fit_source(
             unsettled = last if unsettled is None else unsettled
             history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")
             if ending == "done":
-                watch.look(history[-1], stacklevel=4)
+                watch.look(history[-1])
         tell_of_skipped(source, ranks)
     teacher = networks.teacher.cpu().eval()
     return Fitted(

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sklearn_excb.callers import caller, warn_caller
 from sklearn_excb.exceptions import RankError
 from sklearn_excb.fitting import Fitted, Snapshot, fit_source
 from sklearn_excb.job_files import read_job, write_job
@@ -271,7 +271,7 @@ def _warnings_passed_on(folder: Path) -> Iterator[None]:
 
     Where they are errors, the first of them is raised at the end.
     """
-    caller = sys._getframe(4)  # of fit, through fit_on and the context
+    frame = caller()
     ended = threading.Event()
     raised: list[Warning] = []
 
@@ -283,9 +283,7 @@ def _warnings_passed_on(folder: Path) -> Iterator[None]:
                 message, category = read_job(file)
                 n_done += 1
                 try:
-                    warnings.warn_explicit(
-                        message, category, caller.f_code.co_filename, caller.f_lineno
-                    )
+                    warn_caller(message, category, frame)
                 except Warning as error:
                     raised.append(error)
 

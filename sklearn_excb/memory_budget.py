@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.devices import available_memory
 from sklearn_excb.exceptions import MemoryWarning
 from sklearn_excb.generators import own_randomness
@@ -62,11 +62,10 @@ def fit_into(
 def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> None:
     """Warn of a fit for which the device has too little memory left."""
     if advice := advice_if_short(estimate, available, batches):
-        warnings.warn(
+        warn_caller(
             f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
             f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
             MemoryWarning,
-            stacklevel=6,  # whoever called fit
         )
 
 

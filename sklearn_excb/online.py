@@ -350,7 +350,7 @@ class OnlineFit:
                 last = run.record.summary(run.history[-1]["epoch"] + 1)
                 run.history.append(last)
                 run.record = EpochRecord(self.settings.K, self.device)
-                run.watch.look(last, stacklevel=5)
+                run.watch.look(last)
         if divergence := gradients.ask():
             raise self._diverged(divergence)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from sklearn_excb.auto import Settings
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CheckpointWarning
 from sklearn_excb.fingerprints import changes, of_frozen, of_parameters, of_source
 from sklearn_excb.ranks import Ranks
@@ -218,22 +218,20 @@ def earlier_of(
         )
     others = changes(before["versions"], now["versions"])
     if others and not differing:
-        warnings.warn(
+        warn_caller(
             f"The run goes on with other packages or threads than it had ({'; '.join(others)}): "
             "its result may differ from an uninterrupted one in the last bits.",
             CheckpointWarning,
-            stacklevel=4,  # whoever called fit
         )
     return Earlier(state, differing)
 
 
 def warn_of_no_epochs(epochs: int) -> None:
     """Warn of a warm start with nothing to train."""
-    warnings.warn(
+    warn_caller(
         f"A warm start with nothing to train: epochs={epochs} are done. epochs counts those before "
         "it too: raise it.",
         CheckpointWarning,
-        stacklevel=4,  # whoever called fit
     )
 
 

@@ -12,7 +12,6 @@ import re
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CheckpointWarning, DamagedFileError
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.tensor_files import read_tensors, write_tensors
@@ -93,11 +93,10 @@ class RunFolder:
                 old.unlink()
         except OSError as error:
             if not self._failing:
-                warnings.warn(
+                warn_caller(
                     f"The state after {step:,} steps could not be written to {self.path}: {error}. "
                     f"The fit goes on, and tries again; {self._what_is_left()}.",
                     CheckpointWarning,
-                    stacklevel=6,  # whoever called fit
                 )
             self._failing = True
             return False
@@ -125,10 +124,9 @@ class RunFolder:
                 failed = str(error)
                 continue
             if failed:
-                warnings.warn(
+                warn_caller(
                     f"{failed} The fit goes on from {file.name}, the one before.",
                     CheckpointWarning,
-                    stacklevel=5,  # whoever called fit
                 )
             self.written = state["step"]
             return state
@@ -164,10 +162,9 @@ class RunFolder:
                 except OSError:  # a file system without links
                     shutil.copyfile(file, beside)
         except OSError as error:
-            warnings.warn(
+            warn_caller(
                 f"{file} is the best so far, but could not be kept as best.safetensors: {error}",
                 CheckpointWarning,
-                stacklevel=7,  # whoever called fit
             )
 
 
@@ -207,10 +204,9 @@ def run_folder(
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        warnings.warn(
+        warn_caller(
             f"The file system of {folder} has no locks: nothing keeps a second fit out of it.",
             CheckpointWarning,
-            stacklevel=6,  # whoever called fit
         )
     try:
         for left in folder.iterdir():

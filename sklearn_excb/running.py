@@ -252,7 +252,7 @@ def train_on(
                 if not run.watch.sound(last):
                     return diverged(report.epoch, last["loss"], None)
                 run.record = EpochRecord(settings.K, batches.device)
-                run.watch.look(last, stacklevel=5)
+                run.watch.look(last)
                 loss = last["loss"]
                 run.history.append(last)
                 bar.set_postfix_str(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import SkippedImageWarning
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Skipped, Source
@@ -82,23 +82,21 @@ def without_skipped(
     skipped: Sequence[Skipped],
     *,
     fill: float,
-    stacklevel: int,
 ) -> npt.NDArray[Any]:
     """Write ``fill`` into the rows of skipped images, in place, and warn if there are any."""
     if skipped:
         result[[image.index for image in skipped]] = fill
-        warn_of(skipped, len(result), stacklevel + 1)
+        warn_of(skipped, len(result))
     return result
 
 
-def warn_of(skipped: Sequence[Skipped], n_samples: int, stacklevel: int) -> None:
+def warn_of(skipped: Sequence[Skipped], n_samples: int) -> None:
     """Say how many images were skipped, if any, and why the first."""
     if skipped:
         first = skipped[0]
-        warnings.warn(
+        warn_caller(
             f"{len(skipped)} of {n_samples:,} images cannot be used and were skipped: their "
             f"label is -1, their embedding NaN. The first, {first.name or first.index}: "
             f"{first.reason}",
             SkippedImageWarning,
-            stacklevel=stacklevel + 1,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.auto import Settings, learning_rate
+from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CollapseWarning, DivergedError, DivergenceWarning
 from sklearn_excb.gradients import Divergence
 from sklearn_excb.networks import ClusterNetwork
@@ -173,14 +173,14 @@ class Watch:
         self.keep(f"after epoch {record['epoch']}")
         return True
 
-    def look(self, record: Mapping[str, Any], *, stacklevel: int) -> None:
+    def look(self, record: Mapping[str, Any]) -> None:
         """Warn of a collapse that an entry of the history shows, unless there was a warning."""
         if self.warned:
             return
         reason = collapse(record, self._settings, self._steps_per_epoch)
         if reason is not None:
             self.warned = True
-            warnings.warn(reason, CollapseWarning, stacklevel=stacklevel)
+            warn_caller(reason, CollapseWarning)
 
     def recover(
         self,
@@ -222,10 +222,9 @@ class Watch:
             raise error
         self._teacher.load_state_dict(self._kept)
         self.warned = True
-        warnings.warn(
+        warn_caller(
             f"{said} The fit stops with what it was {self._when}.",
             DivergenceWarning,
-            stacklevel=6,  # whoever called fit
         )
 
 
