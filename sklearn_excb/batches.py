@@ -140,12 +140,19 @@ class ViewBatches:
         rows = self._filled(permutation(self.seed, 0, len(self.source)))
         return self._batches((0, some, number % 2) for number, some in enumerate(rows))
 
-    def of_rows(self, epoch: int, rows: Indices) -> Iterator[Batch]:
-        """Views of some rows, at least a batch of them, in their order.
+    def of_rows(self, epoch: int, rows: Indices, only: int | None = None) -> Iterator[Batch]:
+        """Views of some rows in their order, all or one of the global ones.
 
         The last batch is filled up with the first of them.
         """
-        return self._batches((epoch, some, None) for some in self._filled(rows))
+        return self._batches((epoch, some, only) for some in self._filled(rows))
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of X in a step, in their order there."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        rows = self.order(epoch + 1)[within]
+        source = self.source
+        return (source.places[rows] if isinstance(source, ItemImages) else rows).tolist()
 
     def _filled(self, rows: Indices) -> Indices:
         """Rows in full batches, (batches, B), the last one filled up with the first of them."""

@@ -116,7 +116,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     steps_per_epoch : int or "auto", default="auto"
         For what can only be iterated. "auto" reads it once and keeps the images in memory. A number
         keeps none but a sample: each epoch takes as many batches, as they come, and the stream
-        begins again when it ends. See :meth:`fit`.
+        begins again when it ends. Processes of a launcher read a stream each. See :meth:`fit`.
     micro_batch : int, None or "auto", default=None
         Images that go through the networks at once: a step is taken in parts of at most as many,
         whose gradients add up, to save memory. What changes are the statistics of BatchNorm, which
@@ -455,7 +455,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         seed = _seed(self.random_state)
         before = self._fit_before()
         if self.steps_per_epoch != "auto":
-            return self._fit_stream(X, parameters, ranks, device, seed)
+            return self._fit_stream(X, parameters, ranks, device, seed, before)
         with _unchanged_on_error(self):
             with ranks.together():
                 source = self._open(X, fitting=True)
@@ -506,7 +506,13 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
 
     def _fit_stream(
-        self, X: Any, parameters: dict[str, Any], ranks: Ranks, device: torch.device, seed: int
+        self,
+        X: Any,
+        parameters: dict[str, Any],
+        ranks: Ranks,
+        device: torch.device,
+        seed: int,
+        before: Fitted | None,
     ) -> Self:
         """Fit a stream of which nothing is kept but a sample."""
         if not is_stream(X):
@@ -514,12 +520,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "steps_per_epoch is for what can only be iterated, and X has a length: an epoch is "
                 'all of it. Leave steps_per_epoch="auto".'
             )
-        if ranks.count > 1 or self.devices not in ("auto", 1):
-            raise ValueError("With steps_per_epoch a fit is of one process: set devices=1.")
-        if self.checkpoint_dir is not None or self.warm_start:
+        if ranks.count == 1 and self.devices not in ("auto", 1):
             raise ValueError(
-                "A stream cannot be taken up where it was: with steps_per_epoch there is neither "
-                "checkpoint_dir nor warm_start. partial_fit goes on, also from a pickle."
+                "With steps_per_epoch a fit starts no processes: each device needs a stream of its "
+                "own. Start them with torchrun, or set devices=1."
             )
         self._need_trained_backbone("steps_per_epoch")
         skipped: list[Skipped] = []
@@ -537,10 +541,24 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 self.n_channels_ = source.n_channels
                 return usable
 
-            fitted = fit_stream(X, parameters, open_part, seed=seed, n_jobs=n_jobs, device=device)
+            fitted = fit_stream(
+                X,
+                parameters,
+                open_part,
+                seed=seed,
+                device=device,
+                kept=None if before is None else before.state,
+                fitted_before=before is not None,
+                ranks=ranks,
+            )
             self.image_shape_ = fitted.image_shape
             self.skipped_ = skipped
-            run = {"n_jobs": n_jobs, "device": str(device), "devices": 1, "random_state": seed}
+            run = {
+                "n_jobs": n_jobs,
+                "device": str(device),
+                "devices": ranks.count,
+                "random_state": fitted.seed,
+            }
             self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
         settings = fitted.settings
         n_read = settings.epochs * int(self.steps_per_epoch) * settings.batch_size

@@ -4,47 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm.auto import tqdm
 
 from sklearn_excb import auto
-from sklearn_excb.descriptions import describe
-from sklearn_excb.durations import warn_if_long
+from sklearn_excb.beginning import begin, take_up_generators
 from sklearn_excb.feature_batches import feature_batches, features_of
-from sklearn_excb.generators import (
-    generator_states,
-    generators_kept,
-    own_randomness,
-    set_generators,
-)
+from sklearn_excb.fingerprints import of_source
+from sklearn_excb.generators import generator_states
 from sklearn_excb.grouping import group_centroids
 from sklearn_excb.history import entry, filling
 from sklearn_excb.inference import assign
-from sklearn_excb.memory_budget import within_memory
-from sklearn_excb.networks import ClusterNetwork, compiled
-from sklearn_excb.packing import pack, unpack
-from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.networks import ClusterNetwork
+from sklearn_excb.packing import Snapshot
 from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.run_folder import run_folder
-from sklearn_excb.running import Run, train_on
 from sklearn_excb.settling import settle_teacher, settling_sample
 from sklearn_excb.skipping import tell_of_skipped
 from sklearn_excb.sources import Source
 from sklearn_excb.training import start_centroids
-from sklearn_excb.validation import check_devices
 from sklearn_excb.views import ViewRecipe
-
-_OF_FOLDER = ("checkpoint_dir", "checkpoint_every", "n_checkpoints")
-
-Snapshot = tuple[dict[str, torch.Tensor], Any]  # a state, copied and packed
 
 
 @dataclass(frozen=True)
@@ -130,55 +114,20 @@ def fit_source(
         If another rank has failed, or is at another fit.
     """
     with ExitStack() as stack:
-        make_sure_of(ranks, source, parameters, seed)
-        seed = ranks.from_first(seed)
-        folder = earlier = None
-        warm, what = parameters["warm_start"], {}
-        with ranks.together():
-            if ranks.first:
-                folder = stack.enter_context(run_folder(*(parameters[of] for of in _OF_FOLDER)))
-                if folder is not None or warm:
-                    what = about(source, parameters, ranks.count)
-                before = unpack(*kept) if kept else None
-                earlier = earlier_of(folder, what, parameters, before, fitted_before=fitted_before)
-        earlier, what = ranks.from_first((earlier, what))
-        if earlier is not None:
-            seed = earlier.seed(parameters["random_state"], seed)
-            parameters = earlier.parameters(parameters)
-
-        stack.enter_context(own_randomness(seed))
-        facts = facts_of(source)
-        networks, settings, n_features, batches = prepare(source, facts, parameters, seed, device)
-        check_devices(settings, ranks.count)
-        batches = replace(batches, ranks=ranks, recipe=ranks.from_first(batches.recipe))
-        settings = within_memory(networks, settings, batches, parameters)
-        networks.to(device)
-        ranks.copy_first_(tensor.detach() for tensor in networks.state_dict().values())
-        what |= {
-            "seed": seed,
-            "steps_per_epoch": batches.steps_per_epoch,
-            "network": describe(
-                networks.teacher,
-                settings,
-                batches.recipe,
-                n_features=n_features,
-                image_shape=facts.shape,
-            ),
-        }
-        recipe = batches.recipe  # of inference
-
-        bar = stack.enter_context(
-            tqdm(
-                desc="ExCB: starting",
-                unit="img",
-                disable=not (parameters["verbose"] and ranks.first),
-            )
+        run, begun = begin(
+            stack,
+            source,
+            partial(of_source, source),
+            parameters,
+            n_samples=len(source),
+            seed=seed,
+            device=device,
+            kept=kept,
+            fitted_before=fitted_before,
+            ranks=ranks,
         )
-
-        run = Run.of(networks, settings, device, batches.steps_per_epoch)
-        if earlier is not None:
-            step, within = earlier.first_step(settings, len(source))
-            run.go_on_from(earlier.state, step, within=within)
+        networks, settings, batches, bar = run.networks, begun.settings, begun.batches, begun.bar
+        recipe, n_features, seed = batches.recipe, begun.n_features, batches.seed  # of inference
 
         if settings.freeze_backbone:
             bar.set_description("ExCB: features")
@@ -198,30 +147,20 @@ def fit_source(
                 ranks.sum_array(sums)
             return ranks.sum_array(found)
 
-        def tell(seconds: float) -> None:
-            if ranks.first:
-                warn_if_long(seconds, parameters, facts, device)
-
         sums = np.zeros((settings.K, n_features), np.float32)  # pages that nobody has touched yet
-        if earlier is None:
+        if not begun.goes_on:
             start_centroids(networks, batches.start(), settings, seed=seed, ranks=ranks)
             last = labels(None if settings.epochs else sums)
             run.history.append(entry(0, inference=last, n_clusters=settings.K))
             run.generators = generator_states()
         else:
-            stack.enter_context(generators_kept())
-            set_generators(run.generators)
-            if warm and run.step == settings.epochs * batches.steps_per_epoch:
-                warn_of_no_epochs(settings.epochs)
+            take_up_generators(stack, run)
         history, watch = run.history, run.watch
         ending, state = "done", None
-        if settings.epochs or earlier is not None:
+        if settings.epochs or begun.goes_on:
             bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
-            with compiled(networks, wanted=parameters["compile"]):
-                ending = train_on(run, batches, settings, bar, folder, what, tell)
-            history = run.entries()
-            if warm and ending != "diverged":
-                state = pack({"about": what, **run.state_dict()})
+            ending = begun.train(run, batches)
+            history, state = run.entries(), begun.state(run, ending)
             del run  # what the optimiser and the gradients hold is room for settling
             networks.student.zero_grad()
             bar.set_description("ExCB: settling, assigning the images")
@@ -248,7 +187,7 @@ def fit_source(
         settings,
         recipe,
         n_features,
-        facts.shape,
+        begun.facts.shape,
         labels=last,
         history=history,
         group_centroids=group_centroids(sums, last, teacher.centroids.unit().detach().numpy()),

@@ -23,8 +23,9 @@ import torch
 
 from sklearn_excb.callers import caller, warn_caller
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.fitting import Fitted, Snapshot, fit_source
+from sklearn_excb.fitting import Fitted, fit_source
 from sklearn_excb.job_files import read_job, write_job
+from sklearn_excb.packing import Snapshot
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Source
 

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sklearn_excb import auto
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
 from sklearn_excb.draws import permutation
 from sklearn_excb.exceptions import DivergedError
 from sklearn_excb.fingerprints import changes, of_parameters
-from sklearn_excb.fitting import Fitted, Snapshot
+from sklearn_excb.fitting import Fitted
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.gradients import Divergence, Gradients
 from sklearn_excb.history import EpochRecord, entry
-from sklearn_excb.interruptions import awaited
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, predictor, uses_batch_norm
 from sklearn_excb.optimization import Plan
-from sklearn_excb.packing import pack, unpack
+from sklearn_excb.packing import Snapshot, pack, unpack
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.reservoir import Reservoir, Sample, samples_of, source_of
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.running import Run
-from sklearn_excb.settling import settle_teacher
+from sklearn_excb.settling import enough_to_settle, settle_teacher
 from sklearn_excb.sources import Source
 from sklearn_excb.training import start_centroids, train
 from sklearn_excb.views import ViewRecipe
@@ -41,7 +38,6 @@ Indices = npt.NDArray[np.int64]
 
 _NO_END = sys.maxsize  # epochs: crops stay those of the first
 _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
-_TO_SETTLE = 4  # kept samples a cluster, at the least
 
 
 @dataclass
@@ -75,8 +71,6 @@ class OnlineFit:
         What came before.
     plan : Plan
         Of the rates.
-    replays : bool
-        Whether half of each step is of what came before.
     n_parts : int
         That were learned from.
     kept : tuple or None
@@ -95,7 +89,6 @@ class OnlineFit:
     device: torch.device
     reservoir: Reservoir
     plan: Plan
-    replays: bool = True
     n_parts: int = 0
     kept: Snapshot | None = None
     _run: Run | None = None
@@ -218,41 +211,6 @@ class OnlineFit:
                 raise
         self.n_parts += 1
 
-    def learn_all(
-        self, parts: Iterable[Source], *, n_jobs: int, bar: tqdm[Any] | None = None
-    ) -> bool:
-        """Take a step on each part, to the end of the plan, which has one, or to a Ctrl-C.
-
-        Parameters
-        ----------
-        parts : iterable of Source
-            As many as there are steps, or more.
-        n_jobs : int
-            Threads that open images.
-        bar : tqdm, optional
-            Counts samples.
-
-        Returns
-        -------
-        bool
-            Whether Ctrl-C was pressed.
-
-        Raises
-        ------
-        DivergedError
-            If loss or gradients are not finite.
-        """
-
-        def batches() -> Iterator[Batch]:
-            for step, part in enumerate(islice(parts, self.plan.total_steps), 1):
-                if wishes.stop:
-                    return
-                yield from self._batch(part, np.arange(len(part)), n_jobs, step)
-
-        with own_randomness(self.seed), awaited(saves=False) as wishes:
-            self._steps(self._taken_up(), batches(), bar)
-        return wishes.stop
-
     def entries(self) -> list[dict[str, Any]]:
         """Entries of the nominal epochs that are done, and of the one under way."""
         return self.history if self._run is None else self._run.entries()
@@ -286,14 +244,14 @@ class OnlineFit:
         learning, n = self.networks.to(self.device).teacher, len(self.reservoir)
         centroids = copy.deepcopy(learning.centroids)
         teacher = ClusterNetwork(learning.backbone, learning.projector, centroids).eval()
-        if self.settings.settle_passes and n >= _TO_SETTLE * self.settings.K:
+        if enough_to_settle(self.settings, n):
             settle_teacher(teacher, self.inputs(), self.settings, n_samples=n, seed=self.seed)
         return teacher
 
     def _batches(self, source: Source, n_jobs: int, first: int) -> Iterator[Batch]:
         """Batches of a part in random order, up to half of each drawn from what came before."""
         size = self.settings.batch_size
-        n_old = min(len(self.reservoir), size // 2) if self.replays else 0
+        n_old = min(len(self.reservoir), size // 2)
         n_steps = -(-len(source) // (size - n_old))
         rows = permutation(self.seed, self.n_parts + 1, len(source))
         for step, some in enumerate(np.array_split(rows, n_steps), first + 1):
@@ -312,8 +270,7 @@ class OnlineFit:
         yield from views.of_rows(step, np.arange(len(together)))
 
     def _views_of(self, source: Source) -> ViewBatches:
-        end = _NO_END if self.plan.endless else self.plan.total_steps
-        return ViewBatches(source, self.recipe, len(source), end, self.seed, 1, self.device)
+        return ViewBatches(source, self.recipe, len(source), _NO_END, self.seed, 1, self.device)
 
     def _taken_up(self) -> Run:
         self.networks.to(self.device)  # inference may have been elsewhere
@@ -327,7 +284,7 @@ class OnlineFit:
             self._run.history = list(self.history)
         return self._run
 
-    def _steps(self, run: Run, batches: Iterator[Batch], bar: tqdm[Any] | None = None) -> None:
+    def _steps(self, run: Run, batches: Iterator[Batch]) -> None:
         plan, gradients = self.plan, Gradients(self.networks.student, run.scaler)
         for report in train(
             run.networks,
@@ -342,8 +299,6 @@ class OnlineFit:
         ):
             run.record.add(report)
             run.step = report.step + 1
-            if bar is not None:
-                bar.update(self.settings.batch_size)
             if divergence := gradients.look(report):
                 raise self._diverged(divergence)
             if run.step % plan.steps_per_epoch == 0:
@@ -357,9 +312,8 @@ class OnlineFit:
     def _diverged(self, divergence: Divergence) -> DivergedError:
         return DivergedError(
             f"The training diverged in step {divergence.step + 1}, with a loss of "
-            f"{divergence.loss}; {'this call of partial_fit' if self.plan.endless else 'it'} is "
-            "undone. Begin anew with a lower learning_rate, now "
-            f"{self.settings.learning_rate:g}. {divergence}"
+            f"{divergence.loss}; this call of partial_fit is undone. Begin anew with a lower "
+            f"learning_rate, now {self.settings.learning_rate:g}. {divergence}"
         )
 
     def __getstate__(self) -> dict[str, Any]:

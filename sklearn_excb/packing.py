@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Snapshot = tuple[dict[str, Tensor], Any]  # a state, copied and packed
+
 _TENSOR, _ARRAY, _TUPLE, _PAIRS = "__tensor__", "__array__", "__tuple__", "__pairs__"
 
 

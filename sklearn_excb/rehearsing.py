@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import torch
 from sklearn_excb.centroids import N_ITERATIONS, most_start_rows
 from sklearn_excb.devices import available_memory
 from sklearn_excb.durations import advice_if_long, duration
-from sklearn_excb.fitting import Snapshot
+from sklearn_excb.fingerprints import of_source
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.memory import MemoryEstimate, readable
 from sklearn_excb.memory_budget import advice_if_short, of_share, settle_memory
 from sklearn_excb.networks import compiled
 from sklearn_excb.optimization import Plan
-from sklearn_excb.packing import unpack
+from sklearn_excb.packing import Snapshot, unpack
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.resuming import Earlier, about, earlier_of, make_sure_of
@@ -158,7 +159,7 @@ def rehearse(
     clock : callable
         Seconds.
     """
-    make_sure_of(ranks, source, parameters, seed)
+    make_sure_of(ranks, partial(of_source, source), parameters, seed)
     seed = ranks.from_first(seed)
     with own_randomness(seed):
         earlier = None
@@ -240,6 +241,6 @@ def _earlier(
     """State that the fit would go on from; nothing is made or locked."""
     path, warm = parameters["checkpoint_dir"], parameters["warm_start"]
     folder = None if path is None else RunFolder(Path(path).absolute(), "auto", 1)
-    what = about(source, parameters, ranks.count) if folder is not None or warm else {}
+    what = about(of_source(source), parameters, ranks.count) if folder is not None or warm else {}
     before = unpack(*kept) if kept else None
     return earlier_of(folder, what, parameters, before, fitted_before=fitted_before)

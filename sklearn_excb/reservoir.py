@@ -39,6 +39,11 @@ class Reservoir:
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def n_offered(self) -> int:
+        """Samples that the stream has brought."""
+        return self._n_offered
+
     def offer(self, samples: Sequence[Sample]) -> None:
         """Take in some of the next samples of the stream."""
         numbers = self._n_offered + np.arange(len(samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral
@@ -14,10 +14,9 @@ import torch
 from sklearn_excb.auto import Settings
 from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CheckpointWarning
-from sklearn_excb.fingerprints import changes, of_frozen, of_parameters, of_source
+from sklearn_excb.fingerprints import changes, of_frozen, of_parameters
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.run_folder import RunFolder
-from sklearn_excb.sources import Source
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
 # what weights and moments are of
@@ -28,12 +27,24 @@ _STRUCTURE = (
 _ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # the data's
 
 
-def about(source: Source, parameters: Mapping[str, Any], n_ranks: int = 1) -> dict[str, Any]:
-    """What a run is a run of, and what it runs on: also on how many ranks."""
+def about(
+    data: Mapping[str, Any], parameters: Mapping[str, Any], n_ranks: int = 1
+) -> dict[str, Any]:
+    """What a run is a run of, and what it runs on: also on how many ranks.
+
+    Parameters
+    ----------
+    data : mapping
+        Of :func:`sklearn_excb.fingerprints.of_source`, or another in which data differ.
+    parameters : mapping
+        The estimator's.
+    n_ranks : int, default=1
+        That fit together.
+    """
     return {
         "parameters": of_parameters(parameters),
         "frozen": of_frozen(parameters),
-        "data": of_source(source),
+        "data": data,
         "versions": {
             **{name: _version(name) for name in _PACKAGES},
             "python": platform.python_version(),
@@ -51,8 +62,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return of_parameters + others + of_data
 
 
-def make_sure_of(ranks: Ranks, source: Source, parameters: Mapping[str, Any], seed: int) -> None:
+def make_sure_of(
+    ranks: Ranks, data: Callable[[], Mapping[str, Any]], parameters: Mapping[str, Any], seed: int
+) -> None:
     """Find out before the first step whether all ranks are at the same fit.
+
+    ``data`` gives what :func:`about` takes; it is asked only if there are several.
 
     Raises
     ------
@@ -61,7 +76,7 @@ def make_sure_of(ranks: Ranks, source: Source, parameters: Mapping[str, Any], se
     """
     if ranks.count == 1:
         return
-    what = about(source, parameters)
+    what = about(data(), parameters)
     if isinstance(parameters["random_state"], Integral):
         what["parameters"]["random_state"] = seed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
-from sklearn_excb.batches import Batch, ViewBatches
+from sklearn_excb.batches import Batch
 from sklearn_excb.durations import Pace
 from sklearn_excb.exceptions import RankError
 from sklearn_excb.generators import generator_states
@@ -26,11 +26,42 @@ from sklearn_excb.optimization import Plan, build_optimizer, build_scaler
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.run_folder import RunFolder
-from sklearn_excb.sources import ItemImages
 from sklearn_excb.training import train
 from sklearn_excb.watching import Watch, all_finite
 
 Ending = Literal["done", "stopped", "diverged"]
+
+
+class Batches(Protocol):
+    """What a training reads: :class:`sklearn_excb.batches.ViewBatches`, or those of a stream."""
+
+    @property
+    def seed(self) -> int:
+        """Of every draw."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the views end."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that share each batch."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield the batches that are left after so many steps."""
+        ...
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of X in a step, where they have numbers."""
+        ...
 
 
 @dataclass
@@ -164,7 +195,7 @@ class Run:
 
 def train_on(
     run: Run,
-    batches: ViewBatches,
+    batches: Batches,
     settings: Settings,
     bar: tqdm[Any],
     folder: RunFolder | None,
@@ -177,7 +208,7 @@ def train_on(
     ----------
     run : Run
         Changed in place; may have steps behind it.
-    batches : ViewBatches
+    batches : Batches
         Of the whole fit.
     settings : Settings
         Of the fit.
@@ -201,7 +232,7 @@ def train_on(
     DivergedError
         If the first epoch diverges.
     """
-    plan = Plan.of(settings, len(batches.source))
+    plan = Plan(batches.steps_per_epoch, batches.steps_per_epoch * settings.epochs)
     pace = Pace()
     gradients = Gradients(run.networks.student, run.scaler)
     bar.reset(total=plan.total_steps * settings.batch_size)
@@ -215,7 +246,7 @@ def train_on(
         folder.write(run.step, {"about": about, **run.state_dict()}, best=best)
 
     def diverged(epoch: int, loss: float, divergence: Divergence | None) -> Ending:
-        rows = [] if divergence is None else rows_of(batches, divergence.step)
+        rows = [] if divergence is None else batches.rows(divergence.step)
         run.record = EpochRecord(settings.K, batches.device)
         run.watch.recover(epoch, loss, rows, divergence)
         return "diverged"
@@ -329,11 +360,3 @@ def _read_together(
             asked.ranks.fail(error)
         assert batch is not None
         yield batch
-
-
-def rows_of(batches: ViewBatches, step: int) -> list[int]:
-    """Rows of X in a step, in their order there."""
-    epoch, within = divmod(step, batches.steps_per_epoch)
-    rows = batches.order(epoch + 1)[within]
-    source = batches.source
-    return (source.places[rows] if isinstance(source, ItemImages) else rows).tolist()

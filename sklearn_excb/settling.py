@@ -31,6 +31,7 @@ Labels = npt.NDArray[np.int64]
 PARTS = 16  # of a pass, each labelled by the sizes that those before left
 _WINDOW = 4 * PARTS  # of the sizes: four passes
 _SAME = 1e-3  # mean squared distance of projections that are all but the same
+_A_CLUSTER_KEPT = 4  # samples of a stream that were kept, at the least
 _FEWEST, _A_CLUSTER = 500_000, 20  # images that are looked at: as many, or as many a cluster
 
 
@@ -53,6 +54,11 @@ def settling_sample(n_samples: int, n_clusters: int) -> npt.NDArray[np.int64]:
     """Indices of the images that the centroids settle on: all, or 500,000, or 20 a cluster."""
     most = max(_FEWEST, _A_CLUSTER * n_clusters)
     return np.linspace(0, n_samples - 1, min(n_samples, most)).round().astype(np.int64)
+
+
+def enough_to_settle(settings: Settings, n_samples: int) -> bool:
+    """Whether centroids are to settle on so many samples of a stream."""
+    return settings.settle_passes > 0 and n_samples >= _A_CLUSTER_KEPT * settings.K
 
 
 def told_apart(rows: FloatRows, ranks: Ranks = ALONE) -> bool:

@@ -215,7 +215,7 @@ class Watch:
             named = ", ".join(map(str, rows[:_ROWS_TOLD]))
             more = f" and {len(rows) - _ROWS_TOLD} more" if len(rows) > _ROWS_TOLD else ""
             said += f", step {divergence.step + 1}, with a loss of {loss}. {rate} {divergence}"
-            said += f" Rows of the batch: {named}{more}."
+            said += f" Rows of the batch: {named}{more}." if rows else ""
         if self._kept is None:
             error = DivergedError(said)
             error.rows = list(rows)

@@ -1,6 +1,7 @@
 """Tests of two processes together, each of which runs all of them; see ``test_ranks.py``."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -218,3 +219,36 @@ def test_twenty_steps_of_two_are_those_of_one(parameters, dtype, most):
     first, second = RANKS.objects(together)
     for ours, theirs in zip(first, second, strict=True):  # or the two would part
         assert torch.equal(ours, theirs)
+
+
+def test_a_stream_of_each_is_one_fit_of_both():
+    def stream(rank):
+        """Every other image."""
+        images = np.random.default_rng(0).integers(0, 255, (80, 8, 8), dtype=np.uint8)
+        return itertools.cycle(images[rank::2])
+
+    parameters = {"K": 4, "steps_per_epoch": 5, "epochs": 2, "batch_size": 15, "n_local": 2}
+    excb = ExCBEstimator(**parameters, head_width=16, random_state=0)
+    excb.fit(stream(RANKS.rank))
+    assert excb.resolved_params_["devices"] == 2
+    weights = torch.cat([v.flatten() for v in excb._fitted.teacher.state_dict().values()])
+    first, second = RANKS.objects((weights, excb.history_))
+    assert torch.equal(first[0], second[0])
+    assert repr(first[1]) == repr(second[1])  # nan is not itself
+    assert 0 <= excb.history_[-1]["empty_fraction"] < 1
+    alone = ExCBEstimator(**parameters, head_width=16, random_state=0, devices=1)
+    assert not np.array_equal(alone.fit(stream(0)).cluster_centers_, excb.cluster_centers_)
+
+
+def test_a_stream_that_fails_on_one_fails_on_both():
+    def stream():
+        rng = np.random.default_rng(RANKS.rank)
+        for number in itertools.count():
+            if number == 8 * 7 and RANKS.rank == 1:
+                raise OSError("the disk is gone")
+            yield rng.random((8, 8))
+
+    kind, said = [(RankError, "rank 1 of 2.*disk is gone"), (OSError, "disk is gone")][RANKS.rank]
+    excb = ExCBEstimator(K=4, steps_per_epoch=3, epochs=5, batch_size=16, head_width=16)
+    with pytest.raises(kind, match=said):
+        excb.fit(stream())

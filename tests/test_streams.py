@@ -4,16 +4,19 @@ import copy
 import io
 import itertools
 import signal
+import threading
 import weakref
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import DataLoader, IterableDataset
 
-from sklearn_excb import ExCBEstimator, images
-from sklearn_excb.exceptions import ImageError, SkippedImageWarning
+from sklearn_excb import ExCBEstimator, images, running, stream_batches
+from sklearn_excb.exceptions import DivergenceWarning, ImageError, SkippedImageWarning
 
 IMAGES = list(np.random.default_rng(0).integers(0, 255, (70, 12, 12, 3), dtype=np.uint8))
 BROKEN = 66  # in the second part of a stream
@@ -222,12 +225,113 @@ def test_a_stream_that_ends_says_so_and_loses_nothing(fitted):
         excb.fit(iter([]))
 
 
+def one_batch_for_ever(*, breaks_at=None, act=None):
+    """The same images in each step, so that a stream read anew gives what the first one would."""
+    for number, image in enumerate(itertools.cycle(IMAGES[:16])):
+        if number == breaks_at:
+            act()
+        yield image
+
+
+def refuse():
+    raise OSError("the disk is gone")
+
+
+class Ended(BaseException):
+    """What a handler of SIGTERM raises here, in the place of an end of the process."""
+
+
+@pytest.fixture
+def on_sigterm():
+    def end(number, frame):
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield lambda: signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("what", ["a failed read", "SIGTERM", "Ctrl-C"])
+def test_the_training_on_a_stream_is_taken_up_where_it_was(what, tmp_path, on_sigterm):
+    act, error = {
+        "a failed read": (refuse, OSError),
+        "SIGTERM": (on_sigterm, Ended),
+        "Ctrl-C": (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt),
+    }[what]
+    parameters = {"steps_per_epoch": 3, "settle_passes": 0, "n_channels": 3}
+    whole = small(**parameters).set_params(epochs=3).fit(one_batch_for_ever())
+    excb = small(**parameters, checkpoint_dir=tmp_path).set_params(epochs=3)
+    with pytest.raises(error):
+        # 3 batches to start from, then the 6th step
+        excb.fit(one_batch_for_ever(breaks_at=16 * 8, act=act))
+    n_done = 5 if what == "a failed read" else 6  # a signal waits for the end of a step
+    assert (tmp_path / f"step-00000000{n_done}.safetensors").exists()
+    excb.fit(one_batch_for_ever())
+    np.testing.assert_array_equal(excb.cluster_centers_, whole.cluster_centers_)
+    np.testing.assert_array_equal(excb.transform(IMAGES), whole.transform(IMAGES))
+    assert [entry["epoch"] for entry in excb.history_] == [0, 1, 2, 3]
+    again = clone(excb).fit(one_batch_for_ever())  # has nothing left to train
+    np.testing.assert_array_equal(again.transform(IMAGES), whole.transform(IMAGES))
+    with pytest.raises(ValueError, match="steps_per_epoch was 3, now 4"):
+        clone(excb).set_params(steps_per_epoch=4).fit(one_batch_for_ever())
+
+
+def test_what_is_taken_up_reads_a_sample_to_settle_on(tmp_path):
+    excb = small(steps_per_epoch=3, settle_passes=2, checkpoint_dir=tmp_path)
+    excb.fit(one_batch_for_ever())
+    again = clone(excb).fit(one_batch_for_ever())
+    np.testing.assert_allclose(again.cluster_centers_, excb.cluster_centers_, atol=1e-6)
+    assert excb.history_[-1]["empty_fraction"] == again.history_[-1]["empty_fraction"] < 1
+
+
+def test_a_warm_start_goes_on_with_what_comes():
+    excb = small(steps_per_epoch=3, warm_start=True).fit(one_batch_for_ever())
+    before = excb.cluster_centers_
+    excb.set_params(epochs=2).fit(one_batch_for_ever())
+    assert [entry["epoch"] for entry in excb.history_] == [0, 1, 2]
+    assert not np.array_equal(excb.cluster_centers_, before)
+
+
+def test_a_stream_that_diverges_late_ends_with_the_last_sound_epoch(monkeypatch):
+    real = running.train
+
+    def diverging(networks, *args, **more):
+        for report in real(networks, *args, **more):
+            if report.step >= 4:
+                total = report.outcome.loss.total * torch.nan
+                loss = report.outcome.loss._replace(total=total)
+                report = report._replace(outcome=report.outcome._replace(loss=loss))
+            yield report
+
+    monkeypatch.setattr(running, "train", diverging)
+    excb = small(steps_per_epoch=3).set_params(epochs=3)
+    with pytest.warns(DivergenceWarning, match="diverged in epoch 2 of 3, step 5.*after epoch 1"):
+        excb.fit(Stream(FORMS["an array"]))
+    assert np.isfinite(excb.transform(IMAGES)).all()
+
+
+def test_what_is_read_ahead_is_what_is_read_between_steps(monkeypatch):
+    between = small(steps_per_epoch=3, n_jobs=2).set_params(epochs=2).fit(Stream(png))
+    monkeypatch.setattr(stream_batches.StreamBatches, "n_ahead", 2)
+    threads, n_asked = set(), []
+
+    def noted(item):
+        threads.add(threading.current_thread())
+        return item
+
+    stream = Stream(noted, [png(image) for image in IMAGES])
+    ahead = small(steps_per_epoch=3, n_jobs=2).set_params(epochs=2)
+    ahead.fit(counted(itertools.chain(stream, stream, stream), n_asked))
+    assert len(threads) == 2  # the first centroids are read for by the caller's
+    assert len(n_asked) == 16 * (3 + 2 * 3)
+    np.testing.assert_array_equal(ahead.transform(IMAGES), between.transform(IMAGES))
+
+
 @pytest.mark.parametrize(
     ("X", "parameters", "message"),
     [
         (IMAGES, {}, "has a length"),
-        (iter(IMAGES), {"devices": 2}, "one process"),
-        (iter(IMAGES), {"checkpoint_dir": "run"}, "cannot be taken up"),
+        (iter(IMAGES), {"devices": 2}, "torchrun"),
         (iter(IMAGES), {"steps_per_epoch": 0}, "steps_per_epoch=0"),
         (iter(IMAGES), {"K": 60}, "60"),
     ],
