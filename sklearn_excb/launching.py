@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -125,6 +126,8 @@ def fit_on(
         What one of them has raised, if it has.
     RankError
         If one has ended without a word.
+    TypeError
+        If what is to be fitted cannot be sent to them.
     KeyboardInterrupt
         If Ctrl-C was pressed before there was anything to return.
     """
@@ -132,17 +135,27 @@ def fit_on(
     job = Job(source, parameters, seed, device.type, kept, fitted_before, n_threads)
     with tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
         folder = Path(name)
-        write_job(folder / JOB, job)
+        try:
+            write_job(folder / JOB, job)
+        except (TypeError, AttributeError, PicklingError) as error:
+            raise TypeError(
+                f"X, or a parameter, cannot be sent to the processes of devices={n_processes}: "
+                f"{error}. Let a data set open files and connections where it first reads, not "
+                "where it is made; or start the script with torchrun: then each process makes its "
+                "own."
+            ) from error
         with _warnings_passed_on(folder), _interrupts_passed_on(folder) as interrupted:
             failed = _run(folder, n_processes)
-        if (folder / RESULT).exists():
-            learned: Learned = read_job(folder / RESULT)
-            if isinstance(source, ItemImages):
-                source.take_in(learned.reasons)
-            return learned.fitted
-        if interrupted:
-            raise KeyboardInterrupt
-        raise _cause(folder, n_processes, failed)
+        done = (folder / RESULT).exists()
+        learned: Learned | None = read_job(folder / RESULT) if done else None
+        cause = _cause(folder, n_processes, failed)
+    if (number := getattr(failed, "sigval", None)) is not None:
+        signal.raise_signal(number)  # to this process, which the others have been told of
+    if learned is not None:
+        if isinstance(source, ItemImages):
+            source.take_in(learned.reasons)
+        return learned.fitted
+    raise KeyboardInterrupt if interrupted else cause
 
 
 def _run(folder: Path, n_processes: int) -> Exception | None:
@@ -167,10 +180,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
             elastic_launch(config, sys.executable)(
                 "-m", "sklearn_excb._worker", str(folder), str(os.getpid())
             )
-    except ChildFailedError as error:
-        return error
-    except SignalException as error:  # to this process, which the others have been told of
-        signal.raise_signal(error.sigval)
+    except (ChildFailedError, SignalException) as error:
         return error
     return None
 

@@ -131,7 +131,8 @@ def test_ctrl_c_is_heard_by_processes_that_are_still_starting():
 
 
 @pytest.mark.slow
-def test_processes_end_when_the_one_that_called_fit_is_gone(tmp_path):
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_when_the_one_that_called_fit_is_gone(ends, tmp_path):
     state = tmp_path / "run"
     parameters = f"devices=2, epochs=100000, checkpoint_dir={str(state)!r}, checkpoint_every=1"
     temporary = tmp_path / "temporary"
@@ -147,14 +148,33 @@ def test_processes_end_when_the_one_that_called_fit_is_gone(tmp_path):
             time.sleep(0.5)
         workers = [int(file.read_text()) for file in temporary.glob("*/process-*")]
         assert len(workers) == 2
+        process.send_signal(ends)
+        assert process.wait(timeout=100) == -ends
     finally:
         process.kill()
-        process.wait()
     end = time.monotonic() + 100
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < end
         time.sleep(0.5)
     assert not list(temporary.glob("sklearn-excb-*"))
+
+
+class Connected:
+    """A data set that holds what no other process can have."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __len__(self):
+        return len(DIGITS)
+
+    def __getitem__(self, index):
+        return DIGITS[index]
+
+
+def test_what_cannot_be_sent_says_so():
+    with pytest.raises(TypeError, match=r"devices=2: cannot pickle '_thread.lock'.*torchrun"):
+        small(**TWO).fit(Connected())
 
 
 def test_a_batch_that_does_not_go_round():
