@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +140,8 @@ class BulkResults:
         results, skipped = self._excb._results_of(self._source, rows, self._of)
         if skipped:
             with open(self._beside(".skipped.jsonl"), "a") as file:
-                file.writelines(json.dumps(image._asdict()) + "\n" for image in skipped)
+                # a line that a kill has torn ends where the next begins
+                file.write("".join(f"\n{json.dumps(image._asdict())}" for image in skipped))
         with open(self.path, "r+b") as file:
             file.seek(self._first_byte() + int(rows[0]) * results[:1].nbytes)
             file.write(np.ascontiguousarray(results, self._dtype).tobytes())
@@ -157,11 +159,23 @@ class BulkResults:
         """Take away what is only needed on the way, if nothing is missing; whether that is so."""
         if self.missing():
             return False
+        if self._beside(".skipped.jsonl").exists():
+            self._put_in_order(self._beside(".skipped.jsonl"))
         with replacing(self._beside(".json")) as beside:
             beside.write_text(json.dumps(self._about | {"done": True}))
         self._beside(".chunks").unlink(missing_ok=True)
         self._beside(".lock").unlink(missing_ok=True)
         return True
+
+    @staticmethod
+    def _put_in_order(skipped: Path) -> None:
+        """Leave one whole line an image: a chunk that was broken off has written some twice."""
+        lines = {}
+        for line in skipped.read_text().splitlines():
+            with suppress(ValueError):  # torn, or empty
+                lines[json.loads(line)["index"]] = line
+        with replacing(skipped) as beside:
+            beside.write_text("".join(f"{lines[index]}\n" for index in sorted(lines)))
 
 
 def write_results(

@@ -195,6 +195,12 @@ def test_images_that_are_skipped_are_nan_and_listed(of_photos, photos, tmp_path)
     assert np.isfinite(found[:50]).all()
     (line,) = (tmp_path / "x.npy.skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["index"] == 50
+    killed = BulkResults(excb, files, tmp_path / "again.npy", chunk=17)
+    (tmp_path / "again.npy.skipped.jsonl").write_text(f"\n{line}\n{line[:20]}")  # rows, no mark yet
+    for chunk in killed.missing():
+        killed.do(chunk)
+    assert killed.finish()
+    assert (tmp_path / "again.npy.skipped.jsonl").read_text() == f"{line}\n"
     labels = write_results(excb, files, tmp_path / "labels.npy", of="predict", chunk=32)
     assert labels[50] == -1
     assert labels[:50].min() >= 0
