@@ -21,7 +21,7 @@ from sklearn_excb.ranks import ALONE, Ranks
 _PATIENCE = timedelta(minutes=30)  # for an answer; torch's default without GPUs
 _TO_MEET = "SKLEARN_EXCB_RENDEZVOUS_SECONDS"
 _MEETING_SECONDS = 300.0
-_PORTS = range(20_000, 30_000)
+_PORTS, _A_STEP = range(20_000, 30_000), 97
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         address = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
         return Place(rank, count, int(environment.get("LOCAL_RANK", rank)), address)
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        port = _PORTS[int(environment["SLURM_JOB_ID"]) % len(_PORTS)]
+        step = int(environment.get("SLURM_STEP_ID", 0))  # of one job, there may be two at a time
+        port = _PORTS[(int(environment["SLURM_JOB_ID"]) + _A_STEP * step) % len(_PORTS)]
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
         return Place(
             int(environment["SLURM_PROCID"]),

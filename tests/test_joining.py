@@ -31,6 +31,7 @@ def test_places():
     assert place_of({}) is None
     assert place_of(TORCHRUN) == Place(5, 8, 1, "node7:29500")
     assert place_of(SRUN) == Place(5, 8, 1, "gpu07:24567")
+    assert place_of(SRUN | {"SLURM_STEP_ID": "1"}).address == "gpu07:24664"  # beside step 0
     assert place_of(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 8, 1, "a:1")
     assert place_of(TORCHRUN | SRUN) == Place(5, 8, 1, "node7:29500")
 
