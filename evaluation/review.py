@@ -82,7 +82,18 @@ class ClusterReview:
     searched: NDArray[np.int64] = field(repr=False)
 
     def outliers(self, n: int) -> NDArray[np.int64]:
-        """Positions of the ``n`` images farthest from their neighbours, the farthest first."""
+        """Images farthest from their neighbours.
+
+        Parameters
+        ----------
+        n : int
+            How many, at most.
+
+        Returns
+        -------
+        ndarray of shape (n,), int64
+            Their positions, the farthest first.
+        """
         order = np.argsort(-self.outlyingness[self.searched], kind="stable")
         return self.searched[order[:n]]
 

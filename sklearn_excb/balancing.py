@@ -175,10 +175,26 @@ class ClusterSizes:
         self.sizes = torch.full((n_clusters,), 1.0 / n_clusters, dtype=torch.float32, device=device)
 
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
-        """Nothing follows from the batch but its labels."""
+        """Nothing follows from the batch but its labels.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (G, B, D)
+            Unit projections of the teacher; rivals go by them.
+        centroids : Tensor of shape (K, D)
+            The teacher's.
+        temperature : float
+            tau_t.
+        """
 
     def affine(self) -> Affine:
-        """Return the balancing operator at the present sizes, as an affine map of each column."""
+        """Return the balancing operator at the present sizes, as an affine map of each column.
+
+        Returns
+        -------
+        Affine
+            ``scale`` and ``bias``, Tensors of shape (K,).
+        """
         return affine_form(self.sizes, self.below, self.relative_floor)
 
     @torch.no_grad()
@@ -195,9 +211,21 @@ class ClusterSizes:
         self.sizes /= self.sizes.sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sizes."""
+        """Return the sizes.
+
+        Returns
+        -------
+        dict
+            "sizes", a Tensor of shape (K,), float32, not copied.
+        """
         return {"sizes": self.sizes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from sizes measured before."""
+        """Go on from sizes measured before.
+
+        Parameters
+        ----------
+        state : mapping
+            Of :meth:`state_dict`, for as many clusters.
+        """
         self.sizes.copy_(state["sizes"])

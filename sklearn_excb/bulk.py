@@ -127,7 +127,13 @@ class BulkResults:
         return -(-self._shape[0] // self._chunk)
 
     def missing(self) -> list[int]:
-        """Chunks that nobody has done yet."""
+        """Chunks that nobody has done yet.
+
+        Returns
+        -------
+        list of int
+            Their numbers, in [0, ``n_chunks``).
+        """
         try:
             done = self._beside(".chunks").read_bytes()
         except FileNotFoundError:  # the last one takes it away
@@ -135,7 +141,13 @@ class BulkResults:
         return [chunk for chunk in range(self.n_chunks) if done[chunk : chunk + 1] == _MISSING]
 
     def do(self, chunk: int) -> None:
-        """Find the results of a chunk, write them, and say that they are there."""
+        """Find the results of a chunk, write them, and say that they are there.
+
+        Parameters
+        ----------
+        chunk : int
+            Its number, in [0, ``n_chunks``).
+        """
         rows = np.arange(chunk * self._chunk, min((chunk + 1) * self._chunk, self._shape[0]))
         results, skipped = self._excb._results_of(self._source, rows, self._of)
         if skipped:
@@ -156,7 +168,13 @@ class BulkResults:
         return np.load(self.path, mmap_mode="r").offset
 
     def finish(self) -> bool:
-        """Take away what is only needed on the way, if nothing is missing; whether that is so."""
+        """Take away what is only needed on the way, if nothing is missing.
+
+        Returns
+        -------
+        bool
+            Whether nothing is.
+        """
         if self.missing():
             return False
         if self._beside(".skipped.jsonl").exists():
@@ -193,8 +211,16 @@ def write_results(
 
     Parameters
     ----------
-    excb, X, path, of, chunk
-        As in :class:`BulkResults`.
+    excb : ExCBEstimator
+        Fitted.
+    X : array, tensor, list, path or data set
+        Anything that can be indexed.
+    path : str or path-like
+        Of the file, an ``.npy``; others with more at the end of their names lie beside it.
+    of : {"transform", "predict"}, default="transform"
+        Embeddings or labels.
+    chunk : int, default=4096
+        Samples that are written, or lost, together.
     verbose : bool, default=False
         Whether the first process shows a progress bar.
 

@@ -114,6 +114,11 @@ def teacher_targets(
         The balancing operator of this step.
     temperature : float
         tau_t.
+
+    Returns
+    -------
+    Targets
+        Labels of shape (G, B), int64, in [0, K), and what the loss needs of the probabilities.
     """
     shape = projections.shape[:2]
     logits_of = Affine(affine.scale / temperature, affine.bias / temperature)

@@ -109,11 +109,30 @@ class CentroidLayer(nn.Module):
         self.register_buffer("gain", torch.ones(n_clusters) if with_gain else None)
 
     def unit(self) -> Tensor:
-        """Return the centroids as unit rows, shape (K, D)."""
+        """Return the centroids as unit rows.
+
+        Returns
+        -------
+        Tensor of shape (K, D)
+            Gradients go through the division.
+        """
         return F.normalize(self.weight, dim=-1)
 
     def forward(self, x: Tensor, *, detach: bool = False) -> Tensor:
-        """Cosine similarity of rows (rows, D) to the centroids, shape (rows, K)."""
+        """Cosine similarity of rows to the centroids.
+
+        Parameters
+        ----------
+        x : Tensor of shape (rows, D)
+            Projections of any length.
+        detach : bool, default=False
+            Whether no gradient goes to the centroids.
+
+        Returns
+        -------
+        Tensor of shape (rows, K)
+            In [-1, 1].
+        """
         unit = self.unit()
         return F.normalize(x, dim=-1) @ (unit.detach() if detach else unit).T
 
@@ -147,10 +166,18 @@ class ClusterNetwork(nn.Module):
         self.predictor = predictor
 
     def project(self, groups: Sequence[Tensor]) -> Tensor:
-        """Raw projections h(f(x)), shape (rows, D).
+        """Project crops: h(f(x)).
 
-        ``groups`` holds one batch of crops a resolution. The backbone sees each by itself, the
-        head all rows together, so its BatchNorm statistics are joint.
+        Parameters
+        ----------
+        groups : sequence of Tensor (rows, c, size, size)
+            One batch of crops a resolution. The backbone sees each by itself, the head all rows
+            together, so its BatchNorm statistics are joint.
+
+        Returns
+        -------
+        Tensor of shape (rows, D)
+            Raw projections of all groups, in their order.
         """
         return self.projector(torch.cat([self.backbone(crops) for crops in groups]))
 
@@ -184,7 +211,13 @@ class StudentTeacher(nn.Module):
         return first.in_features
 
     def fitting(self) -> StudentTeacher:
-        """Set the modes of training; see the class."""
+        """Set the modes of training; see the class.
+
+        Returns
+        -------
+        StudentTeacher
+            Itself.
+        """
         self.student.train()
         self.teacher.eval()
         for module in self.teacher.modules():
@@ -197,6 +230,11 @@ class StudentTeacher(nn.Module):
         """``m_t <- m m_t + (1 - m) m_s`` for every parameter of f, h and C; buffers stay.
 
         A frozen f is the teacher's alone, and stays.
+
+        Parameters
+        ----------
+        momentum : float
+            m, in [0, 1].
         """
         of_teacher = dict(self.teacher.named_parameters())
         for name, parameter in self.student.named_parameters():

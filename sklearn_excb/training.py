@@ -157,13 +157,28 @@ def train_step(
 
     Parameters
     ----------
+    networks : StudentTeacher
+        On the device of the batch; changed in place.
+    balancing : Balancing
+        Changed in place, by the labels of the step.
+    optimizer : Optimizer
+        Of the student, from :func:`build_optimizer`.
     batch : Batch
         In parts of ``settings.micro_batch`` images their gradients add up to those of the whole
         batch, but BatchNorm sees a part only.
+    settings : Settings
+        Of the fit.
+    rates : TeacherRates
+        Momentum and temperature of the teacher in this step.
     ranks : Ranks, default=ALONE
         Each with its share of the images; what comes out is the step of all of them together.
     scaler : GradScaler, optional
         Of :func:`build_scaler`. Where gradients overflow the student stays as it was.
+
+    Returns
+    -------
+    Outcome
+        Of all ranks, before the update.
     """
     memory = networks.student.centroids.weight.grad  # the old gradient's takes the next one
     optimizer.zero_grad()
@@ -223,6 +238,11 @@ def train(
         Those that train together.
     scaler : GradScaler, optional
         Changed in place.
+
+    Yields
+    ------
+    StepReport
+        Of each step, once the networks are changed.
     """
     networks.fitting()
     for step, batch in enumerate(batches, first_step):
