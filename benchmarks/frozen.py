@@ -19,6 +19,11 @@ from benchmarks.data_sets import Split, load
 from evaluation import cluster_occupancy, clustering_scores, knn_accuracy
 from sklearn_excb import ExCBEstimator
 
+HEAD = (
+    f"{'':<28}{'NMI':>7}{'purity':>8}{'k-NN':>7}{'empty':>8}{'largest':>9}{'effective':>11}"
+    f"{'seconds':>9}"
+)
+
 
 def line(name, data: Split, n_clusters, labels, embedded, seconds) -> str:
     """Figures of one clustering: labels of both splits, and what neighbours are sought in."""
@@ -44,10 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     data = load(arguments.name, arguments.data)
-    print(
-        f"{'':<28}{'NMI':>7}{'purity':>8}{'k-NN':>7}{'empty':>8}{'largest':>9}{'effective':>11}"
-        f"{'seconds':>9}"
-    )
+    print(HEAD)
     features = None
     for seed in range(arguments.seeds):
         excb = ExCBEstimator(
