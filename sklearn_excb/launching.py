@@ -160,7 +160,7 @@ def fit_on(
 
 def _run(folder: Path, n_processes: int) -> Exception | None:
     """Run the processes to their end, by which they may have failed."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -173,6 +173,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
         rdzv_endpoint="localhost:0",  # a port that is free
         local_addr="localhost",
         max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),  # or they would stay
         signals_to_handle=_SIGNALS,
     )
     try:
