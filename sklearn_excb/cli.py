@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sklearn_excb.cli_evaluation import COMMANDS, add_commands, load_run
+from sklearn_excb.recipes import RECIPES
 
 _BYTES = "surrogateescape"
 _STOPPED = 130  # as shells have it after Ctrl-C
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         help="take a few steps, print what the fit would do and take, and change nothing",
     )
     fit.add_argument("--devices", type=_number_or_auto, help="GPUs or processes that fit together")
-    fit.add_argument("--recipe", help="start from a named recipe")
+    fit.add_argument("--recipe", help=f"named parameters: {', '.join(RECIPES)}")
     for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
         fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
     fit.add_argument("--backbone", help='"auto", "cnn", a timm or a torchvision: model')

@@ -77,7 +77,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     Parameters
     ----------
     K : int or "auto", default="auto"
-        Number of clusters. "auto" keeps the paper's ratio on ImageNet, 19.5 images a cluster.
+        Number of clusters, what KMeans calls ``n_clusters``. "auto" keeps the paper's ratio on
+        ImageNet, 19.5 images a cluster.
     backbone : str or nn.Module, default="auto"
         Network f: "cnn" (a small one for small images), the name of a timm model, that of a
         torchvision model as in "torchvision:resnet50", or a module that maps images

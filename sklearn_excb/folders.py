@@ -45,6 +45,11 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     """
     root = os.fspath(folder)
     if not os.path.exists(root):
+        if any(sign in root for sign in "*?["):
+            raise FileNotFoundError(
+                f"{root} is a pattern, and X a folder or a list of files. Pass the folder, or "
+                f"sorted(glob.glob({root!r}))."
+            )
         where = "" if os.path.isabs(root) else f", seen from {os.getcwd()}"
         raise FileNotFoundError(f"No such folder: {root}{where}. Pass one that holds images.")
     if not os.path.isdir(root):

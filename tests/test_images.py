@@ -218,6 +218,8 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path):
 def test_a_missing_folder_a_file_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such folder"):
         open_source(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"is a pattern.*sorted\(glob\.glob\('photos/\*"):
+        open_source("photos/*.jpg")
     folder_of(tmp_path, COLOUR[:1])
     with pytest.raises(NotADirectoryError, match="is a file"):
         open_source(tmp_path / "0.png")
