@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from sklearn_excb import auto
@@ -28,7 +29,7 @@ _BACKWARD = 3  # times the forward pass, with it
 
 @dataclass
 class Pace:
-    """Seconds a step, of the first ones but the very first, in which threads start.
+    """Seconds a step: the median of the first ones but the very first, in which threads start.
 
     Parameters
     ----------
@@ -37,21 +38,17 @@ class Pace:
     """
 
     clock: Callable[[], float] = time.perf_counter
-    _begun: float | None = None
-    _steps: int = 0
+    _times: list[float] = field(default_factory=list)
     _told: bool = False
 
     def step(self) -> float | None:
         """Seconds a step, once, after the step at which they are known; else None."""
         if self._told:
             return None
-        if self._begun is None:
-            self._begun = self.clock()
-            return None
-        self._steps += 1
-        passed = self.clock() - self._begun
-        self._told = self._steps >= _STEPS and passed >= _SECONDS
-        return passed / self._steps if self._told else None
+        self._times.append(self.clock())
+        passed = self._times[-1] - self._times[0]
+        self._told = len(self._times) > _STEPS and passed >= _SECONDS
+        return float(np.median(np.diff(self._times))) if self._told else None
 
 
 def duration(seconds: float) -> str:

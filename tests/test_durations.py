@@ -31,6 +31,12 @@ def test_a_pace_leaves_out_the_first_step_and_is_told_once():
     assert [pace for pace in told if pace] == [pytest.approx(0.1)]
 
 
+def test_a_step_that_was_held_up_says_nothing_of_the_others():
+    times = iter([0.0, 0.2, 30.2, 30.4, 30.6])
+    pace = Pace(lambda: next(times))
+    assert [pace.step() for _ in range(4)] == [None, None, None, pytest.approx(0.2)]
+
+
 def test_a_fit_warns_whoever_called_it_once(monkeypatch):
     monkeypatch.setattr(durations, "_LONG", 0.0)
     monkeypatch.setattr(durations, "_SECONDS", 0.0)
