@@ -41,7 +41,7 @@ from sklearn_excb.views import ViewRecipe
 Indices = npt.NDArray[np.int64]
 
 _MOST_THREADS = 8
-_AHEAD = 2  # batches that are read while an accelerator is at work; a CPU has no core for that
+AHEAD = 2  # batches that are read while an accelerator is at work; a CPU has no core for that
 
 
 def n_ahead(source: Source, n_jobs: int, device: torch.device) -> int:
@@ -50,7 +50,7 @@ def n_ahead(source: Source, n_jobs: int, device: torch.device) -> int:
     None where nothing is opened, nor of a data set that may want to be read by the thread it knows.
     """
     opened_aside = isinstance(source, ItemImages) and (source.reads_in_parallel or n_jobs > 1)
-    return _AHEAD if opened_aside and device.type != "cpu" else 0
+    return AHEAD if opened_aside and device.type != "cpu" else 0
 
 
 class Batch(NamedTuple):
@@ -91,6 +91,8 @@ class ViewBatches:
         Batches that are begun while one is used.
     ranks : Ranks, default=ALONE
         Of which this one gets its share of every batch.
+    n_of_stream : int, optional
+        Samples of an epoch where the source holds only the first of a stream.
 
     Notes
     -----
@@ -107,6 +109,12 @@ class ViewBatches:
     device: torch.device
     n_ahead: int = 0
     ranks: Ranks = ALONE
+    n_of_stream: int | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of an epoch."""
+        return len(self.source) if self.n_of_stream is None else self.n_of_stream
 
     @property
     def steps_per_epoch(self) -> int:

@@ -41,8 +41,6 @@ class Beginning:
         Of the data.
     n_features : int
         What the backbone gives.
-    batches : ViewBatches
-        Of the source that it began with, and of these ranks.
     folder : RunFolder or None
         Where states go.
     about : mapping
@@ -62,7 +60,6 @@ class Beginning:
     settings: auto.Settings
     facts: auto.Facts
     n_features: int
-    batches: ViewBatches
     folder: RunFolder | None
     about: Mapping[str, Any]
     goes_on: bool
@@ -97,7 +94,7 @@ def begin(
     kept: Snapshot | None,
     fitted_before: bool,
     ranks: Ranks,
-) -> tuple[Run, Beginning]:
+) -> tuple[Run, ViewBatches, Beginning]:
     """Begin a fit, or go on with one.
 
     Parameters
@@ -117,6 +114,8 @@ def begin(
     -------
     run : Run
         That has done nothing, or the one that is gone on with.
+    batches : ViewBatches
+        Of the source, and of these ranks; their seed is that of the run.
     beginning : Beginning
     """
     make_sure_of(ranks, data, parameters, seed)
@@ -140,7 +139,8 @@ def begin(
     networks, settings, n_features, batches = prepare(source, facts, parameters, seed, device)
     check_devices(settings, ranks.count)
     batches = replace(batches, ranks=ranks, recipe=ranks.from_first(batches.recipe))
-    settings = within_memory(networks, settings, batches, parameters)
+    of_epoch = replace(batches, n_of_stream=n_samples)
+    settings = within_memory(networks, settings, of_epoch, parameters)
     networks.to(device)
     ranks.copy_first_(tensor.detach() for tensor in networks.state_dict().values())
     per_epoch = settings.steps_per_epoch(n_samples)
@@ -168,19 +168,19 @@ def begin(
         if ranks.first:
             warn_if_long(seconds, parameters, facts, device)
 
-    return run, Beginning(
-        settings,
-        facts,
-        n_features,
-        batches,
-        folder,
-        what,
-        earlier is not None,
-        bar,
-        tell,
-        parameters["compile"],
-        warm,
+    beginning = Beginning(
+        settings=settings,
+        facts=facts,
+        n_features=n_features,
+        folder=folder,
+        about=what,
+        goes_on=earlier is not None,
+        bar=bar,
+        tell=tell,
+        compiles=parameters["compile"],
+        keeps_state=warm,
     )
+    return run, batches, beginning
 
 
 def take_up_generators(stack: ExitStack, run: Run) -> None:

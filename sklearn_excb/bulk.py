@@ -185,13 +185,18 @@ class BulkResults:
         self._beside(".lock").unlink(missing_ok=True)
         return True
 
-    @staticmethod
-    def _put_in_order(skipped: Path) -> None:
+    def _put_in_order(self, skipped: Path) -> None:
         """Leave one whole line an image: a chunk that was broken off has written some twice."""
+        results = np.load(self.path, mmap_mode="r")
         lines = {}
         for line in skipped.read_text().splitlines():
             with suppress(ValueError):  # torn, or empty
-                lines[json.loads(line)["index"]] = line
+                index = json.loads(line)["index"]
+                of_none = (
+                    results[index] == -1 if self._of == "predict" else np.isnan(results[index])
+                )
+                if of_none.all():  # and it was not read after all
+                    lines[index] = line
         with replacing(skipped) as beside:
             beside.write_text("".join(f"{lines[index]}\n" for index in sorted(lines)))
 

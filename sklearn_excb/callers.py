@@ -6,13 +6,14 @@ import sys
 import warnings
 from types import FrameType
 
-_OURS = frozenset(("sklearn_excb", "sklearn", "contextlib"))  # sklearn wraps methods and calls them
+# wrap methods, or call them for somebody
+_OURS = frozenset(("sklearn_excb", "contextlib", "sklearn", "joblib"))
 
 
 def caller() -> FrameType:
     """Frame of whoever called this package, by way of scikit-learn perhaps."""
     frame = sys._getframe()
-    while frame.f_globals["__name__"].partition(".")[0] in _OURS and frame.f_back is not None:
+    while _module(frame).partition(".")[0] in _OURS and frame.f_back is not None:
         frame = frame.f_back
     return frame
 
@@ -25,6 +26,10 @@ def warn_caller(message: str, category: type[Warning], frame: FrameType | None =
         category,
         frame.f_code.co_filename,
         frame.f_lineno,
-        module=frame.f_globals["__name__"],
+        module=_module(frame),
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "<string>")  # what was passed to exec may have none

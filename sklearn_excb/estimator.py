@@ -528,17 +528,22 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
         self._need_trained_backbone("steps_per_epoch")
         skipped: list[Skipped] = []
+        n_read = 0
         n_jobs = effective_n_jobs(1 if isinstance(self.n_jobs, str) else self.n_jobs)
         with _unchanged_on_error(self):
             for name in _INPUT_FACTS:
                 self.__dict__.pop(name, None)
 
             def open_part(part: StreamPart) -> Source:
+                nonlocal n_read
+                n_read += len(part)
                 wanted = getattr(self, "n_channels_", self.n_channels)
                 channels = None if isinstance(wanted, str) else wanted
                 source = open_source(part, channels, self.on_error)
-                usable = leave_out_unusable(source, n_jobs)
-                skipped.extend(skipped_of(source))
+                try:
+                    usable = leave_out_unusable(source, n_jobs)
+                finally:
+                    skipped.extend(skipped_of(source))
                 self.n_channels_ = source.n_channels
                 return usable
 
@@ -546,6 +551,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 X,
                 parameters,
                 open_part,
+                n_jobs=n_jobs,
                 seed=seed,
                 device=device,
                 kept=None if before is None else before.state,
@@ -561,9 +567,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "random_state": fitted.seed,
             }
             self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
-        settings = fitted.settings
-        n_read = settings.epochs * int(self.steps_per_epoch) * settings.batch_size
-        warn_of(skipped, n_read)
+        warn_of(skipped, n_read, "were left out")
         self._interrupt_if_stopped()
         return self
 

@@ -18,13 +18,14 @@ from sklearn_excb.feature_batches import feature_batches, features_of
 from sklearn_excb.fingerprints import of_source
 from sklearn_excb.generators import generator_states
 from sklearn_excb.grouping import group_centroids
-from sklearn_excb.history import entry, filling
+from sklearn_excb.history import entry
 from sklearn_excb.inference import assign
 from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.packing import Snapshot
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.settling import settle_teacher, settling_sample
+from sklearn_excb.settled import settled_labels
+from sklearn_excb.settling import settling_sample
 from sklearn_excb.skipping import tell_of_skipped
 from sklearn_excb.sources import Source
 from sklearn_excb.training import start_centroids
@@ -114,7 +115,7 @@ def fit_source(
         If another rank has failed, or is at another fit.
     """
     with ExitStack() as stack:
-        run, begun = begin(
+        run, batches, begun = begin(
             stack,
             source,
             partial(of_source, source),
@@ -126,7 +127,7 @@ def fit_source(
             fitted_before=fitted_before,
             ranks=ranks,
         )
-        networks, settings, batches, bar = run.networks, begun.settings, begun.batches, begun.bar
+        networks, settings, bar = run.networks, begun.settings, begun.bar
         recipe, n_features, seed = batches.recipe, begun.n_features, batches.seed  # of inference
 
         if settings.freeze_backbone:
@@ -164,20 +165,17 @@ def fit_source(
             del run  # what the optimiser and the gradients hold is room for settling
             networks.student.zero_grad()
             bar.set_description("ExCB: settling, assigning the images")
-            unsettled = None
-            if settings.settle_passes:
-                sample = settling_sample(len(source), settings.K)
-                unsettled = settle_teacher(
-                    networks.teacher,
-                    whole(sample[ranks.span(len(sample))]),
-                    settings,
-                    n_samples=len(sample),
-                    seed=seed,
-                    ranks=ranks,
-                )
-            last = labels(sums)
-            unsettled = last if unsettled is None else unsettled
-            history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")
+            sample = settling_sample(len(source), settings.K)
+            last, filled = settled_labels(
+                networks.teacher,
+                lambda: whole(sample[ranks.span(len(sample))]),
+                partial(labels, sums),
+                settings,
+                n_samples=len(sample) if settings.settle_passes else 0,
+                seed=seed,
+                ranks=ranks,
+            )
+            history[-1] |= filled
             if ending == "done":
                 watch.look(history[-1])
         tell_of_skipped(source, ranks)

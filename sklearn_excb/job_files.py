@@ -11,6 +11,7 @@ import io
 import mmap
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,37 +52,73 @@ def read_job(path: Path) -> Any:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Leaves arrays in the files that they are mapped from."""
+    """Leaves arrays in the files that they are mapped from, each of which is opened once."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._files: dict[int, _File | None] = {}
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, np.ndarray) and (place := _place_of(obj)) is not None:
-            return _mapped, (*place, obj.shape, obj.strides, obj.dtype)
+        base = _base(obj) if type(obj) in (np.ndarray, np.memmap) else None  # others have more
+        if base is not None:
+            if id(base.base) not in self._files:
+                self._files[id(base.base)] = _File.of(base)
+            if (file := self._files[id(base.base)]) is not None:
+                first = base.offset + _address(obj) - _address(base)
+                return file.array, (first, obj.shape, obj.strides, obj.dtype)
         return super().reducer_override(obj)
 
 
-def _place_of(array: npt.NDArray[Any]) -> tuple[str, int] | None:
-    """File in which an array lies as it is, and its first byte there; None if it does not."""
+class _File:
+    """A file, mapped when the first array in it is asked for; changes stay in memory."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._bytes: npt.NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of(cls, mapped: np.memmap[Any, Any]) -> _File | None:
+        """File that an array is mapped from, if it still lies there under its name."""
+        name = mapped.filename
+        if name is None or mapped.mode == "c" or not _is_mapped_at(name, _address(mapped)):
+            return None
+        return cls(os.fspath(name))
+
+    def array(
+        self, first: int, shape: Sequence[int], strides: Sequence[int], dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
+        """Array that begins at a byte of it."""
+        if self._bytes is None:
+            self._bytes = np.memmap(self._path, np.uint8, mode="c")
+        return np.ndarray(shape, dtype, buffer=self._bytes, offset=first, strides=strides)
+
+    def __reduce__(self) -> Any:
+        return _File, (self._path,)
+
+
+def _base(array: npt.NDArray[Any]) -> np.memmap[Any, Any] | None:
+    """What an array is a view of, if that is mapped from a file."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
-            file = base.filename
-            if base.mode == "c" or file is None or not os.path.exists(file):
-                return None
-            return os.fspath(file), base.offset + _address(array) - _address(base)
+            return base
         base = base.base
     return None
 
 
+def _is_mapped_at(file: str | os.PathLike[str], address: int) -> bool:
+    """Whether it is this file that lies there, and no other of its name; only Linux tells."""
+    try:
+        inode = os.stat(file).st_ino
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            where, _, _, _, number, *_ = line.split(maxsplit=5)
+            first, last = (int(end, 16) for end in where.split("-"))
+            if first <= address < last:
+                return int(number) == inode
+    except OSError:
+        pass
+    return False
+
+
 def _address(array: npt.NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]
-
-
-def _mapped(
-    file: str,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: np.dtype[Any],
-) -> npt.NDArray[Any]:
-    whole = np.memmap(file, np.uint8, mode="c")
-    return np.ndarray(shape, dtype, buffer=whole, offset=offset, strides=strides)

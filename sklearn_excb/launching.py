@@ -133,11 +133,11 @@ def fit_on(
     """
     n_threads = max(1, torch.get_num_threads() // n_processes)
     job = Job(source, parameters, seed, device.type, kept, fitted_before, n_threads)
-    with tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
+    with _signals_later() as later, tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
         folder = Path(name)
         try:
             write_job(folder / JOB, job)
-        except (TypeError, AttributeError, PicklingError) as error:
+        except (TypeError, AttributeError, ValueError, RuntimeError, PicklingError) as error:
             raise TypeError(
                 f"X, or a parameter, cannot be sent to the processes of devices={n_processes}: "
                 f"{error}. Let a data set open files and connections where it first reads, not "
@@ -146,16 +146,27 @@ def fit_on(
             ) from error
         with _warnings_passed_on(folder), _interrupts_passed_on(folder) as interrupted:
             failed = _run(folder, n_processes)
+            later.append(getattr(failed, "sigval", None))
         done = (folder / RESULT).exists()
         learned: Learned | None = read_job(folder / RESULT) if done else None
         cause = _cause(folder, n_processes, failed)
-    if (number := getattr(failed, "sigval", None)) is not None:
-        signal.raise_signal(number)  # to this process, which the others have been told of
     if learned is not None:
         if isinstance(source, ItemImages):
             source.take_in(learned.reasons)
         return learned.fitted
     raise KeyboardInterrupt if interrupted else cause
+
+
+@contextmanager
+def _signals_later() -> Iterator[list[int | None]]:
+    """Do at the end what signals to this process ask, which the others have been told of."""
+    came: list[int | None] = []
+    try:
+        yield came
+    finally:
+        for number in came:
+            if number is not None:
+                signal.raise_signal(number)
 
 
 def _run(folder: Path, n_processes: int) -> Exception | None:

@@ -131,7 +131,7 @@ def estimate_memory(
     if not settings.freeze_backbone:
         return MemoryEstimate(_phases(networks, settings, batches), settings.micro_batch)
     d = networks.n_features
-    rows = Rows(np.broadcast_to(np.float32(0), (len(batches.source), d)))
+    rows = Rows(np.broadcast_to(np.float32(0), (batches.n_samples, d)))
     noise = RowRecipe(settings.n_global, settings.n_local, np.zeros(d), scale=1.0, noise=1.0)
     of_rows = replace(batches, source=rows, recipe=noise, n_ahead=0)
     kept = {"features": len(rows) * d * FLOAT} if batches.device.type == "cpu" else {}
@@ -175,11 +175,11 @@ def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) 
             kept = {"last sound teacher": size(tensors_of(networks.teacher))}
             phases["views"] |= kept
             phases["step"] |= kept
-        n_rows = min(len(batches.source), most_start_rows(settings.K))
+        n_rows = min(batches.n_samples, most_start_rows(settings.K))
         phases["start"]["projections"] = n_rows * PROJECTION_DIM * FLOAT
         phases["k-means"] = held | of_k_means(n_rows, settings.K)
         if settings.epochs and settings.settle_passes:
-            phases["settling"] = held | of_settling(len(batches.source), settings.K)
+            phases["settling"] = held | of_settling(batches.n_samples, settings.K)
     return phases
 
 
@@ -191,7 +191,7 @@ def _of_inference(
     held: Bytes,
 ) -> tuple[Bytes, int]:
     """Bytes of each component while whole images are embedded, and features of the backbone."""
-    n = min(len(batches.source), settings.inference_batch)
+    n = min(batches.n_samples, settings.inference_batch)
     try:
         activations, n_features = of_assigning(networks, [n, *making.image])
     except Exception as error:
@@ -284,7 +284,7 @@ def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBa
         As in :func:`estimate_memory`.
     """
     assert not isinstance(batches.source, ItemImages)
-    n_samples, one = len(batches.source), batches.source.load(np.arange(1))
+    n_samples, one = batches.n_samples, batches.source.load(np.arange(1))
     values = max(1024, math.prod(one.shape), settings.image_size**2 * 3)
     n_views = settings.batch_size * (settings.n_global + settings.n_local)
     step = 500 * max(n_views, settings.inference_batch) * values * FLOAT

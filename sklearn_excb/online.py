@@ -31,6 +31,7 @@ from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.running import Run
 from sklearn_excb.settling import enough_to_settle, settle_teacher
 from sklearn_excb.sources import Source
+from sklearn_excb.threads import reading_threads
 from sklearn_excb.training import start_centroids, train
 from sklearn_excb.views import ViewRecipe
 
@@ -263,7 +264,8 @@ class OnlineFit:
         """The batch of a step, counted from 1: of rows of a part, and of samples before it."""
         recipe = self.recipe
         side = recipe.side_for_crops if isinstance(recipe, ViewRecipe) else 0
-        new = samples_of(source, rows, side=side, n_jobs=n_jobs)
+        with reading_threads(n_jobs) as read:
+            new = samples_of(source, rows, side=side, read=read)
         together = [*new, *old]
         self.reservoir.offer(new)
         views = replace(self._views_of(source_of(together, source.n_channels)), n_jobs=n_jobs)

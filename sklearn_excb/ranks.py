@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -175,6 +176,17 @@ class Ranks:
             raise error
         rank, reason = next((rank, text) for rank, text in enumerate(said) if text is not None)
         raise RankError(f"The fit ends, as rank {rank} of {self.count} has failed. {reason}")
+
+    def in_step(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield each rank's own items, as many on all; an error of one is raised on all."""
+        mine = iter(items)
+        while True:
+            item = []
+            with self.together():
+                item.extend(islice(mine, 1))
+            if not item:
+                return
+            yield item[0]
 
     def agree(self, what: T, differences: Callable[[T, T], list[str]]) -> None:
         """Make sure that all are at the same fit.

@@ -11,7 +11,7 @@ import torch
 
 from sklearn_excb.draws import permutation, uniforms
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
-from sklearn_excb.threads import reading_threads
+from sklearn_excb.threads import Map
 
 Sample = npt.NDArray[Any]  # an image (h, w, c), or a row (d,)
 
@@ -40,9 +40,9 @@ class Reservoir:
         return len(self._samples)
 
     @property
-    def n_offered(self) -> int:
-        """Samples that the stream has brought."""
-        return self._n_offered
+    def is_full(self) -> bool:
+        """Whether there is no room for more samples."""
+        return len(self) >= self._capacity
 
     def offer(self, samples: Sequence[Sample]) -> None:
         """Take in some of the next samples of the stream."""
@@ -78,7 +78,7 @@ class Reservoir:
 
 
 def samples_of(
-    source: Source, rows: npt.NDArray[np.int64], *, side: int, n_jobs: int
+    source: Source, rows: npt.NDArray[np.int64], *, side: int, read: Map
 ) -> list[Sample]:
     """Samples of a source, opened; images with a short side of about ``side`` pixels, or more."""
     if isinstance(source, Rows):
@@ -89,8 +89,7 @@ def samples_of(
     def opened(row: int) -> Sample:
         return source.load_one(row, side).movedim(0, -1).numpy().copy()
 
-    with reading_threads(n_jobs) as read:
-        return list(read(opened, rows.tolist()))
+    return list(read(opened, rows.tolist()))
 
 
 def source_of(samples: Sequence[Sample], n_channels: int) -> Source:

@@ -90,13 +90,16 @@ def without_skipped(
     return result
 
 
-def warn_of(skipped: Sequence[Skipped], n_samples: int) -> None:
+def warn_of(
+    skipped: Sequence[Skipped],
+    n_samples: int,
+    become: str = "were skipped: their label is -1, their embedding NaN",
+) -> None:
     """Say how many images were skipped, if any, and why the first."""
     if skipped:
         first = skipped[0]
         warn_caller(
-            f"{len(skipped)} of {n_samples:,} images cannot be used and were skipped: their "
-            f"label is -1, their embedding NaN. The first, {first.name or first.index}: "
-            f"{first.reason}",
+            f"{len(skipped)} of {n_samples:,} images cannot be used and {become}. The first, "
+            f"{first.name or first.index}: {first.reason}",
             SkippedImageWarning,
         )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_excb.batches import Batch, ViewBatches
-from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.batches import AHEAD, Batch, ViewBatches
+from sklearn_excb.ranks import Ranks
 from sklearn_excb.reservoir import Reservoir, samples_of, source_of
+from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.sources import Source
-from sklearn_excb.threads import finished, reading_threads
+from sklearn_excb.threads import Map, read_ahead, reading_threads
+from sklearn_excb.transfers import Leash
 from sklearn_excb.views import ViewRecipe
-
-_AHEAD = 2  # batches that are read while an accelerator is at work
 
 
 @dataclass(frozen=True)
@@ -27,101 +28,93 @@ class StreamBatches:
     ----------
     parts : iterator of Source
         Each is this rank's share of a batch, or what can be used of it.
-    views : ViewBatches
-        Of the first of them: its recipe, seed and device are those of all.
-    steps_per_epoch, n_epochs : int
+    recipe : ViewRecipe or RowRecipe
+        What the views are.
+    n_channels : int
+        Of the images.
+    batch_size, steps_per_epoch, n_epochs, seed, n_jobs : int
+        Images a batch, of all ranks together; length of an epoch and of the run, seed of every
+        draw, threads that open images.
+    device : torch.device
+        Where the views end.
+    ranks : Ranks
+        Those that share each batch, each with a stream of its own.
     kept : Reservoir
         Takes a sample of what was learned from.
     """
 
     parts: Iterator[Source]
-    views: ViewBatches
+    recipe: ViewRecipe | RowRecipe
+    n_channels: int
+    batch_size: int
     steps_per_epoch: int
     n_epochs: int
+    seed: int
+    n_jobs: int
+    device: torch.device
+    ranks: Ranks
     kept: Reservoir
 
     @property
-    def seed(self) -> int:
-        """Of every draw."""
-        return self.views.seed
-
-    @property
-    def device(self) -> torch.device:
-        """Where the views end."""
-        return self.views.device
-
-    @property
-    def ranks(self) -> Ranks:
-        """Those that share each batch, each with a stream of its own."""
-        return self.views.ranks
-
-    @property
     def n_ahead(self) -> int:
-        """Batches that are read while one is used, by a thread.
+        """Batches that a thread reads while an accelerator is at work on one.
 
-        None where ``n_jobs`` is 1: the stream may want to be read by the thread it knows.
+        0 also where ``n_jobs`` is 1: the stream may want to be read by the thread it knows.
         """
-        return _AHEAD if self.views.n_jobs > 1 and self.device.type != "cpu" else 0
+        return AHEAD if self.n_jobs > 1 and self.device.type != "cpu" else 0
 
     def start(self, n: int) -> Iterator[Batch]:
         """One global view of the images of n batches, the first and the second by turns."""
         for number in range(n):
-            yield from self._batch(next(self.parts), 0, number % 2)
+            yield self._batch(next(self.parts), 0, number % 2)
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Yield the batches of the steps that are left after so many: what comes now."""
-        n_steps = self.n_epochs * self.steps_per_epoch
-        with reading_threads(1, aside=self.n_ahead > 0) as read:
-
-            def begin(_: int) -> Callable[[], Source]:
-                opened = read(lambda _: self._opened(), [_])
-                return lambda: next(opened)
-
-            for source in finished(map(begin, range(step, n_steps)), self.n_ahead):
+        left, leash = self.n_epochs * self.steps_per_epoch - step, Leash(self.device)
+        with reading_threads(self.n_jobs) as read:
+            for source in read_ahead(partial(self._opened, read), left, self.n_ahead):
                 step += 1
-                epoch = -(-step // self.steps_per_epoch)
-                for batch in self._batch(source, step):
-                    yield batch._replace(epoch=epoch)
+                batch = self._batch(source, step)
+                leash.wait()
+                yield batch._replace(epoch=-(-step // self.steps_per_epoch))
 
     def rows(self, step: int) -> list[int]:
-        """None: what came has no numbers by which it could be found."""
+        """Rows of a step; [], as what came has no numbers by which it could be found."""
         return []
 
-    def keep_more(self, n: int) -> None:
-        """Read on until the sample is one of n images, without learning from them."""
-        while self.kept.n_offered < n:
-            self._opened()
+    def keep_more(self, wanted: Callable[[], bool]) -> None:
+        """Read on, without learning, until the sample is full or no more is wanted."""
+        with reading_threads(self.n_jobs) as read:
+            while wanted() and not self.kept.is_full:
+                self._opened(read)
 
     def inputs(self, n: int, batch_size: int) -> Iterator[Tensor]:
         """Yield n of the samples that were kept, as inference sees them."""
-        kept = source_of(self.kept.draw(0, n), self.views.source.n_channels)
-        return replace(self.views, source=kept).whole(batch_size)
+        return self._views_of(source_of(self.kept.draw(0, n), self.n_channels)).whole(batch_size)
 
-    def _opened(self) -> Source:
+    def _opened(self, read: Map) -> Source:
         """The next part, opened: kept in memory until its step, some of it longer."""
-        source, recipe = next(self.parts), self.views.recipe
+        part, recipe = next(self.parts), self.recipe
         side = recipe.side_for_crops if isinstance(recipe, ViewRecipe) else 0
-        every = np.arange(len(source))
-        samples = samples_of(source, every, side=side, n_jobs=self.views.n_jobs)
+        samples = samples_of(part, np.arange(len(part)), side=side, read=read)
         self.kept.offer(samples)
-        return source_of(samples, source.n_channels)
+        return source_of(samples, part.n_channels)
 
-    def _batch(self, source: Source, number: int, only: int | None = None) -> Iterator[Batch]:
+    def _batch(self, source: Source, number: int, only: int | None = None) -> Batch:
         """The batch of a part, filled up where images were left out; draws go by its number."""
-        of_all, n_epochs = self.views.batch_size, self.n_epochs * self.steps_per_epoch
-        mine = self.ranks.span(of_all)
-        own = replace(
-            self.views,
-            source=source,
-            batch_size=mine.stop - mine.start,
-            n_epochs=n_epochs,
-            seed=_of_rank(self.seed, self.ranks.rank),
-            ranks=ALONE,
+        (batch,) = self._views_of(source).of_rows(number, np.arange(len(source)), only)
+        return batch._replace(n_together=self.batch_size)
+
+    def _views_of(self, source: Source) -> ViewBatches:
+        """Batches of this rank's share, with draws of its own: all ranks number theirs alike."""
+        mine, rank = self.ranks.span(self.batch_size), self.ranks.rank
+        of_rank = np.random.SeedSequence([self.seed, rank]).generate_state(1)[0]
+        return ViewBatches(
+            source,
+            self.recipe,
+            mine.stop - mine.start,
+            self.n_epochs * self.steps_per_epoch,
+            int(of_rank) if rank else self.seed,
+            self.n_jobs,
+            self.device,
         )
-        for batch in own.of_rows(number, np.arange(len(source)), only):
-            yield batch._replace(n_together=of_all)
-
-
-def _of_rank(seed: int, rank: int) -> int:
-    """A seed for each rank: their images have the same numbers."""
-    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from typing import Any
 
@@ -14,15 +14,18 @@ import torch
 from sklearn_excb import auto
 from sklearn_excb.beginning import begin, take_up_generators
 from sklearn_excb.centroids import most_start_rows
+from sklearn_excb.exceptions import ImageError
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.generators import generator_states
-from sklearn_excb.history import entry, filling
+from sklearn_excb.history import entry
 from sklearn_excb.images import StreamPart, stream_parts
 from sklearn_excb.inference import assign
+from sklearn_excb.interruptions import awaited
 from sklearn_excb.packing import Snapshot
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.reservoir import Reservoir
-from sklearn_excb.settling import enough_to_settle, settle_teacher, settling_sample
+from sklearn_excb.settled import settled_labels
+from sklearn_excb.settling import enough_to_settle, settling_sample
 from sklearn_excb.sources import Source
 from sklearn_excb.stream_batches import StreamBatches
 from sklearn_excb.training import start_centroids
@@ -35,6 +38,7 @@ def fit_stream(
     parameters: Mapping[str, Any],
     open_part: Callable[[StreamPart], Source],
     *,
+    n_jobs: int,
     seed: int,
     device: torch.device,
     kept: Snapshot | None = None,
@@ -49,6 +53,8 @@ def fit_stream(
         Of images. It is iterated again when it ends. Each rank has its own.
     open_part : callable
         From images of the stream to a source.
+    n_jobs : int
+        Threads that open images.
     parameters, seed, device, kept, fitted_before, ranks
         As of :func:`sklearn_excb.fitting.fit_source`.
 
@@ -67,14 +73,17 @@ def fit_stream(
     mine, n_samples = ranks.span(int(size)), per_epoch * int(size)
     with ExitStack() as stack:
         with ranks.together():
-            share = max(1, mine.stop - mine.start)
-            parts = map(open_part, stream_parts(_again_and_again(X), share))
+            came = stream_parts(_again_and_again(X), max(1, mine.stop - mine.start))
+            parts = _usable(
+                came, open_part, most=per_epoch if parameters["on_error"] == "skip" else 0
+            )
             first = next(parts)
-        run, begun = begin(
+        n_channels = first.n_channels
+        run, views, begun = begin(
             stack,
             first,
-            lambda: {"kind": "a stream", "n_channels": first.n_channels},
-            {**parameters, "batch_size": size},
+            lambda: {"kind": "a stream", "n_channels": n_channels},
+            {**parameters, "batch_size": size, "n_jobs": n_jobs},
             n_samples=n_samples,
             seed=seed,
             device=device,
@@ -82,15 +91,22 @@ def fit_stream(
             fitted_before=fitted_before,
             ranks=ranks,
         )
-        networks, settings, seed = run.networks, begun.settings, begun.batches.seed
+        networks, settings, seed = run.networks, begun.settings, views.seed
         n_kept = len(settling_sample(n_samples, settings.K))
         batches = StreamBatches(
-            chain([first], parts),
-            begun.batches,
-            per_epoch,
-            settings.epochs,
-            Reservoir(ranks.most(n_kept), seed),
+            parts=chain([first], parts),
+            recipe=views.recipe,
+            n_channels=n_channels,
+            batch_size=settings.batch_size,
+            steps_per_epoch=per_epoch,
+            n_epochs=settings.epochs,
+            seed=seed,
+            n_jobs=n_jobs,
+            device=device,
+            ranks=ranks,
+            kept=Reservoir(ranks.most(n_kept), seed),
         )
+        del first, views  # images that nobody needs any more
         if begun.goes_on:
             take_up_generators(stack, run)
         else:
@@ -102,9 +118,11 @@ def fit_stream(
         history, state, watch = run.entries(), begun.state(run, ending), run.watch
         del run  # what the optimiser and the gradients hold is room for settling
         networks.student.zero_grad()
-        if begun.goes_on and ending == "done":  # what came before is not kept
-            with ranks.together():
-                batches.keep_more(ranks.most(n_kept))
+        begun.bar.set_description("ExCB: settling")
+        if begun.goes_on and ending == "done" and settings.settle_passes:
+            with awaited(saves=False) as wishes, ranks.together(), suppress(StreamEndError):
+                batches.keep_more(lambda: not wishes.stop)  # of what came before, none is kept
+            ending = "stopped" if ranks.any(wishes.stop)[0] else ending
         n_each = min(ranks.objects(len(batches.kept)))
         n = n_each * ranks.count
 
@@ -115,26 +133,22 @@ def fit_stream(
             return ranks.sum_array(found)
 
         if n:
-            unsettled = None
-            begun.bar.set_description("ExCB: settling")
-            if enough_to_settle(settings, n):
-                unsettled = settle_teacher(
-                    networks.teacher,
-                    batches.inputs(n_each, settings.inference_batch),
-                    settings,
-                    n_samples=n,
-                    seed=seed,
-                    ranks=ranks,
-                )
-            last = labels()
-            unsettled = last if unsettled is None else unsettled
-            history[-1] |= filling(last, settings.K) | filling(unsettled, settings.K, "_unsettled")
+            _, filled = settled_labels(
+                networks.teacher,
+                lambda: batches.inputs(n_each, settings.inference_batch),
+                labels,
+                settings,
+                n_samples=n if enough_to_settle(settings, n) else 0,
+                seed=seed,
+                ranks=ranks,
+            )
+            history[-1] |= filled
             if ending == "done":
                 watch.look(history[-1])
     return Fitted(
         networks.teacher.cpu().eval(),
         settings,
-        begun.batches.recipe,
+        batches.recipe,
         begun.n_features,
         begun.facts.shape,
         labels=np.empty(0, np.int64),
@@ -143,6 +157,10 @@ def fit_stream(
         state=state,
         stopped=ending == "stopped",
     )
+
+
+class StreamEndError(ValueError):
+    """A stream has ended and gives nothing when it is iterated again."""
 
 
 def _again_and_again(X: Iterable[Any]) -> Iterator[Any]:
@@ -155,9 +173,26 @@ def _again_and_again(X: Iterable[Any]) -> Iterator[Any]:
         if not n and not n_before:
             raise ValueError("X is empty: there is no image in it.")
         if not n:
-            raise ValueError(
+            raise StreamEndError(
                 f"X has ended after {n_before:,} images and gives none when it is iterated again, "
                 "but steps_per_epoch asks for more. Pass a data set that begins anew, as an "
                 "IterableDataset does, or lower epochs or steps_per_epoch."
             )
         n_before += n
+
+
+def _usable(
+    parts: Iterator[StreamPart], open_part: Callable[[StreamPart], Source], *, most: int
+) -> Iterator[Source]:
+    """Parts, opened, but for up to ``most`` in a row of which no image can be used."""
+    n_bad = 0
+    for part in parts:
+        try:
+            source = open_part(part)
+        except ImageError:
+            n_bad += 1
+            if n_bad > most:
+                raise
+            continue
+        n_bad = 0
+        yield source

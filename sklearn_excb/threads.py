@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from queue import Queue
+from threading import Event, Semaphore, Thread
 from typing import Protocol, TypeVar
 
 import torch
@@ -52,10 +55,53 @@ def finished(begun: Iterable[Callable[[], _Result]], n_ahead: int) -> Iterator[_
         yield waiting.popleft()()
 
 
+def read_ahead(read: Callable[[], _Result], n: int, n_ahead: int) -> Iterator[_Result]:
+    """Yield what a function gives when it is called n times, by one thread that is so many ahead.
+
+    Without any ahead, by the thread that asks. The other one is left to itself when nobody asks any
+    more: a stream may never answer.
+    """
+    if not n_ahead:
+        yield from (read() for _ in range(n))
+        return
+    done: Queue[tuple[_Result | None, BaseException | None]] = Queue()
+    room, left = Semaphore(n_ahead + 1), Event()
+
+    def work() -> None:
+        _work_alone()
+        for _ in range(n):
+            room.acquire()
+            if left.is_set():
+                return
+            try:
+                done.put((read(), None))
+            except BaseException as error:
+                done.put((None, error))
+                return
+
+    Thread(target=work, name="ExCB reads ahead", daemon=True).start()
+    try:
+        for _ in range(n):
+            result, error = done.get()
+            if error is not None:
+                raise error
+            room.release()
+            yield result  # type: ignore[misc]
+    finally:
+        left.set()
+        room.release()
+
+
 def _work_alone() -> None:
     """Keep torch from starting threads for this one: pools in every reading thread would fight.
 
     With two of them on two cores, images took twice as long as in one thread.
     """
     torch.get_num_threads()  # which torch sets once in a thread, when it is first asked
-    ThreadpoolController().select(user_api="openmp").limit(limits=1)
+    _libraries().select(user_api="openmp").limit(limits=1)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """Libraries with threads of their own; to find them takes 6 ms, each time."""
+    return ThreadpoolController()

@@ -288,7 +288,7 @@ def start_centroids(
     rows: list[Tensor] = []
     places: list[npt.NDArray[np.int64]] = []
     seen, wanted = 0, most_start_rows(settings.K)
-    for batch in batches:
+    for batch in ranks.in_step(batches):
         with joint_batch_norm(ranks):
             for part, _ in split(batch, settings.micro_batch, ranks):
                 rows.append(networks.teacher.project(part).float().cpu())

@@ -240,11 +240,12 @@ def test_a_stream_of_each_is_one_fit_of_both():
     assert not np.array_equal(alone.fit(stream(0)).cluster_centers_, excb.cluster_centers_)
 
 
-def test_a_stream_that_fails_on_one_fails_on_both():
+@pytest.mark.parametrize("place", [3, 12, 8 * 7])  # the first part, the start, a step
+def test_a_stream_that_fails_on_one_fails_on_both(place):
     def stream():
         rng = np.random.default_rng(RANKS.rank)
         for number in itertools.count():
-            if number == 8 * 7 and RANKS.rank == 1:
+            if number == place and RANKS.rank == 1:
                 raise OSError("the disk is gone")
             yield rng.random((8, 8))
 

@@ -1,6 +1,8 @@
 """What processes of one machine are told in a file: arrays in it, or in the file they come from."""
 
+import resource
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +44,9 @@ def test_what_is_mapped_from_a_file_stays_there(form, mapped, tmp_path):
     np.testing.assert_array_equal(mapped, IMAGES)
 
 
-@pytest.mark.parametrize("what", ["in memory", "changed in memory", "file is gone", "others"])
+@pytest.mark.parametrize(
+    "what", ["in memory", "changed in memory", "file is gone", "file is another", "others"]
+)
 def test_what_is_not_in_a_file_as_it_is_is_written(what, mapped, tmp_path):
     array = np.array(IMAGES)
     if what == "changed in memory":
@@ -51,11 +55,39 @@ def test_what_is_not_in_a_file_as_it_is_is_written(what, mapped, tmp_path):
     if what == "file is gone":
         array = mapped
         (tmp_path / "images.npy").unlink()
+    if what == "file is another":
+        array = mapped
+        np.save(tmp_path / "other.npy", np.zeros_like(IMAGES))
+        (tmp_path / "other.npy").replace(tmp_path / "images.npy")
     if what == "others":
         array = mapped[[5, 2, 9]]
     read, size = told(tmp_path, {"images": array})
     np.testing.assert_array_equal(read["images"], array)
     assert size > array.nbytes
+
+
+class Named(np.ndarray):
+    """An array of a user's own kind."""
+
+
+def test_arrays_that_are_more_than_an_array_stay_what_they_are(mapped, tmp_path):
+    masked = np.ma.array(mapped, mask=mapped > 100)
+    (first, second), _ = told(tmp_path, (masked, np.asarray(mapped).view(Named)))
+    assert type(second) is Named
+    np.testing.assert_array_equal(first.mask, masked.mask)
+    assert first.sum() == masked.sum()
+
+
+def test_a_file_is_opened_once_however_many_arrays_are_in_it(mapped, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 50, before[1]))
+    try:
+        read, size = told(tmp_path, list(mapped))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(np.stack(read), IMAGES)
+    assert size < IMAGES.nbytes / 2
 
 
 def test_a_job_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -20,8 +20,11 @@ from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import available_memory
 from sklearn_excb.live_bytes import LiveBytes
+from sklearn_excb.memory import estimate_memory
 from sklearn_excb.networks import build_networks
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import split, train_step
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
@@ -447,3 +450,18 @@ def test_an_accelerator_takes_what_was_estimated():
     excb.fit(X)
     taken = torch.cuda.max_memory_allocated() - before
     assert 0.8 * estimate.peak < taken < estimate.needed
+
+
+def test_a_stream_takes_what_a_collection_of_its_epochs_would():
+    n, parameters = 200_000, small(K=3000, batch_size=64).get_params()
+
+    def estimated(source, n_of_stream):
+        facts = replace(facts_of(source), n_samples=n)
+        networks, settings, _, batches = prepare(source, facts, parameters, 0, torch.device("cpu"))
+        return estimate_memory(networks, settings, replace(batches, n_of_stream=n_of_stream))
+
+    whole = estimated(ArrayImages(photos(n, side=8)), None)
+    of_stream = estimated(ArrayImages(photos(64, side=8)), n)
+    for phase in ("start", "k-means", "settling"):
+        assert of_stream.phases[phase] == whole.phases[phase]
+    assert of_stream.peak_phase == "k-means"

@@ -282,6 +282,31 @@ def test_what_is_taken_up_reads_a_sample_to_settle_on(tmp_path):
     again = clone(excb).fit(one_batch_for_ever())
     np.testing.assert_allclose(again.cluster_centers_, excb.cluster_centers_, atol=1e-6)
     assert excb.history_[-1]["empty_fraction"] == again.history_[-1]["empty_fraction"] < 1
+    few = clone(excb).fit(itertools.islice(one_batch_for_ever(), 40))  # has ended: what there is
+    np.testing.assert_allclose(few.cluster_centers_, excb.cluster_centers_, atol=1e-6)
+
+
+def test_what_is_taken_up_and_does_not_settle_reads_no_more_than_a_batch(tmp_path):
+    n_asked = []
+    excb = small(steps_per_epoch=3, settle_passes=0, checkpoint_dir=tmp_path)
+    excb.fit(one_batch_for_ever())
+    clone(excb).fit(counted(one_batch_for_ever(), n_asked))
+    assert len(n_asked) == 16
+
+
+def test_a_second_ctrl_c_leaves_at_once_whoever_reads(monkeypatch):
+    monkeypatch.setattr(stream_batches.StreamBatches, "n_ahead", 2)
+    gone_on = threading.Event()
+
+    def stream():
+        yield from one_batch_for_ever(breaks_at=16 * 10, act=lambda: gone_on.wait(60))
+
+    for seconds in (8, 9):
+        threading.Timer(seconds, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        small(steps_per_epoch=3, n_jobs=2).set_params(epochs=1000).fit(stream())
+    assert not gone_on.is_set()
+    gone_on.set()
 
 
 def test_a_warm_start_goes_on_with_what_comes():
@@ -343,10 +368,36 @@ def test_what_a_stream_cannot_have(X, parameters, message):
 
 def test_broken_images_of_a_stream_are_left_out():
     excb = small(steps_per_epoch=4, on_error="skip")
-    with pytest.warns(SkippedImageWarning, match="of 64 images"):
+    with pytest.warns(SkippedImageWarning, match="1 of 128 images .* were left out"):
         excb.fit(itertools.chain(with_a_broken_one(), itertools.cycle(IMAGES)))
     assert [image.index for image in excb.skipped_] == [BROKEN]
     assert np.isfinite(excb.transform(IMAGES)).all()
+
+
+def test_a_part_without_a_usable_image_is_passed_over():
+    def stream(n_broken):
+        yield from IMAGES
+        yield from itertools.repeat(b"no image", n_broken)
+        yield from itertools.cycle(IMAGES)
+
+    excb = small(steps_per_epoch=5, on_error="skip")
+    with pytest.warns(SkippedImageWarning, match="40 of"):
+        excb.fit(stream(40))  # two whole parts of 16, and more
+    assert np.isfinite(excb.transform(IMAGES)).all()
+    with pytest.raises(ImageError, match="None of the 16 images"):
+        excb.fit(stream(16 * 8))
+
+
+def test_threads_of_a_stream_are_as_many_as_it_says(monkeypatch):
+    used = []
+    real = stream_batches.reading_threads
+    monkeypatch.setattr(
+        stream_batches, "reading_threads", lambda n, **more: used.append(n) or real(n, **more)
+    )
+    for n_jobs in ("auto", 2):
+        excb = small(steps_per_epoch=3, n_jobs=n_jobs).fit(Stream(png))
+        assert set(used) == {excb.resolved_params_["n_jobs"]}
+        used.clear()
 
 
 # a pass that is not read to its end leaves its shard open, which webdataset does not close
