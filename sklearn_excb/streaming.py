@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ def fit_stream(
         networks, settings, seed = run.networks, begun.settings, views.seed
         n_kept = len(settling_sample(n_samples, settings.K))
         batches = StreamBatches(
-            parts=chain([first], parts),
+            parts=_put_back(first, parts),
             recipe=views.recipe,
             n_channels=n_channels,
             batch_size=settings.batch_size,
@@ -179,6 +178,14 @@ def _again_and_again(X: Iterable[Any]) -> Iterator[Any]:
                 "IterableDataset does, or lower epochs or steps_per_epoch."
             )
         n_before += n
+
+
+def _put_back(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
+    """Parts with the first of them, which is let go of when the next is asked for."""
+    held = [first]
+    del first
+    yield held.pop()
+    yield from parts
 
 
 def _usable(

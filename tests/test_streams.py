@@ -207,6 +207,24 @@ def test_steps_per_epoch_reads_as_many_batches_and_keeps_none():
     assert excb.set_params(steps_per_epoch="auto").fit(IMAGES).labels_.shape == (70,)
 
 
+def test_of_a_stream_only_a_part_and_the_next_are_in_memory():
+    alive, left = set(), []
+
+    def counted():
+        for i in itertools.count():
+            image = IMAGES[0].copy()
+            alive.add(i)
+            weakref.finalize(image, alive.discard, i)
+            left.append(len(alive))
+            yield image
+            del image
+
+    small(steps_per_epoch=3).set_params(epochs=3).fit(counted())
+    assert len(left) == 16 * (3 + 9)
+    assert max(left) <= 2 * 16 + 2
+    assert 0 not in alive
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_stream_begins_again_when_it_ends(form):
     few = {"steps_per_epoch": 3, "on_error": "raise"}
