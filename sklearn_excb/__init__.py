@@ -21,7 +21,7 @@ from sklearn_excb.exceptions import (
 if TYPE_CHECKING:
     from sklearn_excb.augmented import AugmentedViews, augmented_views
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "AugmentedViews",
     "CheckpointWarning",
