@@ -16,6 +16,7 @@ from sklearn_excb.exceptions import (
     PretrainedWeightsError,
     RankError,
     SkippedImageWarning,
+    StreamEndError,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "PretrainedWeightsError",
     "RankError",
     "SkippedImageWarning",
+    "StreamEndError",
     "__version__",
     "augmented_views",
 ]

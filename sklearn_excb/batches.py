@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,38 @@ def number_of_jobs(n_jobs: int | str | None, source: Source) -> int:
     if isinstance(n_jobs, str):
         return min(_MOST_THREADS, effective_n_jobs(-1)) if source.reads_in_parallel else 1
     return effective_n_jobs(n_jobs)
+
+
+class Batches(Protocol):
+    """What a training reads: :class:`ViewBatches`, or those of a stream."""
+
+    @property
+    def seed(self) -> int:
+        """Of every draw."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the views end."""
+        ...
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that share each batch."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield the batches that are left after so many steps."""
+        ...
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of X in a step, where they have numbers."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sklearn_excb import auto
-from sklearn_excb.batches import ViewBatches
+from sklearn_excb.batches import Batches, ViewBatches
 from sklearn_excb.descriptions import describe
 from sklearn_excb.durations import warn_if_long
 from sklearn_excb.generators import generators_kept, own_randomness, set_generators
@@ -22,7 +22,7 @@ from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
 from sklearn_excb.run_folder import RunFolder, run_folder
-from sklearn_excb.running import Batches, Ending, Run, train_on
+from sklearn_excb.running import Ending, Run, train_on
 from sklearn_excb.sources import Source
 from sklearn_excb.validation import check_devices
 

@@ -192,10 +192,9 @@ class BulkResults:
         for line in skipped.read_text().splitlines():
             with suppress(ValueError):  # torn, or empty
                 index = json.loads(line)["index"]
-                of_none = (
-                    results[index] == -1 if self._of == "predict" else np.isnan(results[index])
-                )
-                if of_none.all():  # and it was not read after all
+                result = results[index]
+                left_out = result == -1 if self._of == "predict" else np.isnan(result)
+                if left_out.all():  # not so where a second try could read it
                     lines[index] = line
         with replacing(skipped) as beside:
             beside.write_text("".join(f"{lines[index]}\n" for index in sorted(lines)))

@@ -454,9 +454,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_parameters(parameters)
         ranks, device = join(self.device, self.devices)
         seed = _seed(self.random_state)
-        before = self._fit_before()
         if self.steps_per_epoch != "auto":
-            return self._fit_stream(X, parameters, ranks, device, seed, before)
+            return self._fit_stream(X, parameters, ranks, device, seed)
+        before = self._fit_before()
         with _unchanged_on_error(self):
             with ranks.together():
                 source = self._open(X, fitting=True)
@@ -507,13 +507,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
 
     def _fit_stream(
-        self,
-        X: Any,
-        parameters: dict[str, Any],
-        ranks: Ranks,
-        device: torch.device,
-        seed: int,
-        before: Fitted | None,
+        self, X: Any, parameters: dict[str, Any], ranks: Ranks, device: torch.device, seed: int
     ) -> Self:
         """Fit a stream of which nothing is kept but a sample."""
         if not is_stream(X):
@@ -527,6 +521,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "own. Start them with torchrun, or set devices=1."
             )
         self._need_trained_backbone("steps_per_epoch")
+        before = self._fit_before()
         skipped: list[Skipped] = []
         n_read = 0
         n_jobs = effective_n_jobs(1 if isinstance(self.n_jobs, str) else self.n_jobs)

@@ -59,3 +59,7 @@ class SkippedImageWarning(UserWarning):
 
 class CheckpointWarning(UserWarning):
     """A state of a run could not be written or read, or is not gone on with as it was."""
+
+
+class StreamEndError(ValueError):
+    """A stream has ended and gives nothing when it is iterated again."""

@@ -146,7 +146,7 @@ def fit_on(
             ) from error
         with _warnings_passed_on(folder), _interrupts_passed_on(folder) as interrupted:
             failed = _run(folder, n_processes)
-            later.append(getattr(failed, "sigval", None))
+            later.extend(filter(None, [getattr(failed, "sigval", None)]))
         done = (folder / RESULT).exists()
         learned: Learned | None = read_job(folder / RESULT) if done else None
         cause = _cause(folder, n_processes, failed)
@@ -158,15 +158,14 @@ def fit_on(
 
 
 @contextmanager
-def _signals_later() -> Iterator[list[int | None]]:
+def _signals_later() -> Iterator[list[int]]:
     """Do at the end what signals to this process ask, which the others have been told of."""
-    came: list[int | None] = []
+    came: list[int] = []
     try:
         yield came
     finally:
         for number in came:
-            if number is not None:
-                signal.raise_signal(number)
+            signal.raise_signal(number)
 
 
 def _run(folder: Path, n_processes: int) -> Exception | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from sklearn_excb.networks import ClusterNetwork, StudentTeacher, predictor, use
 from sklearn_excb.optimization import Plan
 from sklearn_excb.packing import Snapshot, pack, unpack
 from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.reservoir import Reservoir, Sample, samples_of, source_of
+from sklearn_excb.reservoir import Reservoir, samples_of, source_of
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.running import Run
 from sklearn_excb.settling import enough_to_settle, settle_teacher
@@ -34,8 +33,6 @@ from sklearn_excb.sources import Source
 from sklearn_excb.threads import reading_threads
 from sklearn_excb.training import start_centroids, train
 from sklearn_excb.views import ViewRecipe
-
-Indices = npt.NDArray[np.int64]
 
 _NO_END = sys.maxsize  # epochs: crops stay those of the first
 _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
@@ -255,24 +252,16 @@ class OnlineFit:
         n_old = min(len(self.reservoir), size // 2)
         n_steps = -(-len(source) // (size - n_old))
         rows = permutation(self.seed, self.n_parts + 1, len(source))
-        for step, some in enumerate(np.array_split(rows, n_steps), first + 1):
-            yield from self._batch(source, some, n_jobs, step, self.reservoir.draw(step, n_old))
-
-    def _batch(
-        self, source: Source, rows: Indices, n_jobs: int, step: int, old: Sequence[Sample] = ()
-    ) -> Iterator[Batch]:
-        """The batch of a step, counted from 1: of rows of a part, and of samples before it."""
-        recipe = self.recipe
-        side = recipe.side_for_crops if isinstance(recipe, ViewRecipe) else 0
         with reading_threads(n_jobs) as read:
-            new = samples_of(source, rows, side=side, read=read)
-        together = [*new, *old]
-        self.reservoir.offer(new)
-        views = replace(self._views_of(source_of(together, source.n_channels)), n_jobs=n_jobs)
-        yield from views.of_rows(step, np.arange(len(together)))
-
-    def _views_of(self, source: Source) -> ViewBatches:
-        return ViewBatches(source, self.recipe, len(source), _NO_END, self.seed, 1, self.device)
+            for step, some in enumerate(np.array_split(rows, n_steps), first + 1):
+                old = self.reservoir.draw(step, n_old)
+                new = samples_of(source, some, self.recipe, read)
+                self.reservoir.offer(new)
+                together, n = source_of([*new, *old], source.n_channels), len(new) + len(old)
+                views = ViewBatches(
+                    together, self.recipe, n, _NO_END, self.seed, n_jobs, self.device
+                )
+                yield from views.of_rows(step, np.arange(n))
 
     def _taken_up(self) -> Run:
         self.networks.to(self.device)  # inference may have been elsewhere

@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 
 from sklearn_excb.draws import permutation, uniforms
+from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
 from sklearn_excb.threads import Map
+from sklearn_excb.views import ViewRecipe
 
 Sample = npt.NDArray[Any]  # an image (h, w, c), or a row (d,)
 
@@ -78,13 +80,16 @@ class Reservoir:
 
 
 def samples_of(
-    source: Source, rows: npt.NDArray[np.int64], *, side: int, read: Map
+    source: Source, rows: npt.NDArray[np.int64], recipe: ViewRecipe | RowRecipe, read: Map
 ) -> list[Sample]:
-    """Samples of a source, opened; images with a short side of about ``side`` pixels, or more."""
+    """Samples of a source, opened; images as large as their crops need."""
     if isinstance(source, Rows):
         return list(source.load(rows))
     if isinstance(source, ArrayImages):
         return [image.movedim(0, -1).numpy().copy() for image in source.load(rows)]
+
+    assert isinstance(recipe, ViewRecipe)
+    side = recipe.side_for_crops
 
     def opened(row: int) -> Sample:
         return source.load_one(row, side).movedim(0, -1).numpy().copy()

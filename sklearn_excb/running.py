@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
-from sklearn_excb.batches import Batch
+from sklearn_excb.batches import Batch, Batches
 from sklearn_excb.durations import Pace
 from sklearn_excb.exceptions import RankError
 from sklearn_excb.generators import generator_states
@@ -30,38 +30,6 @@ from sklearn_excb.training import train
 from sklearn_excb.watching import Watch, all_finite
 
 Ending = Literal["done", "stopped", "diverged"]
-
-
-class Batches(Protocol):
-    """What a training reads: :class:`sklearn_excb.batches.ViewBatches`, or those of a stream."""
-
-    @property
-    def seed(self) -> int:
-        """Of every draw."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the views end."""
-        ...
-
-    @property
-    def ranks(self) -> Ranks:
-        """Those that share each batch."""
-        ...
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
-        ...
-
-    def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield the batches that are left after so many steps."""
-        ...
-
-    def rows(self, step: int) -> list[int]:
-        """Rows of X in a step, where they have numbers."""
-        ...
 
 
 @dataclass

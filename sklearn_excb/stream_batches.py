@@ -94,9 +94,8 @@ class StreamBatches:
 
     def _opened(self, read: Map) -> Source:
         """The next part, opened: kept in memory until its step, some of it longer."""
-        part, recipe = next(self.parts), self.recipe
-        side = recipe.side_for_crops if isinstance(recipe, ViewRecipe) else 0
-        samples = samples_of(part, np.arange(len(part)), side=side, read=read)
+        part = next(self.parts)
+        samples = samples_of(part, np.arange(len(part)), self.recipe, read)
         self.kept.offer(samples)
         return source_of(samples, part.n_channels)
 

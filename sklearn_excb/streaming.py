@@ -13,7 +13,7 @@ import torch
 from sklearn_excb import auto
 from sklearn_excb.beginning import begin, take_up_generators
 from sklearn_excb.centroids import most_start_rows
-from sklearn_excb.exceptions import ImageError
+from sklearn_excb.exceptions import ImageError, StreamEndError
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.generators import generator_states
 from sklearn_excb.history import entry
@@ -156,10 +156,6 @@ def fit_stream(
         state=state,
         stopped=ending == "stopped",
     )
-
-
-class StreamEndError(ValueError):
-    """A stream has ended and gives nothing when it is iterated again."""
 
 
 def _again_and_again(X: Iterable[Any]) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """What processes of one machine are told in a file: arrays in it, or in the file they come from."""
 
-import resource
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import pytest
 
 from sklearn_excb.job_files import read_job, write_job
 
+resource = pytest.importorskip("resource")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 IMAGES = np.random.default_rng(0).integers(0, 255, (400, 16, 16, 3), dtype=np.uint8)
 
 

@@ -152,6 +152,7 @@ def test_processes_end_when_the_one_that_called_fit_is_gone(ends, tmp_path):
         assert process.wait(timeout=100) == -ends
     finally:
         process.kill()
+        process.wait()
     end = time.monotonic() + 100
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < end

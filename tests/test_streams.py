@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import DataLoader, IterableDataset
 
-from sklearn_excb import ExCBEstimator, images, running, stream_batches
+from sklearn_excb import ExCBEstimator, images, running, stream_batches, threads
 from sklearn_excb.exceptions import DivergenceWarning, ImageError, SkippedImageWarning
 
 IMAGES = list(np.random.default_rng(0).integers(0, 255, (70, 12, 12, 3), dtype=np.uint8))
@@ -222,7 +222,6 @@ def test_of_a_stream_only_a_part_and_the_next_are_in_memory():
     small(steps_per_epoch=3).set_params(epochs=3).fit(counted())
     assert len(left) == 16 * (3 + 9)
     assert max(left) <= 2 * 16 + 2
-    assert 0 not in alive
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -312,19 +311,26 @@ def test_what_is_taken_up_and_does_not_settle_reads_no_more_than_a_batch(tmp_pat
     assert len(n_asked) == 16
 
 
-def test_a_second_ctrl_c_leaves_at_once_whoever_reads(monkeypatch):
-    monkeypatch.setattr(stream_batches.StreamBatches, "n_ahead", 2)
-    gone_on = threading.Event()
+def test_nobody_waits_for_a_reader_that_does_not_answer():
+    """Or a second Ctrl-C would not leave at once, nor Python end."""
+    asked, answers = threading.Event(), threading.Event()
+    readers = []
 
-    def stream():
-        yield from one_batch_for_ever(breaks_at=16 * 10, act=lambda: gone_on.wait(60))
+    def read():
+        readers.append(threading.current_thread())
+        if len(readers) > 1:
+            asked.set()
+            answers.wait(60)
 
-    for seconds in (8, 9):
-        threading.Timer(seconds, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        small(steps_per_epoch=3, n_jobs=2).set_params(epochs=1000).fit(stream())
-    assert not gone_on.is_set()
-    gone_on.set()
+    items = threads.read_ahead(read, 5, 1)
+    next(items)
+    assert asked.wait(60)
+    items.close()
+    assert readers[0].is_alive()
+    assert readers[0].daemon
+    answers.set()
+    readers[0].join(60)
+    assert len(readers) == 2
 
 
 def test_a_warm_start_goes_on_with_what_comes():
@@ -356,16 +362,16 @@ def test_a_stream_that_diverges_late_ends_with_the_last_sound_epoch(monkeypatch)
 def test_what_is_read_ahead_is_what_is_read_between_steps(monkeypatch):
     between = small(steps_per_epoch=3, n_jobs=2).set_params(epochs=2).fit(Stream(png))
     monkeypatch.setattr(stream_batches.StreamBatches, "n_ahead", 2)
-    threads, n_asked = set(), []
+    readers, n_asked = set(), []
 
     def noted(item):
-        threads.add(threading.current_thread())
+        readers.add(threading.current_thread())
         return item
 
     stream = Stream(noted, [png(image) for image in IMAGES])
     ahead = small(steps_per_epoch=3, n_jobs=2).set_params(epochs=2)
     ahead.fit(counted(itertools.chain(stream, stream, stream), n_asked))
-    assert len(threads) == 2  # the first centroids are read for by the caller's
+    assert len(readers) == 2  # the first centroids are read for by the caller's
     assert len(n_asked) == 16 * (3 + 2 * 3)
     np.testing.assert_array_equal(ahead.transform(IMAGES), between.transform(IMAGES))
 
