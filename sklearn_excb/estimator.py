@@ -39,6 +39,7 @@ from sklearn_excb.joining import join, place_of
 from sklearn_excb.launching import fit_on, number_of_devices
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.memory_budget import memory_of
+from sklearn_excb.mismatch import images_for_rows, one_image_for_several, rows_for_images
 from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.online import OnlineFit
 from sklearn_excb.ranks import Ranks
@@ -1118,10 +1119,14 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             for name in _INPUT_FACTS:
                 self.__dict__.pop(name, None)
         elif holds_rows == hasattr(self, "image_shape_"):
-            came, was = ("2-D rows", "images") if holds_rows else ("images", "2-D rows")
-            hint = " A single image needs an axis more: X[None]." if holds_rows else ""
+            if holds_rows:
+                came, was = "2-D rows", "images"
+                hint = rows_for_images(X, self.image_shape_, self.n_channels_)
+            else:
+                came, was = "images", "2-D rows"
+                hint = images_for_rows(X, self.n_features_in_)
             raise ValueError(
-                f"X holds {came}, but this {type(self).__name__} was fitted on {was}.{hint}"
+                f"X holds {came}, but this {type(self).__name__} was fitted on {was}. {hint}"
             )
         if holds_rows:
             check_columns(X)
@@ -1134,7 +1139,10 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if wanted not in ("auto", source.n_channels):
             name = type(self).__name__
             said = "n_channels is" if fitting else f"this {name} was fitted on images with"
-            raise ValueError(f"X has {source.n_channels} channels, but {said} {wanted}.")
+            hint = "" if fitting else one_image_for_several(X, self.n_channels_)
+            raise ValueError(
+                f"X holds images with {source.n_channels} channels, but {said} {wanted}.{hint}"
+            )
         return source
 
     def _apply(

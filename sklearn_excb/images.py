@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -146,8 +146,16 @@ def open_source(
         return ArrayImages(tensor_array(X), n_channels)
     if hasattr(X, "__array__"):
         return ArrayImages(np.asarray(X), n_channels)
-    if _is_bytes(X) or _is_file(X):
-        raise TypeError(f"X is one file ({type(X).__name__}), not a collection. Pass a list: [X].")
+    if _is_bytes(X) or _is_file(X) or is_picture(X):
+        what = "picture" if is_picture(X) else "file"
+        raise TypeError(
+            f"X is one {what} ({type(X).__name__}), not a collection. Pass a list: [X]."
+        )
+    if isinstance(X, Mapping) and 0 not in X:
+        raise TypeError(
+            f"X is a dict of {len(X)} entries ({', '.join(map(repr, islice(X, 3)))}, ...): pass "
+            "one of them, or all in a list, [*X.values()]."
+        )
     if _can_be_indexed(X):
         if not len(X):
             raise ValueError("The data set is empty: there is no image in it.")

@@ -232,10 +232,12 @@ def check_sizes(settings: Settings, facts: Facts) -> None:
     Raises
     ------
     ValueError
-        If K exceeds the number of samples, the local views are larger than the global ones, or
-        the global views would enlarge the images more than four times.
+        If there is one sample only, K exceeds their number, the local views are larger than the
+        global ones, or these would enlarge the images more than four times.
     """
     K, n_samples = settings.K, facts.n_samples
+    if n_samples < 2:
+        raise ValueError("X holds one sample, and clusters need two at the very least: pass more.")
     if n_samples < K:
         raise ValueError(
             f"K={K} exceeds n_samples={n_samples}: each cluster needs at least one image. Lower "

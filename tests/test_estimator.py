@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.linear_model import LogisticRegression
@@ -388,8 +389,40 @@ def test_images_and_rows_are_not_mixed_up(fitted):
     rows = small().fit(IMAGES.reshape(120, -1))
     with pytest.raises(ValueError, match=r"X holds images, but .* was fitted on 2-D rows"):
         rows.predict(IMAGES)
-    with pytest.raises(ValueError, match=r"has 3 channels.*fitted on images with 1"):
+    with pytest.raises(ValueError, match=r"with 3 channels.*fitted on images with 1"):
         fitted.predict(np.zeros((4, 8, 8, 3)))
+
+
+def test_what_was_meant_is_told_by_its_shape(fitted):
+    rows = small(epochs=0).fit(IMAGES.reshape(120, -1))
+    colour = small(epochs=0).fit(np.stack([IMAGES] * 3, axis=-1))
+    for estimator, X, meant in [
+        (fitted, IMAGES[0], r"X\[None\]"),
+        (fitted, IMAGES[:5].reshape(5, 64), r"8 x 8: X\.reshape\(-1, 8, 8\)"),
+        (fitted, np.zeros((5, 10)), "features are for an estimator"),
+        (fitted, [0.5, 0.5], "features are for an estimator"),
+        (colour, np.zeros((5, 192)), r"8 x 8 x 3: X\.reshape\(-1, 8, 8, 3\)"),
+        (colour, np.zeros((30, 40, 3)), r"one image in colour, and would be 30 gray.*X\[None\]"),
+        (colour, torch.zeros(3, 30, 40), r"X\.permute\(1, 2, 0\)\[None\]"),
+        (colour, np.zeros((3, 30, 40)), r"X\.transpose\(1, 2, 0\)\[None\]"),
+        (rows, IMAGES[:5], r"X\.reshape\(len\(X\), -1\)"),
+        (rows, np.zeros((5, 9, 9)), r"rows \(n, 64\)"),
+    ]:
+        with pytest.raises(ValueError, match=meant):
+            estimator.predict(X)
+    with pytest.raises(ValueError, match=r"one image in colour"):
+        small().fit(np.zeros((30, 40, 3)))
+
+
+def test_one_thing_is_not_a_collection():
+    picture = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(TypeError, match=r"X is one picture \(Image\).*\[X\]"):
+        small().fit(picture)
+    with pytest.raises(TypeError, match=r"dict of 2 entries \('a', 'b', ...\).*X.values"):
+        small().fit({"a": picture, "b": picture})
+    for one in (IMAGES[:1], [picture]):
+        with pytest.raises(ValueError, match="X holds one sample, and clusters need two"):
+            ExCBEstimator().fit(one)
 
 
 def test_what_only_images_have_is_refused_for_rows():
