@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -28,11 +28,13 @@ from evaluation.projection import FEWEST_ROWS, Projection, project
 from evaluation.report_charts import history_charts, occupancy_chart
 from evaluation.report_data import page_data
 from evaluation.report_figures import Model, figures_table, parameters_table
-from evaluation.report_images import make_thumbnails
+from evaluation.report_images import Thumbnails, make_thumbnails
 from evaluation.report_sample import choose
 from evaluation.review import ClusterReview, review_clusters
 
 _N_OUTLIERS = 24
+_MOST_BLANK = 8  # of these
+_NOISE = 2.0  # standard deviation of pixels in [0, 255], of a picture taken with the lens cap on
 _MOST_DUPLICATES = 200  # groups
 
 Baseline = Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
@@ -52,21 +54,25 @@ class ReportSummary:
         Images that have a cluster.
     n_shown : int
         Of those, the ones that are on the map, with a thumbnail.
-    n_ignored : int
+    n_skipped : int
         Images left out, because they were skipped.
     suspects : tuple of int
         Clusters that may be junk.
-    n_duplicates : int
-        Groups of near-duplicates.
+    outliers : tuple of int
+        Positions of 24 images at the most: up to 8 of one colour, of those that are shown, then
+        the farthest from their neighbours.
+    duplicates : tuple of tuples of int
+        Positions of the near-duplicates, a tuple a group, the largest first; 200 at the most.
     """
 
     path: Path
     n_bytes: int
     n_images: int
     n_shown: int
-    n_ignored: int
+    n_skipped: int
     suspects: tuple[int, ...]
-    n_duplicates: int
+    outliers: tuple[int, ...] = field(repr=False)
+    duplicates: tuple[tuple[int, ...], ...] = field(repr=False)
 
 
 def write_report(
@@ -171,6 +177,9 @@ def write_report(
         projection = _map(x, shown, random_state)
     shown = projection.indices
     thumbnails = None if images is None else make_thumbnails(images, shown)
+    if thumbnails is not None:  # whatever they are neighbours of, nobody wants blank pictures
+        outliers = np.append(np.setdiff1d(_blank(shown, thumbnails), outliers), outliers)
+        outliers = outliers[:_N_OUTLIERS]
     figures, meanings = figures_table(models, review, y)
     page = Template(_asset("page.html")).substitute(
         title=escape(title or "Clusters"),
@@ -206,10 +215,17 @@ def write_report(
         n_bytes=len(encoded),
         n_images=int(review.counts.sum()),
         n_shown=len(shown),
-        n_ignored=review.n_ignored,
+        n_skipped=review.n_ignored,
         suspects=tuple(review.suspects.tolist()),
-        n_duplicates=len(duplicates),
+        outliers=tuple(outliers.tolist()),
+        duplicates=tuple(tuple(group.tolist()) for group in duplicates),
     )
+
+
+def _blank(shown: NDArray[np.int64], thumbnails: Thumbnails) -> NDArray[np.int64]:
+    """Positions of pictures of one colour but for noise; a few, for there may be calm seas."""
+    flattest = np.argsort(thumbnails.contrasts, kind="stable")[:_MOST_BLANK]
+    return shown[flattest[thumbnails.contrasts[flattest] < _NOISE]]
 
 
 def _classes(y: NDArray, labels: NDArray[np.int64]) -> NDArray[np.str_]:

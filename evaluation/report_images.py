@@ -39,6 +39,8 @@ class Thumbnails:
         Squares on each sheet but the last.
     widths, heights : ndarray of shape (m,), uint8
         Of each thumbnail, in pixels.
+    contrasts : ndarray of shape (m,), float64
+        Standard deviation of the pixels of each, in [0, 255], of the channel that has most of it.
     """
 
     sheets: list[str]
@@ -48,6 +50,7 @@ class Thumbnails:
     per_sheet: int
     widths: NDArray[np.uint8]
     heights: NDArray[np.uint8]
+    contrasts: NDArray[np.float64]
 
 
 def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> Thumbnails:
@@ -78,7 +81,8 @@ def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64
         for start in range(0, len(small), per_sheet)
     ]
     widths, heights = (np.array([each.shape[axis] for each in small], np.uint8) for axis in (1, 0))
-    return Thumbnails(sheets, exact, tile, columns, per_sheet, widths, heights)
+    contrasts = np.array([each.std(axis=(0, 1)).max() for each in small])
+    return Thumbnails(sheets, exact, tile, columns, per_sheet, widths, heights, contrasts)
 
 
 def _shrunk(

@@ -41,6 +41,9 @@ def add_commands(add: Add) -> None:
     report.add_argument(
         "--classes", action="store_true", help="the folder of each image is its class"
     )
+    report.add_argument(
+        "--json", help='file for the figures and the names of what is odd, "-" for standard output'
+    )
     report.add_argument("--no-baseline", action="store_true", help="no k-means to compare with")
 
     evaluate = add("evaluate", "measure clusters and embeddings; folders are classes")
@@ -107,8 +110,12 @@ def embed(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write the page, and say what is in it."""
+    from evaluation.output_files import check_writable
     from sklearn_excb import reporting
+    from sklearn_excb.images import open_source
 
+    if arguments.json and arguments.json != "-":
+        check_writable(arguments.json)
     estimator = load_run(arguments)
     y = None
     if arguments.classes:
@@ -127,11 +134,19 @@ def report(arguments: argparse.Namespace) -> int:
         "megabytes": round(summary.n_bytes / 1e6, 1),
         "images": summary.n_images,
         "shown": summary.n_shown,
-        "skipped": summary.n_ignored,
+        "skipped": summary.n_skipped,
         "suspected_clusters": list(summary.suspects),
-        "groups_of_duplicates": summary.n_duplicates,
+        "groups_of_duplicates": len(summary.duplicates),
     }
-    _write_json(told, "-")
+    if arguments.json:
+        names = open_source(arguments.folder, on_error=estimator.on_error).names or []
+        named = {
+            "outliers": [names[place] for place in summary.outliers],
+            "duplicates": [[names[place] for place in group] for group in summary.duplicates],
+        }
+        _write_json(told | named, arguments.json)
+    if arguments.json != "-":
+        _write_json(told, "-")
     return 0
 
 

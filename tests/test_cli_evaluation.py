@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +78,23 @@ def test_report_shows_the_folder(run, train, tmp_path, capsys):
     assert '"merges"' in text
     assert "teacher_momentum" in text
     assert f"<title>{train.name}</title>" in text
+
+
+def test_what_is_odd_is_named(run, tmp_path, capsys):
+    photos = write_folder(tmp_path / "photos", range(30))
+    copied = photos / "0" / "copy.png"
+    shutil.copy(next((photos / "0").glob("*.png")), copied)
+    out, odd = tmp_path / "report.html", tmp_path / "odd.json"
+    words = ["report", str(run), str(photos), "-o", str(out), "--no-baseline", "--json"]
+    assert main([*words, str(odd)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    found = json.loads(odd.read_text())
+    assert found.items() >= told.items()
+    assert len(found["duplicates"]) == told["groups_of_duplicates"]
+    assert any(str(copied) in group for group in found["duplicates"])
+    assert all(Path(name).is_file() for name in found["outliers"])
+    assert main([*words, "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
 
 
 def test_a_broken_image_is_left_out_of_every_command(run, tmp_path, capsys):

@@ -73,7 +73,7 @@ def test_what_is_in_the_file(written):
     text = written.path.read_text(encoding="utf-8")
     assert summary.path == written.path
     assert summary.n_bytes == written.path.stat().st_size < 400_000
-    assert (summary.n_images, summary.n_shown, summary.n_ignored) == (599, 599, 1)
+    assert (summary.n_images, summary.n_shown, summary.n_skipped) == (599, 599, 1)
     assert not re.search(r"(?:https?:)?//[a-z]", text.split('id="data"')[0].replace("// ", ""))
     assert "Digits &lt;3" in text
     assert "<img" not in text
@@ -100,6 +100,23 @@ def test_arrays_alone_are_enough(tmp_path):
     assert "thumbnails" not in data
 
 
+def test_what_is_odd_has_positions(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (60, 16, 16, 3), np.uint8)
+    images[20] = images[7]
+    images[5], images[30] = 0, rng.integers(254, 256, (16, 16, 3))  # black, and white with noise
+    rows = np.ones((60, 4)) + rng.normal(0, 0.01, (60, 4))  # all alike: no neighbour tells
+    rows[50], rows[20] = -1, rows[7]
+    summary = write_report(
+        tmp_path / "a.html", embeddings=rows, labels=np.arange(60) % 3, images=images
+    )
+    assert set(summary.outliers[:2]) <= {5, 30, 50}
+    assert {5, 30, 50} <= set(summary.outliers)
+    assert len(summary.outliers) == 24
+    assert (7, 20) in summary.duplicates
+    assert data_of(summary.path)["outliers"] == list(summary.outliers)
+
+
 def test_a_baseline_has_a_number_of_clusters_of_its_own(written):
     text = written.path.read_text(encoding="utf-8")
     row = re.search(r"by chance</th>(.*?)</tr>", text)[1]
@@ -118,7 +135,7 @@ def test_an_unknown_class_of_a_skipped_image_is_no_matter(tmp_path):
     y = ["a", None, "b", "b", "b"]
     rows = np.insert(np.eye(4), 1, np.nan, axis=0)
     summary = write_report(tmp_path / "a.html", embeddings=rows, labels=[0, -1, 1, 1, 1], y=y)
-    assert (summary.n_images, summary.n_ignored) == (4, 1)
+    assert (summary.n_images, summary.n_skipped) == (4, 1)
 
 
 def test_names_are_taken_in_their_order(tmp_path):
