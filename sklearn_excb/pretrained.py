@@ -197,10 +197,25 @@ def _not_had(name: str, pretrained: Any, error: Exception) -> PretrainedWeightsE
         )
     return PretrainedWeightsError(
         f"The pretrained weights of backbone={name!r} cannot be had "
-        f"({type(error).__name__}: {said[:300]}). Without a way to the internet, fetch the file of "
-        "weights elsewhere and pass its path as pretrained; or train from nothing, with "
-        "pretrained=False."
+        f"({type(error).__name__}: {said[:300]}). Without a way to the internet, fetch their file "
+        f"elsewhere{_source(name)} and pass its path, pretrained=FILE or --weights FILE; or train "
+        'from nothing, with pretrained=False: the recipe "tiny" does that in minutes.'
     )
+
+
+def _source(name: str) -> str:
+    """Where the weights of a backbone lie, as far as its library knows."""
+    try:
+        if name.startswith(TORCHVISION):
+            return f", {_best(name.removeprefix(TORCHVISION)).url},"
+        from timm.models import get_pretrained_cfg
+
+        known = get_pretrained_cfg(name)
+    except Exception:  # there are none: the error before said so
+        return ""
+    if known is None or not known.hf_hub_id:
+        return ""
+    return f", model.safetensors of https://huggingface.co/{known.hf_hub_id},"
 
 
 def input_statistics(
