@@ -1,26 +1,26 @@
 """Balanced clusters and embeddings of image collections, without labels, by ExCB."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from sklearn_excb.estimator import ExCBEstimator
-from sklearn_excb.exceptions import (
-    CheckpointWarning,
-    CollapseWarning,
-    DamagedFileError,
-    DeviceWarning,
-    DivergedError,
-    DivergenceWarning,
-    DurationWarning,
-    ImageError,
-    MemoryWarning,
-    PretrainedWeightsError,
-    RankError,
-    SkippedImageWarning,
-    StreamEndError,
-)
 
 if TYPE_CHECKING:
     from sklearn_excb.augmented import AugmentedViews, augmented_views
+    from sklearn_excb.estimator import ExCBEstimator
+    from sklearn_excb.exceptions import (
+        CheckpointWarning,
+        CollapseWarning,
+        DamagedFileError,
+        DeviceWarning,
+        DivergedError,
+        DivergenceWarning,
+        DurationWarning,
+        ImageError,
+        MemoryWarning,
+        PretrainedWeightsError,
+        RankError,
+        SkippedImageWarning,
+        StreamEndError,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,12 +42,21 @@ __all__ = [
     "__version__",
     "augmented_views",
 ]
+_ROOMS = {
+    "ExCBEstimator": "estimator",
+    "AugmentedViews": "augmented",
+    "augmented_views": "augmented",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a fit does not need when it is first asked for."""
-    if name in ("AugmentedViews", "augmented_views"):
-        from sklearn_excb import augmented
+    """Import a public name when it is first asked for: the command's help does without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = import_module(f"sklearn_excb.{_ROOMS.get(name, 'exceptions')}")
+    return globals().setdefault(name, getattr(room, name))
 
-        return getattr(augmented, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """Names that are there, and those that will be."""
+    return sorted({*globals(), *__all__})

@@ -38,6 +38,11 @@ _PARTS = {"format", "tensors", "tensors_checksum", "parameters", "resolved", "fa
 Loaded = tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]
 
 
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds an estimator that :func:`save_estimator` wrote."""
+    return (Path(path) / _DESCRIPTION).is_file()
+
+
 def save_estimator(
     path: str | os.PathLike[str],
     parameters: Mapping[str, Any],

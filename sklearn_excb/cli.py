@@ -8,7 +8,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,15 @@ def _number_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Options by their whole names: of a short one nobody knows what the next version has."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sklearn-excb", description="Balanced clusters of image collections, without labels."
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -34,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="cluster a folder of images and save the estimator")
     fit.add_argument("folder", help="folder of images, searched through, or a tar archive")
     fit.add_argument("--out", help="folder for the fitted estimator")
+    fit.add_argument("--overwrite", action="store_true", help="in the place of one that is there")
     fit.add_argument(
         "--dry-run",
         action="store_true",
@@ -100,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fit(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
+    from sklearn_excb.checkpoint import is_saved
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
@@ -122,6 +133,13 @@ def _fit(arguments: argparse.Namespace) -> int:
     if not folder and not arguments.dry_run:
         raise ValueError("Name a folder for what is fitted, --out FOLDER, or add --dry-run.")
     _check_writable(Path(folder))
+    # with the states of a run the same line goes on, and that of another is refused by them
+    again = arguments.overwrite or arguments.checkpoint_dir or arguments.dry_run
+    if not again and is_saved(folder):
+        raise FileExistsError(
+            f"{folder} holds an estimator that was fitted before. Name another folder, or add "
+            "--overwrite to replace it."
+        )
     if arguments.recipe:
         estimator = ExCBEstimator.from_recipe(arguments.recipe, **given)
     else:
@@ -213,6 +231,17 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(f"{folder} cannot be written to: no permission in {nearest}.")
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as errors are shown, without a line of our own code that means nothing to users."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"sklearn-excb: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -230,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     run = {"fit": _fit, "predict": _predict, "export": _export, **COMMANDS}[arguments.command]
     try:
-        return run(arguments)
+        with _plain_warnings():
+            return run(arguments)
     except BrokenPipeError:  # whoever read the table has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the flush at exit
         return 0

@@ -49,6 +49,7 @@ from sklearn_excb.skipping import (
     leave_out_unusable,
     skipped_of,
     warn_of,
+    warn_of_unread,
     without_skipped,
 )
 from sklearn_excb.sources import ItemImages, Rows, Skipped, Source
@@ -446,7 +447,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         MemoryWarning
             If the device has less memory left than the fit will take (:meth:`estimate_memory`).
         SkippedImageWarning
-            If images were skipped (``on_error="skip"``).
+            If images were skipped (``on_error="skip"``), or a folder has pictures of kinds that are
+            not read, such as HEIC.
         CheckpointWarning
             If a state could not be written, in which case the fit goes on; or not be read, in which
             case it goes on from the one before.
@@ -801,7 +803,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Warns
         -----
         SkippedImageWarning
-            If images were skipped (``on_error="skip"``).
+            If images were skipped (``on_error="skip"``), or a folder has pictures of kinds that are
+            not read, such as HEIC.
         """
         check_is_fitted(self)
         self._need_clusters("predict")
@@ -840,7 +843,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Warns
         -----
         SkippedImageWarning
-            If images were skipped (``on_error="skip"``).
+            If images were skipped (``on_error="skip"``), or a folder has pictures of kinds that are
+            not read, such as HEIC.
         """
 
         def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
@@ -1136,6 +1140,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
         wanted = self.n_channels if fitting else self.n_channels_
         source = open_source(X, None if isinstance(wanted, str) else wanted, self.on_error)
+        warn_of_unread(source)
         if wanted not in ("auto", source.n_channels):
             name = type(self).__name__
             said = "n_channels is" if fitting else f"this {name} was fitted on images with"

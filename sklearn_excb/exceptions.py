@@ -54,7 +54,7 @@ class DeviceWarning(UserWarning):
 
 
 class SkippedImageWarning(UserWarning):
-    """Images could not be used and were skipped."""
+    """Images could not be used and were skipped, or are of kinds that are not read."""
 
 
 class CheckpointWarning(UserWarning):

@@ -10,6 +10,20 @@ from typing import NamedTuple
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
 
+# kinds of pictures that cameras and phones write and Pillow does not open
+UNREAD_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".rw2",
+    ".raf",
+    ".dng",
+)
 _TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # of embeddings, which are no folder
 _numbers = re.compile(r"([0-9]+)").split
 

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from sklearn_excb import ExCBEstimator
+from sklearn_excb import ExCBEstimator, SkippedImageWarning
 from sklearn_excb.cli import main
 from tests.small_runs import BreaksOffError, breaking_off, interrupting, states
 
@@ -101,6 +104,45 @@ def test_weights_of_others_are_named_before_or_after_the_folder(photos, tmp_path
     few = ["--epochs", "1", "--image-size", "32", "--quiet", "--out", str(out)]
     assert main(["fit", *chosen, str(photos), *few]) == 0
     assert ExCBEstimator.load(out).resolved_params_["freeze_backbone"] is True
+
+
+def test_a_fit_is_not_replaced_by_mistake(photos, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    words = ["fit", str(photos), "--out", out, "--epochs", "0", "--quiet", "--K"]
+    assert main([*words, "3"]) == 0
+    assert main([*words, "4"]) == 2
+    assert "holds an estimator that was fitted before" in capsys.readouterr().err
+    assert ExCBEstimator.load(out).resolved_params_["K"] == 3
+    assert main([*words, "4", "--overwrite"]) == 0
+    assert ExCBEstimator.load(out).resolved_params_["K"] == 4
+
+
+def test_options_are_not_guessed_from_their_beginning(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", str(photos), "--out", str(tmp_path / "run"), "--epoch", "1"])
+    assert "unrecognized arguments: --epoch 1" in capsys.readouterr().err
+
+
+def test_pictures_that_are_not_read_are_told(photos, tmp_path):
+    folder = tmp_path / "phone"
+    shutil.copytree(photos, folder)
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "raw.dng", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    command = [sys.executable, "-m", "sklearn_excb", "fit", str(folder), "--quiet", "--K", "3"]
+    command += ["--epochs", "0", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("sklearn-excb: 3 pictures (.dng, .heic) are passed over")
+    assert json.loads(done.stdout)["ignored"] == 4
+    with pytest.warns(SkippedImageWarning, match="not among the 40 images"):
+        ExCBEstimator.load(tmp_path / "run").predict(folder)
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from sklearn_excb.cli import main\n"
+    code += "try: main(['fit', '--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_a_failed_fit_leaves_no_folder(photos, tmp_path):
