@@ -25,7 +25,7 @@ from evaluation._checks import (
 from evaluation.duplicates import group_pairs
 from evaluation.output_files import check_writable, replacing
 from evaluation.projection import FEWEST_ROWS, Projection, project
-from evaluation.report_charts import history_charts, occupancy_chart
+from evaluation.report_charts import history_charts, history_meanings, occupancy_chart
 from evaluation.report_data import page_data
 from evaluation.report_figures import Model, figures_table, parameters_table
 from evaluation.report_images import Thumbnails, make_thumbnails
@@ -198,6 +198,7 @@ def write_report(
             f"<div><h3>{escape(name)}</h3>{_figure(svg, lines)}</div>"
             for name, svg, lines in history_charts(history or [])
         ),
+        training_meanings=history_meanings(history or []),
         parameters=parameters_table(params or {}),
         data=page_data(
             review, labels, projection, thumbnails, names, y, tree, duplicates, outliers

@@ -14,6 +14,32 @@ _MOST_STEPS = 600  # corners of a line: more are not seen
 _FEWEST_FOR_A_LINE = 3  # two measurements, before and after, say nothing of what is between
 
 
+# what quantities of a history say, by the ending of their names
+_TERMS = {
+    "loss": "cross-entropy of student's assignments to teacher's; log K: nothing is learned",
+    "entropy": "how undecided assignments are; log K: all clusters alike, 0: certain",
+    "relabelled_fraction": "share of the labels that balancing has changed",
+    "_balanced": "by the labels that were trained on, of crops, with balancing",
+    "_plain": "by the labels of the same crops without balancing",
+    "_unsettled": "by plain inference, before the centroids settled",
+}
+
+
+def history_meanings(history: Sequence[Mapping[str, Any]]) -> str:
+    """What the words on the charts of a training say, as a list of terms; "" if all are known."""
+    names = {name for entry in history for name in entry}
+    known = {
+        ending: said
+        for ending, said in _TERMS.items()
+        if any(name.endswith(ending) for name in names)
+    }
+    terms = "".join(
+        f"<div><dt>{escape(_words(ending).strip())}</dt><dd>{escape(said)}</dd></div>"
+        for ending, said in known.items()
+    )
+    return f"<dl class=meanings>{terms}</dl>" if terms else ""
+
+
 def occupancy_chart(sizes: Mapping[str, NDArray[np.float64]]) -> str:
     """Relative sizes in descending order, on a logarithmic scale; the optimum is 1.
 
