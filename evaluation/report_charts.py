@@ -17,7 +17,7 @@ _FEWEST_FOR_A_LINE = 3  # two measurements, before and after, say nothing of wha
 # what quantities of a history say, by the ending of their names
 _TERMS = {
     "loss": "cross-entropy of student's assignments to teacher's; log K: nothing is learned",
-    "entropy": "how undecided assignments are; log K: all clusters alike, 0: certain",
+    "entropy": "how undecided assignments are: 1 if all clusters are alike, 0 if one is certain",
     "relabelled_fraction": "share of the labels that balancing has changed",
     "_balanced": "by the labels that were trained on, of crops, with balancing",
     "_plain": "by the labels of the same crops without balancing",
@@ -27,7 +27,7 @@ _TERMS = {
 
 def history_meanings(history: Sequence[Mapping[str, Any]]) -> str:
     """What the words on the charts of a training say, as a list of terms; "" if all are known."""
-    names = {name for entry in history for name in entry}
+    names = _measured(history)
     known = {
         ending: said
         for ending, said in _TERMS.items()
@@ -90,13 +90,23 @@ def history_charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str,
     """
     epochs = np.array([float(entry.get("epoch", i)) for i, entry in enumerate(history)])
     series: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-    names = list(dict.fromkeys(name for entry in history for name in entry if name != "epoch"))
-    for name in names:
-        values = np.array([_number(entry.get(name)) for entry in history])
+    names = _names(history)
+    for name, values in _measured(history).items():
         known = np.isfinite(values)
-        if known.sum() >= 2:
-            series.setdefault(_family(name, names), {})[name] = epochs[known], values[known]
+        series.setdefault(_family(name, names), {})[name] = epochs[known], values[known]
     return [_history_chart(title, lines) for title, lines in series.items()]
+
+
+def _names(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for entry in history for name in entry if name != "epoch"))
+
+
+def _measured(history: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    """Values of each quantity that was measured twice at the least, NaN where it was not."""
+    values = {
+        name: np.array([_number(entry.get(name)) for entry in history]) for name in _names(history)
+    }
+    return {name: each for name, each in values.items() if np.isfinite(each).sum() >= 2}
 
 
 def _history_chart(
