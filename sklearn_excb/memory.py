@@ -31,7 +31,7 @@ from sklearn_excb.fake_phases import (
 from sklearn_excb.live_bytes import LiveBytes, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.sources import ArrayImages, ItemImages, Rows
+from sklearn_excb.sources import ArrayImages, ItemImages, Rows, probes
 from sklearn_excb.views import ViewRecipe
 
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
@@ -273,19 +273,24 @@ def _images(few: ViewBatches) -> tuple[int, Tensor]:
 
 
 def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> int:
-    """Bytes that a fit of an array stays below, without a look at its steps.
+    """Bytes that a fit stays below, without a look at its steps.
 
     Where a device has more there is nothing to warn of, and the estimate, which can take as long as
-    a fit of a few hundred rows, is saved. Steps measured took up to 150 times their views.
+    a fit of a few hundred rows, is saved. Steps measured took up to 150 times their views. Of
+    images that are opened one by one, the largest of some counts four times: others may be larger.
 
     Parameters
     ----------
     networks, settings, batches
         As in :func:`estimate_memory`.
     """
-    assert not isinstance(batches.source, ItemImages)
-    n_samples, one = batches.n_samples, batches.source.load(np.arange(1))
-    values = max(1024, math.prod(one.shape), settings.image_size**2 * 3)
+    n_samples, source = batches.n_samples, batches.source
+    if isinstance(source, ItemImages):
+        shapes = [shape for index in probes(source) if (shape := source.shape(index))]
+        one = 4 * source.n_channels * max(map(math.prod, shapes))
+    else:
+        one = math.prod(source.load(np.arange(1)).shape)
+    values = max(1024, one, settings.image_size**2 * 3)
     n_views = settings.batch_size * (settings.n_global + settings.n_local)
     step = 500 * max(n_views, settings.inference_batch) * values * FLOAT
     start = sum(of_k_means(min(n_samples, most_start_rows(settings.K)), settings.K).values())

@@ -20,7 +20,7 @@ from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound,
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import ALONE
-from sklearn_excb.sources import ItemImages, Source
+from sklearn_excb.sources import Source
 from sklearn_excb.validation import check_devices
 
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
@@ -114,8 +114,6 @@ def settle_memory(
 
 
 def _may_be_short(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> bool:
-    if isinstance(batches.source, ItemImages):
-        return True  # of any size; opening them takes longer than the estimate
     return generous_bound(networks, settings, batches) > available_memory(batches.device)
 
 

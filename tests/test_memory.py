@@ -222,13 +222,14 @@ def test_fit_warns_when_the_device_has_less(monkeypatch):
     ("X", "parameters"),
     [
         (IMAGES, {"K": 6, "batch_size": 64}),
+        ([*IMAGES[:80], *photos(40, 90)[..., 0]], {"K": 6, "batch_size": 64}),
         (photos(200, 64), {"K": 10, "batch_size": 64}),
         (photos(200, 64), {"K": 10, "backbone": "vit_tiny_patch16_224", "image_size": 64}),
         (photos(40, 300), {"K": 4, "backbone": "resnet50", "image_size": 96, "batch_size": 8}),
         (np.zeros((5000, 2), np.float32), {"K": 300, "batch_size": 512}),
         (np.zeros((900, 3000), np.float32), {"K": 30, "optimizer": "adamw"}),
     ],
-    ids=["digits", "ResNet-18", "ViT", "ResNet-50", "narrow rows", "wide rows"],
+    ids=["digits", "a list", "ResNet-18", "ViT", "ResNet-50", "narrow rows", "wide rows"],
 )
 def test_what_is_not_looked_at_is_far_from_short(X, parameters, monkeypatch):
     bounds = []

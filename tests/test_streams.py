@@ -23,7 +23,14 @@ BROKEN = 66  # in the second part of a stream
 
 
 def small(**parameters):
-    cheap = {"K": 4, "epochs": 1, "batch_size": 16, "n_local": 0, "head_width": 16}
+    cheap = {
+        "K": 4,
+        "epochs": 1,
+        "batch_size": 16,
+        "n_local": 0,
+        "head_width": 16,
+        "image_size": 12,
+    }
     return ExCBEstimator(**cheap, random_state=0, **parameters)
 
 
