@@ -20,13 +20,14 @@ import sklearn_excb.tensor_files
 from sklearn_excb import ExCBEstimator
 
 DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
+OF_ROWS = {"image_size": "auto"}
 STEPS_PER_EPOCH, EPOCHS = 3, 3
 
 
 def small(**parameters):
     """Estimator of 9 steps, 3 an epoch."""
     few = {"K": 4, "epochs": EPOCHS, "batch_size": 16, "head_width": 16, "n_local": 0, "n_jobs": 1}
-    return ExCBEstimator(**(few | {"random_state": 0} | parameters))
+    return ExCBEstimator(**(few | {"image_size": 12, "random_state": 0} | parameters))
 
 
 def result(fitted):

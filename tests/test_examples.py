@@ -20,7 +20,8 @@ def run(*arguments, cwd, **environment):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)} | environment,
+        # Ray would have its workers wait for whatever else runs here, other tests among them
+        env=os.environ | {"PYTHONPATH": str(HERE.parent), "RAY_worker_niceness": "0"} | environment,
         capture_output=True,
         text=True,
         timeout=1500,  # Ray takes minutes to begin where cores are few and busy

@@ -136,7 +136,7 @@ def test_a_warning_before_the_kill_saves_the_step(grace, begin, whole, tmp_path)
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    options = ["-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(["mount", *options], capture_output=True).returncode:
         pytest.skip("a file system cannot be mounted here")
     yield disk

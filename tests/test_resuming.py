@@ -14,6 +14,7 @@ import sklearn_excb.running
 from sklearn_excb import CheckpointWarning
 from tests.small_runs import (
     DIGITS,
+    OF_ROWS,
     BreaksOffError,
     Drawing,
     assert_same_bits,
@@ -47,14 +48,14 @@ def backbone():
 CASES = {
     "arrays": (DIGITS, {}),
     "local views": (DIGITS, {"n_local": 2}),
-    "rows": (DIGITS.reshape(60, 64), {"n_local": 1}),
+    "rows": (DIGITS.reshape(60, 64), OF_ROWS | {"n_local": 1}),
     "micro-batches": (DIGITS, {"micro_batch": 6}),
     "two threads": (list(DIGITS), {"n_jobs": 2}),
     "data set that draws": (Drawing(), {}),
     "backbone that draws": (DIGITS, {"backbone": "own"}),
     "AdamW": (DIGITS, {"optimizer": "adamw"}),
     "float32": (DIGITS, {"precision": "32"}),
-    "float16": (DIGITS.reshape(60, 64), {"precision": "fp16"}),
+    "float16": (DIGITS.reshape(60, 64), OF_ROWS | {"precision": "fp16"}),
     "centering": (DIGITS, {"balancing": "centering"}),
     "Sinkhorn": (DIGITS, {"balancing": "sinkhorn"}),
     "exponential": (DIGITS, {"balancing": "exponential", "count_labels": "plain"}),
@@ -162,7 +163,7 @@ def test_a_state_of_another_version_is_refused(broken_off, monkeypatch):
         ({"random_state": 1}, DIGITS, "random_state was 0, now 1"),
         ({}, DIGITS[:50], "of X, n_samples was 60, now 50"),
         ({}, DIGITS[::-1], "of X, contents changed"),
-        ({}, DIGITS.reshape(60, 64), "of X, kind was 'images', now 'rows'"),
+        (OF_ROWS, DIGITS.reshape(60, 64), "of X, kind was 'images', now 'rows'"),
         ({"resume": False}, DIGITS, "resume=False, but .* holds a run"),
     ],
 )
