@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import lightly_methods
+from benchmarks import lightly_methods, solo_methods
 from benchmarks.data_sets import Split, load
 from benchmarks.figures import Outcome, figures
 from sklearn_excb import ExCBEstimator, __version__
@@ -53,6 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "raw pixels": {},
     "lightly DINO": {},
     "lightly SwAV": {},
+    "solo-learn DINO": {},
+    "solo-learn SwAV": {},
 }
 # to be raised when code changes what a method gives and its settings do not show it
 REVISIONS = dict.fromkeys(METHODS, 2) | {"raw pixels": 1}
@@ -172,11 +174,12 @@ def _tuning() -> Iterator[Cell]:
                 yield Cell("digits", method, seed, changed, validation=True)
 
 
-_ALL = tuple(method for method in METHODS if method != "no balancing")
+_ON_DIGITS = ("no balancing", *solo_methods.METHODS)
+_ALL = tuple(method for method in METHODS if method not in _ON_DIGITS)
 _SETS = ("packed_cifar10", "mnist10k_npm", "packed_clothing_short160")
 STUDIES: dict[str, Any] = {
     "tuning": _tuning,
-    "digits": lambda: _main("digits", (*_ALL, "no balancing")),
+    "digits": lambda: _main("digits", (*_ALL, *_ON_DIGITS)),
     **{name: (lambda name=name: _main(name, _ALL)) for name in _SETS},
     "ablations": _ablations,
     "robustness": _robustness,
@@ -220,8 +223,8 @@ def _outcome(
     if cell.method == "raw pixels":
         rows = raw_pixels(split.train), raw_pixels(split.test)
         return _resolved(excb, facts), Outcome(None, rows, rows), []
-    if cell.method in lightly_methods.METHODS:
-        return lightly_methods.fit(cell.method, split, cell.seed, excb)
+    if method := (lightly_methods.METHODS | solo_methods.METHODS).get(cell.method):
+        return lightly_methods.fit(method, split, cell.seed, excb)
     excb.fit(split.train)
     labels = excb.labels_, excb.predict(split.test)
     projections = excb.transform(split.train), excb.transform(split.test)

@@ -167,17 +167,18 @@ class SwAV(nn.Module):
 
 
 METHODS = {"lightly DINO": DINO, "lightly SwAV": SwAV}
+Method = type[DINO] | type[SwAV]
 
 
 def fit(
-    name: str, split: Split, seed: int, excb: ExCBEstimator
+    method: Method, split: Split, seed: int, excb: ExCBEstimator
 ) -> tuple[Settings, Outcome, list[dict[str, Any]]]:
-    """Train one of METHODS as long as ExCB is trained, and apply it.
+    """Train a method as long as ExCB is trained, and apply it.
 
     Parameters
     ----------
-    name : str
-        Of METHODS.
+    method : type
+        One of METHODS, or another with the same methods.
     split : Split
         Images.
     seed : int
@@ -197,7 +198,7 @@ def fit(
         networks, settings, n_features = build(excb.get_params(deep=False), facts_of(source))
         precision = resolve_precision(settings.precision, DEVICE)
         settings = dataclasses.replace(settings, precision=precision)
-        model = METHODS[name](networks.student.backbone, n_features, settings)
+        model = method(networks.student.backbone, n_features, settings)
         recipe = view_recipe(source, settings)
         n_jobs = 2 if source.reads_in_parallel else 1
         batches = ViewBatches(
