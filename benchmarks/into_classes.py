@@ -3,7 +3,7 @@
     pip install clustpy==0.0.3
     python -m benchmarks.into_classes
 
-Digits in ten clusters: ClustPy's DEC, IDEC, DCN and N2D (autoencoders of pixel rows, with all of
+Digits in ten clusters: ClustPy's DEC, IDEC and DCN (autoencoders of pixel rows, with all of
 their defaults), the groups into which the clusters of one fit of ExCB are merged, and k-means on
 pixels and on ExCB's features. For each seed and method it prints ACC and NMI of the images that
 were clustered, the largest cluster where 1 is balanced, and the seconds that the processor worked.
@@ -22,7 +22,7 @@ from benchmarks.data_sets import load
 from evaluation import cluster_occupancy, clustering_scores
 from sklearn_excb import ExCBEstimator
 
-DEEP = ("DEC", "IDEC", "DCN", "N2D")
+DEEP = ("DEC", "IDEC", "DCN")
 Labels = npt.NDArray[np.int64]
 
 

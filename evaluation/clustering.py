@@ -54,7 +54,7 @@ class ClusteringScores:
         Harmonic mean of homogeneity and completeness, in [0, 1]; the same number as `nmi`.
     n_samples : int
         Images scored.
-    n_ignored : int
+    n_skipped : int
         Images left out, because their predicted label is -1.
     """
 
@@ -68,7 +68,7 @@ class ClusteringScores:
     completeness: float
     v_measure: float
     n_samples: int
-    n_ignored: int
+    n_skipped: int
 
 
 def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
@@ -140,7 +140,7 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
         completeness=completeness,
         v_measure=v_measure,
         n_samples=n_samples,
-        n_ignored=len(pred) - n_samples,
+        n_skipped=len(pred) - n_samples,
     )
 
 

@@ -44,7 +44,7 @@ class KNNScores:
         Training images used. In leave-one-out, each chooses among the others.
     n_test : int
         Test images scored.
-    n_ignored : int
+    n_skipped : int
         Images of either set left out, because their row is NaN.
     n_unseen : int
         Test images scored wrong whatever their neighbours are: no training image that they choose
@@ -56,7 +56,7 @@ class KNNScores:
     accuracy: dict[int, float]
     n_train: int
     n_test: int
-    n_ignored: int
+    n_skipped: int
     n_unseen: int
     n_classes: int
 
@@ -153,7 +153,7 @@ def knn_scores(
         accuracy={each: count / len(rows) for each, count in right.items()},
         n_train=len(train),
         n_test=len(rows),
-        n_ignored=ignored,
+        n_skipped=ignored,
         n_unseen=int((~known).sum()),
         n_classes=len(classes),
     )

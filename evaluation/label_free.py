@@ -64,7 +64,7 @@ class LabelFreeScores:
         Images on the UMAP plane; 0 without one.
     n_samples : int
         Images scored.
-    n_ignored : int
+    n_skipped : int
         Images left out, because their label is -1 or their row NaN.
     """
 
@@ -77,7 +77,7 @@ class LabelFreeScores:
     n_neighbors: int
     n_projected: int
     n_samples: int
-    n_ignored: int
+    n_skipped: int
 
 
 def label_free_scores(
@@ -170,7 +170,7 @@ def label_free_scores(
         n_neighbors=n_neighbors,
         n_projected=n_projected,
         n_samples=n,
-        n_ignored=len(x) - n,
+        n_skipped=len(x) - n,
     )
 
 

@@ -61,7 +61,7 @@ class ProbeScores:
         Rows that were used in each run.
     n_classes : int
         Classes in training.
-    n_ignored_train, n_ignored_test : int
+    n_skipped_train, n_skipped_test : int
         Rows of NaN, those of skipped images: left out, and counted here.
     n_unseen : int
         Test rows of a class that is not in training: they count as wrong.
@@ -81,8 +81,8 @@ class ProbeScores:
     n_train: int
     n_test: int
     n_classes: int
-    n_ignored_train: int
-    n_ignored_test: int
+    n_skipped_train: int
+    n_skipped_test: int
     n_unseen: int
 
 
@@ -250,8 +250,8 @@ def _scores(
         n_train=n_train,
         n_test=len(data.x_test),
         n_classes=len(classes),
-        n_ignored_train=data.n_train_given - len(data.x),
-        n_ignored_test=data.n_test_given - len(data.x_test),
+        n_skipped_train=data.n_train_given - len(data.x),
+        n_skipped_test=data.n_test_given - len(data.x_test),
         n_unseen=int((~np.isin(data.y_test, classes)).sum()),
     )
 

@@ -22,7 +22,7 @@ class Occupancy:
         K, empty clusters included.
     n_samples : int
         Images in clusters, N.
-    n_ignored : int
+    n_skipped : int
         Images left out, because their label is -1.
     empty_fraction : float
         Share of clusters without an image, in [0, 1).
@@ -42,7 +42,7 @@ class Occupancy:
 
     n_clusters: int
     n_samples: int
-    n_ignored: int
+    n_skipped: int
     empty_fraction: float
     largest_relative_size: float
     entropy: float
@@ -84,7 +84,7 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
     --------
     >>> from evaluation import cluster_occupancy
     >>> occupancy = cluster_occupancy([0, 0, 0, 1, -1], n_clusters=4)
-    >>> occupancy.empty_fraction, occupancy.largest_relative_size, occupancy.n_ignored
+    >>> occupancy.empty_fraction, occupancy.largest_relative_size, occupancy.n_skipped
     (0.5, 3.0, 1)
     """
     n_clusters = check_count(n_clusters, "n_clusters")
@@ -101,7 +101,7 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
     return Occupancy(
         n_clusters=n_clusters,
         n_samples=n_samples,
-        n_ignored=len(labels) - n_samples,
+        n_skipped=len(labels) - n_samples,
         empty_fraction=float(np.mean(counts == 0)),
         largest_relative_size=float(counts.max() * n_clusters / n_samples),
         entropy=min(entropy / np.log(n_clusters), 1.0) if n_clusters > 1 else 1.0,

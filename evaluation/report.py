@@ -25,7 +25,7 @@ from evaluation._checks import (
 from evaluation.duplicates import group_pairs
 from evaluation.output_files import check_writable, replacing
 from evaluation.projection import FEWEST_ROWS, Projection, project
-from evaluation.report_charts import history_charts, history_meanings, occupancy_chart
+from evaluation.report_charts import history_charts, meanings_list, occupancy_chart
 from evaluation.report_data import page_data
 from evaluation.report_figures import Model, figures_table, parameters_table
 from evaluation.report_images import Thumbnails, make_thumbnails
@@ -34,7 +34,7 @@ from evaluation.review import ClusterReview, review_clusters
 
 _N_OUTLIERS = 24
 _MOST_BLANK = 8  # of these
-_NOISE = 2.0  # standard deviation of pixels in [0, 255], of a picture taken with the lens cap on
+_NOISE = 12  # of pixels in [0, 255], between the largest and the smallest
 _MOST_DUPLICATES = 200  # groups
 
 Baseline = Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
@@ -86,6 +86,7 @@ def write_report(
     y: ArrayLike | None = None,
     linkage: ArrayLike | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    history_meanings: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
     baseline: Baseline | None = None,
     projection: Projection | None = None,
@@ -120,6 +121,8 @@ def write_report(
         then cuts it into as many groups as its reader asks for.
     history : sequence of mappings, optional
         Numbers of each epoch, by name; see `history_charts`.
+    history_meanings : mapping of str to str, optional
+        What those numbers say, by name.
     params : mapping, optional
         Parameters that made the clusters.
     baseline : mapping, optional
@@ -198,7 +201,7 @@ def write_report(
             f"<div><h3>{escape(name)}</h3>{_figure(svg, lines)}</div>"
             for name, svg, lines in history_charts(history or [])
         ),
-        training_meanings=history_meanings(history or []),
+        training_meanings=meanings_list(history or [], history_meanings or {}),
         parameters=parameters_table(params or {}),
         data=page_data(
             review, labels, projection, thumbnails, names, y, tree, duplicates, outliers
@@ -216,7 +219,7 @@ def write_report(
         n_bytes=len(encoded),
         n_images=int(review.counts.sum()),
         n_shown=len(shown),
-        n_skipped=review.n_ignored,
+        n_skipped=review.n_skipped,
         suspects=tuple(review.suspects.tolist()),
         outliers=tuple(outliers.tolist()),
         duplicates=tuple(tuple(group.tolist()) for group in duplicates),
@@ -226,7 +229,7 @@ def write_report(
 def _blank(shown: NDArray[np.int64], thumbnails: Thumbnails) -> NDArray[np.int64]:
     """Positions of pictures of one colour but for noise; a few, for there may be calm seas."""
     flattest = np.argsort(thumbnails.contrasts, kind="stable")[:_MOST_BLANK]
-    return shown[flattest[thumbnails.contrasts[flattest] < _NOISE]]
+    return shown[flattest[thumbnails.contrasts[flattest] <= _NOISE]]
 
 
 def _classes(y: NDArray, labels: NDArray[np.int64]) -> NDArray[np.str_]:
@@ -311,8 +314,8 @@ def _summary(review: ClusterReview, n_shown: int) -> str:
     parts = [f"{n_images:,} images in {review.n_clusters:,} clusters"]
     if n_shown < n_images:
         parts.append(f"{n_shown:,} of them are shown here")
-    if review.n_ignored:
-        parts.append(f"{review.n_ignored:,} more could not be used and are left out")
+    if review.n_skipped:
+        parts.append(f"{review.n_skipped:,} more could not be used and are left out")
     return "; ".join(parts) + "."
 
 

@@ -14,28 +14,12 @@ _MOST_STEPS = 600  # corners of a line: more are not seen
 _FEWEST_FOR_A_LINE = 3  # two measurements, before and after, say nothing of what is between
 
 
-# what quantities of a history say, by the ending of their names
-_TERMS = {
-    "loss": "cross-entropy of student's assignments to teacher's; log K: nothing is learned",
-    "entropy": "how undecided assignments are: 1 if all clusters are alike, 0 if one is certain",
-    "relabelled_fraction": "share of the labels that balancing has changed",
-    "_balanced": "by the labels that were trained on, of crops, with balancing",
-    "_plain": "by the labels of the same crops without balancing",
-    "_unsettled": "by plain inference, before the centroids settled",
-}
-
-
-def history_meanings(history: Sequence[Mapping[str, Any]]) -> str:
-    """What the words on the charts of a training say, as a list of terms; "" if all are known."""
-    names = _measured(history)
-    known = {
-        ending: said
-        for ending, said in _TERMS.items()
-        if any(name.endswith(ending) for name in names)
-    }
+def meanings_list(history: Sequence[Mapping[str, Any]], meanings: Mapping[str, str]) -> str:
+    """What the words on the charts of a training say, as a list of terms; "" if there is none."""
     terms = "".join(
-        f"<div><dt>{escape(_words(ending).strip())}</dt><dd>{escape(said)}</dd></div>"
-        for ending, said in known.items()
+        f"<div><dt>{escape(_words(name))}</dt><dd>{escape(meanings[name])}</dd></div>"
+        for name in _measured(history)
+        if name in meanings
     )
     return f"<dl class=meanings>{terms}</dl>" if terms else ""
 

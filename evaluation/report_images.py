@@ -39,8 +39,8 @@ class Thumbnails:
         Squares on each sheet but the last.
     widths, heights : ndarray of shape (m,), uint8
         Of each thumbnail, in pixels.
-    contrasts : ndarray of shape (m,), float64
-        Standard deviation of the pixels of each, in [0, 255], of the channel that has most of it.
+    contrasts : ndarray of shape (m,), uint8
+        Largest less smallest pixel of each, in [0, 255], in the channel where they differ most.
     """
 
     sheets: list[str]
@@ -50,7 +50,7 @@ class Thumbnails:
     per_sheet: int
     widths: NDArray[np.uint8]
     heights: NDArray[np.uint8]
-    contrasts: NDArray[np.float64]
+    contrasts: NDArray[np.uint8]
 
 
 def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> Thumbnails:
@@ -81,7 +81,7 @@ def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64
         for start in range(0, len(small), per_sheet)
     ]
     widths, heights = (np.array([each.shape[axis] for each in small], np.uint8) for axis in (1, 0))
-    contrasts = np.array([each.std(axis=(0, 1)).max() for each in small])
+    contrasts = np.array([np.ptp(each, axis=(0, 1)).max() for each in small])
     return Thumbnails(sheets, exact, tile, columns, per_sheet, widths, heights, contrasts)
 
 

@@ -37,7 +37,7 @@ class ClusterReview:
     ----------
     n_clusters : int
         K.
-    n_ignored : int
+    n_skipped : int
         Images left out: their label is -1, or their row is NaN throughout.
     counts : ndarray of shape (K,), int64
         Images in each cluster.
@@ -68,7 +68,7 @@ class ClusterReview:
     """
 
     n_clusters: int
-    n_ignored: int
+    n_skipped: int
     counts: NDArray[np.int64] = field(repr=False)
     tightness: NDArray[np.float64] = field(repr=False)
     cluster_doubt: NDArray[np.float64] = field(repr=False)
@@ -185,7 +185,7 @@ def review_clusters(
         suspects = suspects[:0]
     return ClusterReview(
         n_clusters=n_clusters,
-        n_ignored=len(x) - len(kept),
+        n_skipped=len(x) - len(kept),
         counts=counts,
         tightness=tightness,
         cluster_doubt=cluster_doubt,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RankError,
         SkippedImageWarning,
         StreamEndError,
+        UnreadPicturesWarning,
     )
 
 __version__ = "0.1.0"
@@ -39,10 +40,11 @@ __all__ = [
     "RankError",
     "SkippedImageWarning",
     "StreamEndError",
+    "UnreadPicturesWarning",
     "__version__",
     "augmented_views",
 ]
-_ROOMS = {
+_MODULES = {
     "ExCBEstimator": "estimator",
     "AugmentedViews": "augmented",
     "augmented_views": "augmented",
@@ -51,10 +53,12 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: the command's help does without torch."""
+    if name in ("estimator", "exceptions"):
+        return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = import_module(f"sklearn_excb.{_ROOMS.get(name, 'exceptions')}")
-    return globals().setdefault(name, getattr(room, name))
+    module = import_module(f"{__name__}.{_MODULES.get(name, 'exceptions')}")
+    return globals().setdefault(name, getattr(module, name))
 
 
 def __dir__() -> list[str]:

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="cluster a folder of images and save the estimator")
     fit.add_argument("folder", help="folder of images, searched through, or a tar archive")
     fit.add_argument("--out", help="folder for the fitted estimator")
-    fit.add_argument("--overwrite", action="store_true", help="in the place of one that is there")
+    fit.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     fit.add_argument(
         "--dry-run",
         action="store_true",
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
     from sklearn_excb.checkpoint import is_saved
+    from sklearn_excb.run_folder import has_states
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
@@ -133,9 +134,10 @@ def _fit(arguments: argparse.Namespace) -> int:
     if not folder and not arguments.dry_run:
         raise ValueError("Name a folder for what is fitted, --out FOLDER, or add --dry-run.")
     _check_writable(Path(folder))
-    # with the states of a run the same line goes on, and that of another is refused by them
-    again = arguments.overwrite or arguments.checkpoint_dir or arguments.dry_run
-    if not again and is_saved(folder):
+    # where a run has states the same line goes on, and that of another is refused by them
+    goes_on = arguments.checkpoint_dir and has_states(arguments.checkpoint_dir)
+    may_replace = arguments.overwrite or goes_on or arguments.dry_run
+    if not may_replace and is_saved(folder):
         raise FileExistsError(
             f"{folder} holds an estimator that was fitted before. Name another folder, or add "
             "--overwrite to replace it."
@@ -233,9 +235,14 @@ def _check_writable(folder: Path) -> None:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings as errors are shown, without a line of our own code that means nothing to users."""
+    """Our warnings as errors are shown, without a line of code that means nothing to users."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"sklearn-excb: {message}\n"
+
+    def written(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        ours = category.__module__.startswith("sklearn_excb")
+        return f"sklearn-excb: {message}\n" if ours else before(message, category, *place, **line)
+
+    warnings.formatwarning = written
     try:
         yield
     finally:

@@ -120,6 +120,8 @@ def report(arguments: argparse.Namespace) -> int:
     y = None
     if arguments.classes:
         y = reporting.folder_classes(arguments.folder, estimator.on_error)
+    names = open_source(arguments.folder, on_error=estimator.on_error).names
+    assert names is not None
     summary = reporting.report(
         estimator,
         arguments.folder,
@@ -139,7 +141,6 @@ def report(arguments: argparse.Namespace) -> int:
         "groups_of_duplicates": len(summary.duplicates),
     }
     if arguments.json:
-        names = open_source(arguments.folder, on_error=estimator.on_error).names or []
         named = {
             "outliers": [names[place] for place in summary.outliers],
             "duplicates": [[names[place] for place in group] for group in summary.duplicates],

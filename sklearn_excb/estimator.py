@@ -39,7 +39,12 @@ from sklearn_excb.joining import join, place_of
 from sklearn_excb.launching import fit_on, number_of_devices
 from sklearn_excb.memory import MemoryEstimate
 from sklearn_excb.memory_budget import memory_of
-from sklearn_excb.mismatch import images_for_rows, one_image_for_several, rows_for_images
+from sklearn_excb.mismatch import (
+    check_several,
+    images_for_rows,
+    one_image_for_several,
+    rows_for_images,
+)
 from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.online import OnlineFit
 from sklearn_excb.ranks import Ranks
@@ -447,8 +452,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         MemoryWarning
             If the device has less memory left than the fit will take (:meth:`estimate_memory`).
         SkippedImageWarning
-            If images were skipped (``on_error="skip"``), or a folder has pictures of kinds that are
-            not read, such as HEIC.
+            If images were skipped (``on_error="skip"``).
+        UnreadPicturesWarning
+            If a folder has pictures of kinds that are not read, such as HEIC.
         CheckpointWarning
             If a state could not be written, in which case the fit goes on; or not be read, in which
             case it goes on from the one before.
@@ -803,8 +809,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Warns
         -----
         SkippedImageWarning
-            If images were skipped (``on_error="skip"``), or a folder has pictures of kinds that are
-            not read, such as HEIC.
+            If images were skipped (``on_error="skip"``).
+        UnreadPicturesWarning
+            If a folder has pictures of kinds that are not read, such as HEIC.
         """
         check_is_fitted(self)
         self._need_clusters("predict")
@@ -843,8 +850,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Warns
         -----
         SkippedImageWarning
-            If images were skipped (``on_error="skip"``), or a folder has pictures of kinds that are
-            not read, such as HEIC.
+            If images were skipped (``on_error="skip"``).
+        UnreadPicturesWarning
+            If a folder has pictures of kinds that are not read, such as HEIC.
         """
 
         def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
@@ -1139,6 +1147,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 validate_data(self, X, reset=fitting, dtype=types, ensure_min_samples=least)
             )
         wanted = self.n_channels if fitting else self.n_channels_
+        if not (fitting and wanted == 1):
+            check_several(X, None if fitting else self.image_shape_[1])
         source = open_source(X, None if isinstance(wanted, str) else wanted, self.on_error)
         warn_of_unread(source)
         if wanted not in ("auto", source.n_channels):

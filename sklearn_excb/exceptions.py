@@ -54,7 +54,11 @@ class DeviceWarning(UserWarning):
 
 
 class SkippedImageWarning(UserWarning):
-    """Images could not be used and were skipped, or are of kinds that are not read."""
+    """Images could not be used and were skipped."""
+
+
+class UnreadPicturesWarning(UserWarning):
+    """A folder holds pictures of kinds that are not read, such as HEIC."""
 
 
 class CheckpointWarning(UserWarning):

@@ -10,20 +10,9 @@ from typing import NamedTuple
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
 
-# kinds of pictures that cameras and phones write and Pillow does not open
-UNREAD_SUFFIXES = (
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".orf",
-    ".rw2",
-    ".raf",
-    ".dng",
-)
+# what phones and cameras write and a folder is not searched for
+_UNREAD_FORMATS = "heic heif jxl cr2 cr3 nef arw orf rw2 raf dng"
+_UNREAD = tuple("." + name for name in _UNREAD_FORMATS.split())
 _TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # of embeddings, which are no folder
 _numbers = re.compile(r"([0-9]+)").split
 
@@ -93,13 +82,31 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
             ignored += [inside + name for name in sorted(set(files).difference(images))]
             ignored += [os.path.join(inside, name, "") for name in sorted(hidden)]
     if not found:
-        shards = any(name.endswith(".tar") for name in ignored)
-        hint = " Of tar archives, pass a list: sorted(folder.glob('*.tar'))." if shards else ""
+        unread = unread_pictures(ignored)
+        if unread:
+            hint = f" {len(unread)} are pictures of a kind that is not read, such as {unread[0]}:"
+            hint += " convert them to JPEG or PNG."
+        elif any(name.endswith(".tar") for name in ignored):
+            hint = " Of tar archives, pass a list: sorted(folder.glob('*.tar'))."
+        else:
+            hint = ""
         raise ValueError(
             f"No image file in {root} ({len(ignored)} other files and folders). Files ending in "
             f"{' '.join(IMAGE_SUFFIXES)} are looked for, in all its folders.{hint}"
         )
     return Listing(found, ignored)
+
+
+def unread_pictures(ignored: Collection[str], images: Collection[str] = ()) -> list[str]:
+    """Pictures among what is ignored, but those of which there is an image of the same name."""
+    read = {os.path.splitext(name)[0] for name in images}
+    return [
+        name
+        for name in ignored
+        if name.lower().endswith(_UNREAD)
+        and not os.path.basename(name).startswith(".")
+        and os.path.splitext(name)[0] not in read
+    ]
 
 
 def is_image_file(name: str) -> bool:

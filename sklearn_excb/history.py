@@ -18,6 +18,18 @@ _MEANS = (
     *("teacher_entropy", "student_entropy"),
     "relabelled_fraction",
 )
+MEANINGS = {  # of what is in an entry, for who reads a report
+    "loss": "of projector and predictor together; log K, where it begins, is learning nothing",
+    "projector_loss": "cross-entropy of the projections' assignments to the teacher's",
+    "predictor_loss": "the same of the predictions from them",
+    "teacher_entropy": "how undecided its assignments are: 1 if clusters are alike, 0 if certain",
+    "student_entropy": "the same of the student's",
+    "relabelled_fraction": "share of the labels that balancing changed",
+    "empty_fraction": "clusters without an image by plain inference, before and after training",
+    "empty_fraction_balanced": "by the labels of an epoch's crops, which are trained on",
+    "empty_fraction_plain": "by the labels that those crops would have without balancing",
+    "empty_fraction_unsettled": "by plain inference before the centroids settled",
+}
 _FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
 

@@ -151,11 +151,8 @@ def open_source(
         raise TypeError(
             f"X is one {what} ({type(X).__name__}), not a collection. Pass a list: [X]."
         )
-    if isinstance(X, Mapping) and 0 not in X:
-        raise TypeError(
-            f"X is a dict of {len(X)} entries ({', '.join(map(repr, islice(X, 3)))}, ...): pass "
-            "one of them, or all in a list, [*X.values()]."
-        )
+    if isinstance(X, Mapping) and X and 0 not in X:
+        raise TypeError(_of_dict(X))
     if _can_be_indexed(X):
         if not len(X):
             raise ValueError("The data set is empty: there is no image in it.")
@@ -172,6 +169,16 @@ def open_source(
         "(n, h, w, c), 2-D rows (n, d), a folder, a tar archive, a list of paths, images "
         "or arrays, or a data set that can be indexed or iterated."
     )
+
+
+def _of_dict(X: Mapping[Any, Any]) -> str:
+    """What to do with a dict: of images by name, or of collections (splits, images and labels)."""
+    first = next(iter(X))
+    one = X[first]
+    images = _is_path(one) or is_picture(one) or np.ndim(one) in (2, 3)
+    entries = ", ".join(map(repr, islice(X, 3))) + (", ..." if len(X) > 3 else "")
+    how = "its entries in a list, [*X.values()]" if images else f"one of them, X[{first!r}]"
+    return f"X is a dict ({entries}), not a collection of images. Pass {how}."
 
 
 def _all_of_stream(X: Any) -> list[Any]:

@@ -31,7 +31,7 @@ from sklearn_excb.fake_phases import (
 from sklearn_excb.live_bytes import LiveBytes, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.sources import ArrayImages, ItemImages, Rows, probes
+from sklearn_excb.sources import ArrayImages, ItemImages, Rows
 from sklearn_excb.views import ViewRecipe
 
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
@@ -286,8 +286,7 @@ def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBa
     """
     n_samples, source = batches.n_samples, batches.source
     if isinstance(source, ItemImages):
-        shapes = [shape for index in probes(source) if (shape := source.shape(index))]
-        one = 4 * source.n_channels * max(map(math.prod, shapes))
+        one = 4 * source.n_channels * max(map(math.prod, source.probed_shapes))
     else:
         one = math.prod(source.load(np.arange(1)).shape)
     values = max(1024, one, settings.image_size**2 * 3)

@@ -143,8 +143,10 @@ def _within_memory(
     (in a cache, say) and meet them again in training.
     """
     asked = parameters["micro_batch"] == "auto"
-    told = parameters["verbose"] or _may_be_short(networks, settings, batches)
-    if not asked and not (told and isinstance(settings.backbone, str)):
+    if not asked and not (
+        isinstance(settings.backbone, str)
+        and (parameters["verbose"] or _may_be_short(networks, settings, batches))
+    ):
         return settings
     try:
         settings, estimate = settle_memory(networks, settings, batches, parameters)

@@ -106,7 +106,7 @@ def check_layout(array: npt.NDArray[Any], n_channels: int | None) -> npt.NDArray
     Raises
     ------
     ImageError
-        If it is empty, has other dimensions, or looks like one image or channels-first.
+        If it is empty, has other dimensions, or looks channels-first.
     """
     if 0 in array.shape:
         raise ImageError(f"X of shape {array.shape} is empty: there is no image in it.")
@@ -114,13 +114,6 @@ def check_layout(array: npt.NDArray[Any], n_channels: int | None) -> npt.NDArray
         raise ImageError(
             f"X of shape {array.shape} is not a set of images (n, h, w) or (n, h, w, c), nor of "
             "2-D rows (n, d)."
-        )
-    if array.ndim == 3 and array.shape[0] > 1 and array.shape[2] in (3, 4):
-        n, height, width = array.shape
-        raise ImageError(
-            f"X of shape {array.shape} looks like one image in colour, and would be {n} gray ones "
-            f"of {height} x {width} pixels. Pass X[None] for one image, X[..., None] for {n} gray "
-            "ones."
         )
     if array.ndim == 4 and array.shape[3] > _MOST_CHANNELS and array.shape[3] != n_channels:
         raise ImageError(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sklearn_excb.centroids import spherical_kmeans, unit_rows
 from sklearn_excb.estimator import ExCBEstimator
+from sklearn_excb.history import MEANINGS
 from sklearn_excb.images import are_rows, is_stream, open_source
 from sklearn_excb.resampling import to_unit
 from sklearn_excb.sources import ArrayImages, ItemImages
@@ -159,6 +160,7 @@ def report(
         y=classes,
         linkage=estimator.linkage_,
         history=estimator.history_,
+        history_meanings=MEANINGS,
         params=estimator.resolved_params_,
         baseline=compared,
         title=title or (Path(X).resolve().name if isinstance(X, (str, os.PathLike)) else ""),

@@ -146,10 +146,7 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         """States that are there, the newest first."""
-        if not self.path.is_dir():
-            return []
-        files = (file for file in self.path.iterdir() if _NAME.fullmatch(file.name))
-        return sorted(files, key=lambda file: int(file.stem.removeprefix("step-")), reverse=True)
+        return sorted(_states_in(self.path), key=_step_of, reverse=True)
 
     def _keep_as_best(self, file: Path) -> None:
         from evaluation.output_files import replacing
@@ -166,6 +163,19 @@ class RunFolder:
                 f"{file} is the best so far, but could not be kept as best.safetensors: {error}",
                 CheckpointWarning,
             )
+
+
+def has_states(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a run in a folder to go on with."""
+    return bool(_states_in(Path(path)))
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
+
+
+def _states_in(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if _NAME.fullmatch(file.name)] if path.is_dir() else []
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from sklearn_excb.callers import warn_caller
-from sklearn_excb.exceptions import SkippedImageWarning
-from sklearn_excb.folders import UNREAD_SUFFIXES
+from sklearn_excb.exceptions import SkippedImageWarning, UnreadPicturesWarning
+from sklearn_excb.folders import unread_pictures
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Skipped, Source
 from sklearn_excb.threads import reading_threads
@@ -94,15 +94,15 @@ def without_skipped(
 
 def warn_of_unread(source: Source) -> None:
     """Say how many pictures of a folder are of kinds that are not read: they have no row."""
-    names = (source.ignored if isinstance(source, ItemImages) else None) or ()
-    unread = [name for name in names if name.lower().endswith(UNREAD_SUFFIXES)]
-    if unread:
+    if not isinstance(source, ItemImages) or not source.ignored:
+        return
+    if unread := unread_pictures(source.ignored, source.names or ()):
         kinds = sorted({os.path.splitext(name)[1].lower() for name in unread})
         warn_caller(
             f"{len(unread):,} pictures ({', '.join(kinds)}) are passed over, for files of their "
             f"kind are not read: they are not among the {len(source):,} images. Convert them to "
             f"JPEG or PNG to have them too. The first: {unread[0]}",
-            SkippedImageWarning,
+            UnreadPicturesWarning,
         )
 
 

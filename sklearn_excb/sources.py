@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -188,6 +189,14 @@ class ItemImages:
         """Shape of an image, of a picture without decoding it; None if it is skipped."""
         return self._attempt(index, lambda: self._shape(index))
 
+    @cached_property
+    def probed_shapes(self) -> list[Shape]:
+        """Shapes of up to 64 images, evenly spaced; looked at once."""
+        shapes = [shape for index in probes(self) if (shape := self.shape(index))]
+        if not shapes:
+            raise self.none_usable()
+        return shapes
+
     def skipped(self) -> list[Skipped]:
         """Images met so far that could not be used, by their places in the whole collection."""
         names = self.names or [""] * len(self._items)
@@ -212,6 +221,7 @@ class ItemImages:
         All in it could be read: it raises once more than one in a hundred (and two) cannot.
         """
         less = copy.copy(self)
+        less.__dict__.pop("probed_shapes", None)
         less.places = np.setdiff1d(np.arange(len(self._items)), list(self._reasons))
         less._n_may_fail = len(self._reasons) + max(2, len(less) // 100)
         return less
@@ -329,10 +339,7 @@ def typical_shape(source: ArrayImages | ItemImages) -> Shape:
     """Median height and width over up to 64 images, evenly spaced in the source."""
     if isinstance(source, ArrayImages):
         return source.shape(0)
-    shapes = [shape for index in probes(source) if (shape := source.shape(index))]
-    if not shapes:
-        raise source.none_usable()
-    height, width = np.median(shapes, axis=0)
+    height, width = np.median(source.probed_shapes, axis=0)
     return Shape(int(height), int(width))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from sklearn_excb import ExCBEstimator, SkippedImageWarning
+from sklearn_excb import ExCBEstimator, UnreadPicturesWarning
 from sklearn_excb.cli import main
 from tests.small_runs import BreaksOffError, breaking_off, interrupting, states
 
@@ -113,7 +113,9 @@ def test_a_fit_is_not_replaced_by_mistake(photos, tmp_path, capsys):
     assert main([*words, "4"]) == 2
     assert "holds an estimator that was fitted before" in capsys.readouterr().err
     assert ExCBEstimator.load(out).resolved_params_["K"] == 3
-    assert main([*words, "4", "--overwrite"]) == 0
+    states = ["--checkpoint-dir", str(tmp_path / "states")]
+    assert main([*words, "4", *states]) == 2
+    assert main([*words, "4", "--overwrite", *states]) == 0
     assert ExCBEstimator.load(out).resolved_params_["K"] == 4
 
 
@@ -126,7 +128,8 @@ def test_options_are_not_guessed_from_their_beginning(photos, tmp_path, capsys):
 def test_pictures_that_are_not_read_are_told(photos, tmp_path):
     folder = tmp_path / "phone"
     shutil.copytree(photos, folder)
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "raw.dng", "notes.txt"):
+    shot = "digit 0.dng"  # whose JPEG, as it were, is there too
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "raw.dng", "._IMG_1.HEIC", shot, "notes.txt"):
         (folder / name).write_bytes(b"")
     command = [sys.executable, "-m", "sklearn_excb", "fit", str(folder), "--quiet", "--K", "3"]
     command += ["--epochs", "0", "--out", str(tmp_path / "run")]
@@ -134,9 +137,13 @@ def test_pictures_that_are_not_read_are_told(photos, tmp_path):
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("sklearn-excb: 3 pictures (.dng, .heic) are passed over")
-    assert json.loads(done.stdout)["ignored"] == 4
-    with pytest.warns(SkippedImageWarning, match="not among the 40 images"):
+    assert json.loads(done.stdout)["ignored"] == 6
+    with pytest.warns(UnreadPicturesWarning, match="not among the 40 images"):
         ExCBEstimator.load(tmp_path / "run").predict(folder)
+    for file in folder.glob("*.png"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"4 are pictures of a kind that is not read, such as"):
+        ExCBEstimator().fit(folder)
 
 
 def test_help_needs_no_torch():

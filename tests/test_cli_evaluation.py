@@ -113,7 +113,7 @@ def test_a_broken_image_is_left_out_of_every_command(run, tmp_path, capsys):
     words = ["evaluate", str(run), "--train", str(photos), "--json", "-", *skip]
     with pytest.warns(UserWarning, match="1 of 31 images"):
         assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["train"]["occupancy"]["n_ignored"] == 1
+    assert json.loads(capsys.readouterr().out)["train"]["occupancy"]["n_skipped"] == 1
 
 
 def test_evaluate_gives_the_figures_of_evaluation(run, train, test, tmp_path, capsys):

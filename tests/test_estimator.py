@@ -402,7 +402,9 @@ def test_what_was_meant_is_told_by_its_shape(fitted):
         (fitted, np.zeros((5, 10)), "features are for an estimator"),
         (fitted, [0.5, 0.5], "features are for an estimator"),
         (colour, np.zeros((5, 192)), r"8 x 8 x 3: X\.reshape\(-1, 8, 8, 3\)"),
-        (colour, np.zeros((30, 40, 3)), r"one image in colour, and would be 30 gray.*X\[None\]"),
+        (colour, np.zeros((30, 40, 3)), r"like one image, and would be 30 gray.*X\[None\]"),
+        (fitted, np.zeros((28, 28, 1)), r"like one image, and would be 28 gray.*X\[None\]"),
+        (fitted, pd.DataFrame(np.zeros((5, 64))), r"np\.asarray\(X\)\.reshape\(-1, 8, 8\)"),
         (colour, torch.zeros(3, 30, 40), r"X\.permute\(1, 2, 0\)\[None\]"),
         (colour, np.zeros((3, 30, 40)), r"X\.transpose\(1, 2, 0\)\[None\]"),
         (rows, IMAGES[:5], r"X\.reshape\(len\(X\), -1\)"),
@@ -410,16 +412,31 @@ def test_what_was_meant_is_told_by_its_shape(fitted):
     ]:
         with pytest.raises(ValueError, match=meant):
             estimator.predict(X)
-    with pytest.raises(ValueError, match=r"one image in colour"):
+    with pytest.raises(ValueError, match=r"like one image.*X\[None\] for one.*n_channels=1"):
         small().fit(np.zeros((30, 40, 3)))
+    with pytest.raises(ValueError, match=r"like one image.*X\.permute\(1, 2, 0\)\[None\]"):
+        small().fit(torch.zeros(3, 30, 40))
+
+
+def test_gray_images_may_be_as_narrow_as_there_are_channels():
+    narrow = np.random.default_rng(0).random((50, 9, 3))
+    excb = small(epochs=0, n_channels=1).fit(narrow)
+    np.testing.assert_array_equal(excb.predict(narrow), excb.labels_)
+    assert excb.image_shape_ == (9, 3)
 
 
 def test_one_thing_is_not_a_collection():
     picture = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(TypeError, match=r"X is one picture \(Image\).*\[X\]"):
         small().fit(picture)
-    with pytest.raises(TypeError, match=r"dict of 2 entries \('a', 'b', ...\).*X.values"):
+    with pytest.raises(TypeError, match=r"dict \('a', 'b'\), not .*\[\*X.values\(\)\]"):
         small().fit({"a": picture, "b": picture})
+    with pytest.raises(
+        TypeError, match=r"dict \('train', 'test'\), not .* one of them, X\['train'\]"
+    ):
+        small().fit({"train": [picture] * 9, "test": [picture] * 9})
+    with pytest.raises(ValueError, match="empty"):
+        small().fit({})
     for one in (IMAGES[:1], [picture]):
         with pytest.raises(ValueError, match="X holds one sample, and clusters need two"):
             ExCBEstimator().fit(one)

@@ -64,7 +64,7 @@ def test_scores_equal_their_definitions(labels):
     assert scores.purity == pytest.approx(loop_purity(true, pred))
     assert scores.nmi == pytest.approx(loop_nmi(true, pred), abs=1e-9)
     assert scores.accuracy <= scores.purity + 1e-12
-    assert (scores.n_samples, scores.n_ignored) == (len(true), 0)
+    assert (scores.n_samples, scores.n_skipped) == (len(true), 0)
 
 
 @settings(deadline=None, max_examples=80)
@@ -181,7 +181,7 @@ def test_images_of_unmatched_clusters_count_as_wrong():
 def test_skipped_images_are_left_out_and_counted():
     scores = clustering_scores([0, 1, 0, 1, 7], [3, 2, -1, 2, -1])
     expected = clustering_scores([0, 1, 1], [3, 2, 2])
-    assert (scores.n_samples, scores.n_ignored) == (3, 2)
+    assert (scores.n_samples, scores.n_skipped) == (3, 2)
     assert (scores.accuracy, scores.nmi) == (expected.accuracy, expected.nmi)
 
 

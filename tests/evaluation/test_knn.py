@@ -519,12 +519,12 @@ def test_rows_of_skipped_images_are_left_out_and_counted(digits, tmp_path):
     for given_test in (holes_test, np.load(tmp_path / "test.npy", mmap_mode="r")):
         found = knn_scores(holes, y, given_test, y_test)
         assert found.accuracy == expected.accuracy
-        assert found.n_ignored == len(gone) + len(gone_test)
+        assert found.n_skipped == len(gone) + len(gone_test)
         assert (found.n_train, found.n_test) == (len(there), len(there_test))
         assert knn_accuracy(holes, y, given_test, y_test, k=20) == expected.accuracy[20]
     alone = knn_scores(holes, y, k=5)
     assert alone.accuracy == knn_scores(train[there], y[there], k=5).accuracy
-    assert (alone.n_test, alone.n_ignored) == (len(there), len(gone))
+    assert (alone.n_test, alone.n_skipped) == (len(there), len(gone))
 
 
 def test_a_row_partly_nan_is_an_error_that_names_it():
@@ -542,7 +542,7 @@ def test_scores_count_what_they_rest_on(digits):
     assert list(found.accuracy) == [10, 20, 100, 200]
     assert found.n_unseen == (y_test >= 8).sum()
     assert found.n_classes == 8
-    assert (found.n_train, found.n_test, found.n_ignored) == (few.sum(), 300, 0)
+    assert (found.n_train, found.n_test, found.n_skipped) == (few.sum(), 300, 0)
     assert found.accuracy[10] < 1 - found.n_unseen / 300 + 1e-9
     # Alone of its class, an image has no neighbour that could speak for it.
     assert knn_scores(np.eye(3), ["a", "a", "b"], k=1).n_unseen == 1

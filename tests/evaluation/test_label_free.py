@@ -117,7 +117,7 @@ def test_what_was_skipped_is_left_out_and_counted():
             n_neighbors=4,
             silhouette=False,
         )
-        assert (found.n_samples, found.n_ignored) == (kept.sum(), (~kept).sum())
+        assert (found.n_samples, found.n_skipped) == (kept.sum(), (~kept).sum())
         assert found.neighborhood_purity == expected.neighborhood_purity
         assert found.stability == pytest.approx(expected.stability)
 

@@ -375,7 +375,7 @@ def test_scores_are_scikit_learns(digits, monkeypatch):
     assert (scores.n_train, scores.n_test, scores.n_classes) == (1297, 500, 10)
     assert (scores.fraction, scores.seeds, scores.solver) == (1.0, (0,), "lbfgs")
     assert np.isnan([scores.top1_std, scores.top5_std, *scores.learning_rates]).all()
-    assert (scores.n_ignored_train, scores.n_ignored_test, scores.n_unseen) == (0, 0, 0)
+    assert (scores.n_skipped_train, scores.n_skipped_test, scores.n_unseen) == (0, 0, 0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         scores.top1 = 0  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -428,12 +428,12 @@ def test_rows_of_skipped_images_are_left_out_and_counted(digits):
     train, test = train.copy(), test.copy()
     train[[0, 5]] = test[0] = np.nan
     scores = linear_probe_scores(train, y, test, y_test)
-    assert (scores.n_ignored_train, scores.n_ignored_test) == (2, 1)
+    assert (scores.n_skipped_train, scores.n_skipped_test) == (2, 1)
     assert (scores.n_train, scores.n_test) == (1295, 499)
     assert scores == dataclasses.replace(
         expected,
-        n_ignored_train=2,
-        n_ignored_test=1,
+        n_skipped_train=2,
+        n_skipped_test=1,
         top1_std=scores.top1_std,  # NaN is not equal to itself
         top5_std=scores.top5_std,
         learning_rates=scores.learning_rates,

@@ -83,7 +83,7 @@ def test_extremes():
 
 def test_skipped_images_are_left_out_and_counted():
     found = cluster_occupancy([-1, 0, 2, -1, 2], 3)
-    assert (found.n_samples, found.n_ignored, found.n_clusters) == (3, 2, 3)
+    assert (found.n_samples, found.n_skipped, found.n_clusters) == (3, 2, 3)
     assert found.counts.tolist() == [1, 0, 2]
 
 

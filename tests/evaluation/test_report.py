@@ -100,6 +100,16 @@ def test_arrays_alone_are_enough(tmp_path):
     assert "thumbnails" not in data
 
 
+def test_what_the_curves_are_is_said_by_whoever_knows(tmp_path):
+    history = [{"epoch": i, "val_loss": 1.0 - i, "once": 1.0 if i else None} for i in range(2)]
+    given = {"embeddings": np.eye(4), "labels": [0, 0, 1, 1], "history": history}
+    meanings = {"val_loss": "of what <is> held out", "once": "not on a chart"}
+    write_report(tmp_path / "a.html", history_meanings=meanings, **given)
+    text = (tmp_path / "a.html").read_text()
+    assert "<dt>val loss</dt><dd>of what &lt;is&gt; held out</dd>" in text
+    assert "not on a chart" not in text
+
+
 def test_what_is_odd_has_positions(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (60, 16, 16, 3), np.uint8)

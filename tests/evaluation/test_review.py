@@ -43,7 +43,7 @@ def test_skipped_images_are_counted_and_change_nothing(labels):
     holes = np.insert(labels, [0, 700], [-1, 3])
     review = review_clusters(with_holes, holes)
     kept = np.delete(np.arange(len(with_holes)), [0, 701])
-    assert review.n_ignored == 2
+    assert review.n_skipped == 2
     assert np.array_equal(review.searched, kept)
     assert np.array_equal(review.counts, whole.counts)
     assert np.array_equal(review.tightness, whole.tightness)
