@@ -10,6 +10,7 @@ from torch import Tensor
 from sklearn_excb.exceptions import ImageError
 
 _CHANNELS = (1, 3, 4)  # of an image by itself
+_LEAST_HEIGHT = 8  # of one; fewer are narrow gray images
 
 
 def check_several(X: Any, width: int | None = None) -> None:
@@ -28,12 +29,12 @@ def check_several(X: Any, width: int | None = None) -> None:
         If X looks like one.
     """
     shape = _shape(X)
-    if len(shape) != 3 or shape[0] < 2 or shape[2] == width:
+    if len(shape) != 3 or shape[2] == width:
         return
     n, height, across = shape
-    if across in _CHANNELS:
+    if across in _CHANNELS and n >= _LEAST_HEIGHT:
         how = "X[None] for one image"
-    elif width is None and isinstance(X, Tensor) and n in _CHANNELS:
+    elif width is None and isinstance(X, Tensor) and n in _CHANNELS[1:]:
         how = "X.permute(1, 2, 0)[None] for one image"
     else:
         return

@@ -151,7 +151,8 @@ def test_files_can_be_read_by_whom_the_umask_lets(fitted, tmp_path):
 )
 def test_a_state_of_a_run_is_an_estimator_too(X, parameters, tmp_path):
     """The last one is what the fit ends with, if nothing settles."""
-    parameters = parameters | {"settle_passes": 0, "checkpoint_dir": tmp_path, "image_size": "auto"}
+    states = {"checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    parameters = parameters | states | {"settle_passes": 0, "image_size": "auto"}
     own = backbone() if parameters.get("backbone") else None
     if own is not None:
         parameters["backbone"] = own
