@@ -47,10 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", default="digits", help="a data set of small images")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    data = load(arguments.name, None)
+    data = load("digits", None)
     n_classes = len(np.unique(data.y_train))
     print(f"{'':<34}{'ACC':>7}{'NMI':>7}{'largest':>9}{'seconds':>9}", flush=True)
     for seed in range(arguments.seeds):

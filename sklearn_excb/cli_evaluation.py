@@ -120,8 +120,9 @@ def report(arguments: argparse.Namespace) -> int:
     y = None
     if arguments.classes:
         y = reporting.folder_classes(arguments.folder, estimator.on_error)
-    names = open_source(arguments.folder, on_error=estimator.on_error).names
-    assert names is not None
+    names = None
+    if arguments.json:
+        names = open_source(arguments.folder, on_error=estimator.on_error).names
     summary = reporting.report(
         estimator,
         arguments.folder,
@@ -140,7 +141,7 @@ def report(arguments: argparse.Namespace) -> int:
         "suspected_clusters": list(summary.suspects),
         "groups_of_duplicates": len(summary.duplicates),
     }
-    if arguments.json:
+    if names is not None:
         named = {
             "outliers": [names[place] for place in summary.outliers],
             "duplicates": [[names[place] for place in group] for group in summary.duplicates],

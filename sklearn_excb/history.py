@@ -19,7 +19,7 @@ _MEANS = (
     "relabelled_fraction",
 )
 MEANINGS = {  # of what is in an entry, for who reads a report
-    "loss": "of projector and predictor together; log K, where it begins, is learning nothing",
+    "loss": "mean of projector and predictor loss; near log K, where it begins, nothing is learned",
     "projector_loss": "cross-entropy of the projections' assignments to the teacher's",
     "predictor_loss": "the same of the predictions from them",
     "teacher_entropy": "how undecided its assignments are: 1 if clusters are alike, 0 if certain",

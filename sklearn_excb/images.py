@@ -175,7 +175,7 @@ def _of_dict(X: Mapping[Any, Any]) -> str:
     """What to do with a dict: of images by name, or of collections (splits, images and labels)."""
     first = next(iter(X))
     one = X[first]
-    images = _is_path(one) or is_picture(one) or np.ndim(one) in (2, 3)
+    images = _is_path(one) or is_picture(one) or getattr(one, "ndim", 0) in (2, 3)
     entries = ", ".join(map(repr, islice(X, 3))) + (", ..." if len(X) > 3 else "")
     how = "its entries in a list, [*X.values()]" if images else f"one of them, X[{first!r}]"
     return f"X is a dict ({entries}), not a collection of images. Pass {how}."

@@ -113,10 +113,6 @@ def settle_memory(
     return settings, estimate_memory(networks, settings, batches)
 
 
-def _may_be_short(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> bool:
-    return generous_bound(networks, settings, batches) > available_memory(batches.device)
-
-
 def within_memory(
     networks: StudentTeacher,
     settings: Settings,
@@ -145,7 +141,10 @@ def _within_memory(
     asked = parameters["micro_batch"] == "auto"
     if not asked and not (
         isinstance(settings.backbone, str)
-        and (parameters["verbose"] or _may_be_short(networks, settings, batches))
+        and (
+            parameters["verbose"]
+            or generous_bound(networks, settings, batches) > available_memory(batches.device)
+        )
     ):
         return settings
     try:

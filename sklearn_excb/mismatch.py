@@ -40,7 +40,7 @@ def check_several(X: Any, width: int | None = None) -> None:
         return
     raise ImageError(
         f"X of shape {shape} looks like one image, and would be {n} gray ones of {height} x "
-        f"{across} pixels. Pass {how}, or say n_channels=1 if they are {n} gray ones."
+        f"{across} pixels. Pass {how}, or X[..., None] if they are {n} gray ones."
     )
 
 

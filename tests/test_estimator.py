@@ -412,7 +412,7 @@ def test_what_was_meant_is_told_by_its_shape(fitted):
     ]:
         with pytest.raises(ValueError, match=meant):
             estimator.predict(X)
-    with pytest.raises(ValueError, match=r"like one image.*X\[None\] for one.*n_channels=1"):
+    with pytest.raises(ValueError, match=r"like one image.*X\[None\] for one.*X\[\.\.\., None\]"):
         small().fit(np.zeros((30, 40, 3)))
     with pytest.raises(ValueError, match=r"like one image.*X\.permute\(1, 2, 0\)\[None\]"):
         small().fit(torch.zeros(3, 30, 40))
@@ -423,6 +423,10 @@ def test_gray_images_may_be_as_narrow_as_there_are_channels():
     excb = small(epochs=0, n_channels=1).fit(narrow)
     np.testing.assert_array_equal(excb.predict(narrow), excb.labels_)
     assert excb.image_shape_ == (9, 3)
+    wide = small(epochs=0).fit(IMAGES)
+    with pytest.raises(ValueError, match=r"X\[\.\.\., None\] if they are 50 gray ones"):
+        wide.predict(narrow)
+    assert wide.predict(narrow[..., None]).shape == (50,)
 
 
 def test_one_thing_is_not_a_collection():
