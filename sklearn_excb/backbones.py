@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.pretrained import TORCHVISION, torchvision_weights, with_weights
+from sklearn_excb.tiny_maps import with_products
 
 Pretrained = bool | str | os.PathLike[str]
 
@@ -243,7 +244,7 @@ def build_backbone(
     else:
         built = _timm(backbone, n_channels, image_size, pretrained)
     # channels last: convolutions take the order of their weights, and this one is the faster
-    return built.to(memory_format=torch.channels_last)
+    return with_products(built).to(memory_format=torch.channels_last)
 
 
 def rebuilding(
