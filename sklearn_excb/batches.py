@@ -296,7 +296,10 @@ def inference_inputs(
         return (standardize(source.load(rows), recipe).to(device) for rows in batches)
     assert isinstance(recipe, ViewRecipe)
     if isinstance(source, ArrayImages):
-        return (whole_images(source.load(rows).to(device), recipe) for rows in batches)
+        # where channels lie last a `view` in a user's backbone would fail; `contiguous` would leave
+        # a single channel so
+        loaded = (whole_images(source.load(rows).to(device), recipe) for rows in batches)
+        return (images.clone(memory_format=torch.contiguous_format) for images in loaded)
     return _opened(source, recipe, batches, min(batch_size, len(chosen)), n_jobs, device)
 
 

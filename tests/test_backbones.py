@@ -24,6 +24,22 @@ NAMES = [
 ]
 
 
+class Viewing(nn.Sequential):
+    """A module that works only where channels do not lie last."""
+
+    def forward(self, x):
+        return super().forward(x).view(len(x), -1)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_a_module_may_view_what_it_computes(n_channels):
+    layers = nn.Conv2d(n_channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1)
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, n_channels), dtype=np.uint8)
+    backbone = Viewing(*layers, nn.AdaptiveAvgPool2d(2))
+    excb = ExCBEstimator(K=2, backbone=backbone, epochs=1, batch_size=8, random_state=0)
+    assert excb.fit(images).transform(images).shape == (40, 256)
+
+
 @pytest.mark.parametrize("backbone", NAMES, ids=lambda b: b if isinstance(b, str) else "module")
 def test_builds_by_name_and_takes_a_step_at_64_pixels(backbone):
     excb = ExCBEstimator(K=2, backbone=backbone, epochs=1, batch_size=4, n_local=2, random_state=0)
