@@ -97,6 +97,8 @@ class Cell:
     def path(self) -> Path:
         """Where the result lies."""
         key = asdict(self) | {"revision": REVISIONS[self.method]}
+        if self.data in DRAWN:
+            key["drawn"] = DRAWN[self.data]
         text = json.dumps(key, sort_keys=True)
         return RESULTS / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -108,10 +110,10 @@ class Cell:
             chosen["learning_rate"] = rate * by_rule
         return chosen
 
-    @property
-    def states(self) -> Path:
-        """Folder of the states of a fit that is under way."""
-        return self.path.with_suffix(".states")
+    def states(self, settings: Settings) -> Path:
+        """Folder of the states of a fit that is under way; another one once a rule has changed."""
+        text = json.dumps(settings.as_dict(), sort_keys=True)
+        return self.path.with_suffix(f".{hashlib.sha256(text.encode()).hexdigest()[:8]}.states")
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -201,7 +203,8 @@ STUDIES["all"] = lambda: (cell for name in list(STUDIES) if name != "all" for ce
 def measure(cell: Cell, split: Split) -> dict[str, Any]:
     """Run a cell."""
     facts = facts_of(open_source(split.train, None))
-    start = float("nan") if cell.states.exists() else time.perf_counter()
+    going_on = any(RESULTS.glob(f"{cell.path.stem}.*.states"))
+    start = float("nan") if going_on else time.perf_counter()
     settings, outcome, history = _outcome(cell, split, facts)
     seconds = time.perf_counter() - start
     precision = resolve_precision(settings.precision, lightly_methods.DEVICE)
@@ -236,7 +239,7 @@ def _outcome(
         return _resolved(excb, facts), Outcome(None, rows, rows), []
     if method := (lightly_methods.METHODS | solo_methods.METHODS).get(cell.method):
         return lightly_methods.fit(method, split, cell.seed, excb)
-    excb.set_params(checkpoint_dir=cell.states).fit(split.train)
+    excb.set_params(checkpoint_dir=cell.states(_resolved(excb, facts))).fit(split.train)
     labels = excb.labels_, excb.predict(split.test)
     projections = excb.transform(split.train), excb.transform(split.test)
     excb.set_params(embedding="backbone")
@@ -263,13 +266,15 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder of the data sets; digits need none")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="these only")
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(5), help="these only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these only")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell later")
     arguments = parser.parse_args()
     stop = time.monotonic() + 60 * arguments.minutes
     read = functools.cache(load)
     for cell in study(arguments.study):
-        if cell.method not in arguments.methods or cell.seed not in arguments.seeds:
+        if cell.method not in arguments.methods:
+            continue
+        if arguments.seeds is not None and cell.seed not in arguments.seeds:
             continue
         absent = arguments.study == "all" and cell.data != "digits" and arguments.data is None
         wanted = arguments.command == "run" and cell.result is None and not absent
@@ -287,7 +292,8 @@ def write(cell: Cell, result: dict[str, Any]) -> None:
     beside = cell.path.with_suffix(f".{os.getpid()}.partial")
     beside.write_text(text + "\n")
     beside.replace(cell.path)
-    shutil.rmtree(cell.states, ignore_errors=True)
+    for states in RESULTS.glob(f"{cell.path.stem}.*.states"):
+        shutil.rmtree(states)
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import learning, results
 from benchmarks.data_sets import load
+from tests.small_runs import BreaksOffError, breaking_off
 
 
 def test_the_page_has_a_place_for_every_table():
@@ -38,6 +39,38 @@ def test_a_cell_is_missing_once_a_rule_has_changed(tmp_path, monkeypatch):
     stored["settings"]["epochs"] += 1
     cell.path.write_text(json.dumps(stored))
     assert cell.result is None
+
+
+def test_a_cell_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    few = {"K": 5, "epochs": 2, "batch_size": 32, "image_size": 12, "n_local": 0, "head_width": 16}
+    digits, cell = load("digits", None, most=120), learning.Cell("digits", "ExCB", 0, few)
+    never = learning.measure(cell, digits)
+    learning.write(cell, never)
+    assert [file.name for file in tmp_path.iterdir()] == [cell.path.name]
+    with breaking_off(after=4), pytest.raises(BreaksOffError):
+        learning.measure(cell, digits)
+    again = learning.measure(cell, digits)
+    learning.write(cell, again)
+    assert [file.name for file in tmp_path.iterdir()] == [cell.path.name]
+    assert never.pop("seconds") > 0
+    assert np.isnan(again.pop("seconds"))
+    assert json.dumps(again) == json.dumps(never)
+    assert np.isnan(learning.seconds_of(cell.result))
+    assert "nan s" in learning.summary(cell.result)
+
+
+def test_some_cells_of_a_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    chosen = ["list", "--methods", "ExCB", "raw pixels", "--seeds", "0", "2"]
+    monkeypatch.setattr("sys.argv", ["learning", *chosen])
+    learning.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"digits: {method}, seed {seed}: missing"
+        for seed in (0, 2)
+        for method in ("ExCB", "raw pixels")
+    ]
 
 
 def test_validation_leaves_the_held_out_images_alone():
