@@ -166,6 +166,12 @@ def _ablations() -> Iterator[Cell]:
             yield Cell("digits", "ExCB", seed, changed)
 
 
+def _photos() -> Iterator[Cell]:
+    """A network and a size for larger collections, on few photos."""
+    for seed in SEEDS:
+        yield Cell("packed_clothing_short160", "ExCB", seed, {"backbone": "resnet18"})
+
+
 def _tuning() -> Iterator[Cell]:
     """The same number of tries for every method, on a validation part of digits.
 
@@ -194,6 +200,7 @@ STUDIES: dict[str, Any] = {
     "tuning": _tuning,
     "digits": lambda: _main("digits", (*_ALL, *_ON_DIGITS)),
     **{name: (lambda name=name: _main(name, _ALL)) for name in _SETS},
+    "photos": _photos,
     "ablations": _ablations,
     "robustness": _robustness,
 }

@@ -200,8 +200,9 @@ def tables() -> dict[str, str]:
         cells = study(name)
         found[f"{name} clusters"] = clusters_table(cells)
         found[f"{name} quality"] = quality_table(cells)
-    ablations = [*(c for c in study("digits") if c.method == "ExCB"), *study("ablations")]
-    found["ablations"] = ablation_table(ablations)
+    for name, data in (("ablations", "digits"), ("photos", "packed_clothing_short160")):
+        defaults = (cell for cell in study(data) if cell.method == "ExCB")
+        found[name] = ablation_table([*defaults, *study(name)])
     found["tuning"] = ablation_table(study("tuning"))
     found["comparison"] = comparison_table(TITLES)
     found["robustness"] = robustness_table(study("robustness"))

@@ -123,14 +123,21 @@ def n_samples(n_clusters: int) -> int:
     return round(n_clusters * IMAGENET / IMAGENET_K)
 
 
-def image_size(n_samples: int, short_side: int) -> int:
+def image_size(n_samples: int, short_side: int, *, small_network: bool = False) -> int:
     """Side of the global views: that of the images, from 24 px, up to what n can use.
 
-    The limit grows from 64 px below 5,000 images to 224 px at ImageNet's number. A multiple of 8
+    The limit grows from 64 px below 5,000 images to 224 px at ImageNet's number. It is 32 px below
+    5,000 images, and 64 from 10,000 on, where that makes the network the small one. A multiple of 8
     pixels, from 64 on of 16.
+
+    1,600 clothing photos, one seed, the small CNN at 32 px and a ResNet-18 at 64: k-NN .537 and
+    .383 (pixels .455), probe .637 and .415, NMI .236 and .121, 19 and 67 minutes of a core. In so
+    few steps the ResNet hardly learns: at the end its loss is 3.84 of ln K = 4.41.
     """
     span = math.log(n_samples / 5_000) / math.log(IMAGENET / 5_000)
     limit = 64 * (224 / 64) ** min(max(span, 0.0), 1.0)
+    if small_network and n_samples < 10_000:
+        limit = min(limit, max(32.0, 32 * n_samples / 5_000))
     size = min(short_side, limit)
     return max(24, 8 * round(size / 8)) if size < 60 else 16 * round(size / 16)
 
@@ -375,7 +382,9 @@ def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:
     if parameters["freeze_backbone"]:
         most = frozen_image_size(facts.short_side)
         return whole_patches(most, parameters["backbone"], down=True)
-    return whole_patches(image_size(facts.n_samples, facts.short_side), parameters["backbone"])
+    of_ours = parameters["backbone"] in ("auto", "cnn") and not parameters["pretrained"]
+    size = image_size(facts.n_samples, facts.short_side, small_network=of_ours)
+    return whole_patches(size, parameters["backbone"])
 
 
 def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:

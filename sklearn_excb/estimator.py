@@ -87,8 +87,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Number of clusters, what KMeans calls ``n_clusters``. "auto" keeps the paper's ratio on
         ImageNet, 19.5 images a cluster.
     backbone : str or nn.Module, default="auto"
-        Network f: "cnn" (a small one for small images), the name of a timm model, that of a
-        torchvision model as in "torchvision:resnet50", or a module that maps images
+        Network f: "cnn" (a small one, for images below 64 pixels), the name of a timm model, that
+        of a torchvision model as in "torchvision:resnet50", or a module that maps images
         (n, c, h, w), or rows (n, d), to features (n, d'). "auto" follows image size and number.
     pretrained : bool or path-like, default=False
         Whether the backbone starts with the weights that timm or torchvision names for it, from its
@@ -104,7 +104,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone", f(x), for probes and
         neighbours; "similarity", the cosine similarity to each centroid. May be set after fit.
     image_size : int or "auto", default="auto"
-        Side of the global views in pixels.
+        Side of the global views in pixels. "auto" is that of the images, up to what their number
+        is enough for: 32 pixels below 5,000 images, 64 at 10,000, 224 at ImageNet's number.
     local_size : int or "auto", default="auto"
         Side of the local views in pixels.
     n_global : int, default=2
@@ -385,8 +386,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ----------
         name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
             "tiny" is for images of 8 to 32 pixels, or a first look at larger ones, and takes a CPU
-            minutes; "small" is for photos, on a CPU or a small GPU; the others are as published,
-            for ImageNet. See :mod:`sklearn_excb.recipes`.
+            minutes; "small" is for 10,000 photos and more, on a small GPU; the others are as
+            published, for ImageNet. See :mod:`sklearn_excb.recipes`.
         **params
             Parameters that replace the recipe's or add to them.
 

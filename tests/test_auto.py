@@ -98,9 +98,30 @@ def test_rules_grow_with_the_collection():
         auto.batch_size,
         auto.head_width,
         lambda n: auto.image_size(n, 500),
+        lambda n: auto.image_size(n, 500, small_network=True),
     ):
         values = [rule(n) for n in sizes]
         assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "said", "expected"),
+    [
+        (2_000, {}, ("cnn", 32)),
+        (7_500, {}, ("cnn", 48)),
+        (9_800, {}, ("resnet18", 64)),
+        (10_000, {}, ("resnet18", 80)),
+        (2_000, {"backbone": "cnn"}, ("cnn", 32)),
+        (2_000, {"backbone": "resnet18"}, ("resnet18", 64)),
+        (2_000, {"pretrained": True}, ("resnet18", 64)),
+        (2_000, {"backbone": "vit_tiny_patch16_224"}, ("vit_tiny_patch16_224", 64)),
+        (2_000, {"image_size": 96}, ("resnet18", 96)),
+    ],
+)
+def test_few_photos_are_seen_small_by_the_small_network_alone(n_samples, said, expected):
+    facts = auto.Facts(n_samples, "images", (160, 213), 3)
+    settings = auto.resolve(DEFAULTS | said, facts, has_batch_norm=True)
+    assert (settings.backbone, settings.image_size) == expected
 
 
 def test_what_the_user_says_is_kept():
