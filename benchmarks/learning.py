@@ -62,7 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
 # to be raised when code changes what a method gives and its settings do not show it
 REVISIONS = dict.fromkeys(METHODS, 2) | {"raw pixels": 1}
 
-# images that are drawn, four fifths of them to learn from: photos take an hour of a core as it is
+# images that are drawn, four fifths of them to learn from: a small collection of photos
 DRAWN = {"packed_clothing_short160": 2000}
 
 # settings that came after cells were measured, and what a fit was before it had them
@@ -99,8 +99,7 @@ class Cell:
         key = asdict(self) | {"revision": REVISIONS[self.method]}
         if self.data in DRAWN:
             key["drawn"] = DRAWN[self.data]
-        text = json.dumps(key, sort_keys=True)
-        return RESULTS / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        return RESULTS / f"{_hash(key)[:16]}.json"
 
     def parameters(self, facts: Facts) -> dict[str, Any]:
         """Parameters of the estimator."""
@@ -112,8 +111,7 @@ class Cell:
 
     def states(self, settings: Settings) -> Path:
         """Folder of the states of a fit that is under way; another one once a rule has changed."""
-        text = json.dumps(settings.as_dict(), sort_keys=True)
-        return self.path.with_suffix(f".{hashlib.sha256(text.encode()).hexdigest()[:8]}.states")
+        return self.path.with_suffix(f".{_hash(settings.as_dict())[:8]}.states")
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -130,6 +128,10 @@ class Cell:
         changed = "".join(f", {name}={value}" for name, value in self.changed.items())
         part = ", validation" if self.validation else ""
         return f"{self.data}{part}: {self.method}{changed}, seed {self.seed}"
+
+
+def _hash(configuration: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
 def study(name: str) -> list[Cell]:
@@ -166,8 +168,8 @@ def _ablations() -> Iterator[Cell]:
             yield Cell("digits", "ExCB", seed, changed)
 
 
-def _photos() -> Iterator[Cell]:
-    """A network and a size for larger collections, on few photos."""
+def _larger_network() -> Iterator[Cell]:
+    """What larger collections of photos have, on few of them."""
     for seed in SEEDS:
         yield Cell("packed_clothing_short160", "ExCB", seed, {"backbone": "resnet18"})
 
@@ -200,7 +202,7 @@ STUDIES: dict[str, Any] = {
     "tuning": _tuning,
     "digits": lambda: _main("digits", (*_ALL, *_ON_DIGITS)),
     **{name: (lambda name=name: _main(name, _ALL)) for name in _SETS},
-    "photos": _photos,
+    "larger-network": _larger_network,
     "ablations": _ablations,
     "robustness": _robustness,
 }
@@ -210,9 +212,10 @@ STUDIES["all"] = lambda: (cell for name in list(STUDIES) if name != "all" for ce
 def measure(cell: Cell, split: Split) -> dict[str, Any]:
     """Run a cell."""
     facts = facts_of(open_source(split.train, None))
-    going_on = any(RESULTS.glob(f"{cell.path.stem}.*.states"))
-    start = float("nan") if going_on else time.perf_counter()
-    settings, outcome, history = _outcome(cell, split, facts)
+    excb = ExCBEstimator(random_state=cell.seed, **cell.parameters(facts))
+    states = cell.states(_resolved(excb, facts))
+    start = float("nan") if states.exists() else time.perf_counter()
+    settings, outcome, history = _outcome(cell, split, facts, excb, states)
     seconds = time.perf_counter() - start
     precision = resolve_precision(settings.precision, lightly_methods.DEVICE)
     per_epoch = settings.batch_size * settings.steps_per_epoch(len(split.y_train))
@@ -237,16 +240,15 @@ def _resolved(excb: ExCBEstimator, facts: Facts) -> Settings:
 
 
 def _outcome(
-    cell: Cell, split: Split, facts: Facts
+    cell: Cell, split: Split, facts: Facts, excb: ExCBEstimator, states: Path
 ) -> tuple[Settings, Outcome, list[dict[str, Any]]]:
     """Settings, what the method makes of the images, and what it says of itself."""
-    excb = ExCBEstimator(random_state=cell.seed, **cell.parameters(facts))
     if cell.method == "raw pixels":
         rows = raw_pixels(split.train), raw_pixels(split.test)
         return _resolved(excb, facts), Outcome(None, rows, rows), []
     if method := (lightly_methods.METHODS | solo_methods.METHODS).get(cell.method):
         return lightly_methods.fit(method, split, cell.seed, excb)
-    excb.set_params(checkpoint_dir=cell.states(_resolved(excb, facts))).fit(split.train)
+    excb.set_params(checkpoint_dir=states).fit(split.train)
     labels = excb.labels_, excb.predict(split.test)
     projections = excb.transform(split.train), excb.transform(split.test)
     excb.set_params(embedding="backbone")

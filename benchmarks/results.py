@@ -200,7 +200,7 @@ def tables() -> dict[str, str]:
         cells = study(name)
         found[f"{name} clusters"] = clusters_table(cells)
         found[f"{name} quality"] = quality_table(cells)
-    for name, data in (("ablations", "digits"), ("photos", "packed_clothing_short160")):
+    for name, data in (("ablations", "digits"), ("larger-network", "packed_clothing_short160")):
         defaults = (cell for cell in study(data) if cell.method == "ExCB")
         found[name] = ablation_table([*defaults, *study(name)])
     found["tuning"] = ablation_table(study("tuning"))

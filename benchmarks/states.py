@@ -30,7 +30,7 @@ from sklearn_excb.tensor_files import read_tensors, write_tensors
 
 NETWORKS = {
     "digits at the defaults": ({}, Facts(1437, "images", (8, 8), 1)),
-    "2,000 photos, ResNet-18": ({}, Facts(2000, "images", (400, 300), 3)),
+    "2,000 photos, ResNet-18": ({"backbone": "resnet18"}, Facts(2000, "images", (400, 300), 3)),
     "ResNet-50, K = 65,536": (
         {"backbone": "resnet50", "K": 65_536},
         Facts(1_281_167, "images", (400, 300), 3),

@@ -128,6 +128,8 @@ def _shares(parameters: Mapping[str, Any], facts: auto.Facts) -> dict[str, float
     with own_randomness(0), suppress(Exception):  # advice is not worth a fit
         now = work(fresh, facts)
         for name in _FASTER:
+            if name == "small" and facts.n_samples < auto.FEW:
+                continue  # a ResNet-18 learns little from them
             with suppress(ValueError):  # images too small for it
                 shares[name] = work({**fresh, **recipe(name)}, facts) / now
     return shares

@@ -105,7 +105,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         neighbours; "similarity", the cosine similarity to each centroid. May be set after fit.
     image_size : int or "auto", default="auto"
         Side of the global views in pixels. "auto" is that of the images, up to what their number
-        is enough for: 32 pixels below 5,000 images, 64 at 10,000, 224 at ImageNet's number.
+        is enough for: 32 pixels below 5,000 images, 80 at 10,000, 224 at ImageNet's number.
     local_size : int or "auto", default="auto"
         Side of the local views in pixels.
     n_global : int, default=2
@@ -386,7 +386,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ----------
         name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
             "tiny" is for images of 8 to 32 pixels, or a first look at larger ones, and takes a CPU
-            minutes; "small" is for 10,000 photos and more, on a small GPU; the others are as
+            minutes; "small" is meant for 10,000 photos and more; the others are as
             published, for ImageNet. See :mod:`sklearn_excb.recipes`.
         **params
             Parameters that replace the recipe's or add to them.

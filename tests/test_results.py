@@ -45,6 +45,7 @@ def test_a_cell_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "RESULTS", tmp_path)
     few = {"K": 5, "epochs": 2, "batch_size": 32, "image_size": 12, "n_local": 0, "head_width": 16}
     digits, cell = load("digits", None, most=120), learning.Cell("digits", "ExCB", 0, few)
+    cell.path.with_suffix(".0.states").mkdir()  # of other settings
     never = learning.measure(cell, digits)
     learning.write(cell, never)
     assert [file.name for file in tmp_path.iterdir()] == [cell.path.name]
