@@ -148,13 +148,16 @@ def robustness_table(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def comparison_table(names: Iterable[str]) -> str:
+def comparison_table(cells: Iterable[Cell]) -> str:
     """ExCB less each rival, in standard errors too, and empty clusters beside the rival's."""
+    of_data: dict[str, list[Cell]] = {}
+    for cell in cells:
+        of_data.setdefault(cell.data, []).append(cell)
     lines = ["| | seeds | k-NN | probe | empty, ExCB : rival |", "|---|---|---|---|---|"]
-    for name in names:
+    for name, of_name in of_data.items():
         rows = {
-            method: [result for cell in cells if (result := cell.result) is not None]
-            for method, cells in rows_of(study(name)).items()
+            method: [result for cell in of_row if (result := cell.result) is not None]
+            for method, of_row in rows_of(of_name).items()
         }
         ours = rows.pop("ExCB")
         for rival, theirs in rows.items():
@@ -204,7 +207,8 @@ def tables() -> dict[str, str]:
         defaults = (cell for cell in study(data) if cell.method == "ExCB")
         found[name] = ablation_table([*defaults, *study(name)])
     found["tuning"] = ablation_table(study("tuning"))
-    found["comparison"] = comparison_table(TITLES)
+    found["comparison"] = comparison_table(cell for name in TITLES for cell in study(name))
+    found["fresh-seeds"] = comparison_table(study("fresh-seeds"))
     found["robustness"] = robustness_table(study("robustness"))
     return found
 
