@@ -108,8 +108,7 @@ def test_rules_grow_with_the_collection():
     ("n_samples", "said", "expected"),
     [
         (2_000, {}, ("cnn", 32)),
-        (7_500, {}, ("cnn", 48)),
-        (9_800, {}, ("resnet18", 64)),
+        (9_999, {}, ("cnn", 32)),
         (10_000, {}, ("resnet18", 80)),
         (2_000, {"backbone": "cnn"}, ("cnn", 32)),
         (2_000, {"backbone": "resnet18"}, ("resnet18", 64)),
