@@ -169,11 +169,10 @@ def _ablations() -> Iterator[Cell]:
 
 
 def _fresh_seeds() -> Iterator[Cell]:
-    """Other seeds where SEEDS left ExCB two standard errors below a rival: were they luck?"""
+    """On digits SEEDS left ExCB two standard errors below a rival: were they luck?"""
     for seed in (3, 4, 5):
-        for data in ("digits", "mnist10k_npm"):
-            for method in ("ExCB", "lightly SwAV"):
-                yield Cell(data, method, seed)
+        for method in ("ExCB", "lightly SwAV"):
+            yield Cell("digits", method, seed)
 
 
 def _larger_network() -> Iterator[Cell]:

@@ -177,7 +177,7 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> s
     """Difference of the means and its standard error, and whether it exceeds two of them."""
     a, b = ([result[name] for result in of] for of in (ours, theirs))
     less, error = mean(a) - mean(b), (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5
-    verdict = "" if abs(less) <= 2 * error else ", higher" if less > 0 else ", **lower**"
+    verdict = "" if abs(less) <= 2 * error + 1e-9 else ", higher" if less > 0 else ", **lower**"
     return f"{less:+.3f} ± {error:.3f}{verdict}"
 
 
