@@ -10,7 +10,7 @@
 A cell is one fit: a data set, a method, a seed, and parameters that differ from the defaults. Each
 leaves one JSON file, named by a hash of its configuration, so that a study can be stopped at any
 time and goes on where it was, in the middle of a fit too if it is ExCBEstimator's. Only the seed
-changes between the cells of a row, and nothing but the balancing and its temperature between ExCB,
+changes between the cells of a row, and in training nothing but the balancing between ExCB,
 centering and Sinkhorn. ``--study tuning`` is a grid of one size for every method, on a validation
 part of the training images of digits.
 """
@@ -46,7 +46,7 @@ from sklearn_excb.preparing import facts_of
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
 
-# at the best teacher's temperature that ``--study tuning`` tries, which is .04 for every rival
+# all at the rule's rate and a teacher's temperature of .04; ``--study tuning`` tries others
 METHODS: dict[str, dict[str, Any]] = {
     "ExCB": {},
     "centering": {"balancing": "centering"},
@@ -169,7 +169,7 @@ def _ablations() -> Iterator[Cell]:
 
 
 def _fresh_seeds() -> Iterator[Cell]:
-    """On digits SEEDS left ExCB two standard errors below a rival: were they luck?"""
+    """On digits SEEDS left ExCB two standard errors below a rival; what do others say?"""
     for seed in (3, 4, 5):
         for method in ("ExCB", "lightly SwAV"):
             yield Cell("digits", method, seed)

@@ -77,11 +77,15 @@ def of_kmeans(name: str) -> Measure:
     return lambda result: result["kmeans"][name]
 
 
-def unsettled_empty(result: Result) -> float:
-    """Share of empty clusters with the centroids as training left them."""
-    last = result["history"][-1] if result["history"] else {}
-    found = last.get("empty_fraction_unsettled")
-    return clusters_of(result)["empty"] if found is None else found
+def unsettled(name: str, of_history: str) -> Measure:
+    """A figure of the clusters with the centroids as training left them."""
+
+    def figure(result: Result) -> float:
+        last = result["history"][-1] if result["history"] else {}
+        found = last.get(f"{of_history}_unsettled")
+        return clusters_of(result)[name] if found is None else found
+
+    return figure
 
 
 def at_effective(result: Result, n_effective: float, column: int) -> float:
@@ -98,8 +102,9 @@ def clusters_table(cells: Sequence[Cell]) -> str:
         rows_of(cells),
         {
             "empty": (of_clusters("empty"), "{:.1%}"),
-            "unsettled": (unsettled_empty, "{:.1%}"),
+            "unsettled": (unsettled("empty", "empty_fraction"), "{:.1%}"),
             "largest": (of_clusters("largest"), "{:.1f}"),
+            "largest, unsettled": (unsettled("largest", "largest_relative_size"), "{:.1f}"),
             "effective / K": (share(of_clusters("effective")), "{:.2f}"),
             "empty, held out": (of_clusters("test_empty"), "{:.1%}"),
             "if equal": (of_clusters("test_empty_if_equal"), "{:.1%}"),

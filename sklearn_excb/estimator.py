@@ -105,7 +105,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         neighbours; "similarity", the cosine similarity to each centroid. May be set after fit.
     image_size : int or "auto", default="auto"
         Side of the global views in pixels. "auto" is that of the images, up to what their number
-        is enough for: 32 pixels below 10,000 images, 80 there, 224 at ImageNet's number.
+        is enough for: 32 pixels below 10,000 images, for other networks than "cnn" 64 below 5,000;
+        80 pixels at 10,000, 224 at ImageNet's number.
     local_size : int or "auto", default="auto"
         Side of the local views in pixels.
     n_global : int, default=2
