@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -155,11 +156,8 @@ def robustness_table(cells: Sequence[Cell]) -> str:
 
 def comparison_table(cells: Iterable[Cell]) -> str:
     """ExCB less each rival, in standard errors too, and empty clusters beside the rival's."""
-    of_data: dict[str, list[Cell]] = {}
-    for cell in cells:
-        of_data.setdefault(cell.data, []).append(cell)
     lines = ["| | seeds | k-NN | probe | empty, ExCB : rival |", "|---|---|---|---|---|"]
-    for name, of_name in of_data.items():
+    for name, of_name in groupby(cells, lambda cell: cell.data):
         rows = {
             method: [result for cell in of_row if (result := cell.result) is not None]
             for method, of_row in rows_of(of_name).items()
@@ -182,7 +180,8 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> s
     """Difference of the means and its standard error, and whether it exceeds two of them."""
     a, b = ([result[name] for result in of] for of in (ours, theirs))
     less, error = mean(a) - mean(b), (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5
-    verdict = "" if abs(less) <= 2 * error + 1e-9 else ", higher" if less > 0 else ", **lower**"
+    exceeds = abs(less) > 2 * error + 1e-9  # two exactly do not, however they are rounded
+    verdict = "" if not exceeds else ", higher" if less > 0 else ", **lower**"
     return f"{less:+.3f} ± {error:.3f}{verdict}"
 
 

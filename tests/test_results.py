@@ -57,8 +57,16 @@ def test_a_cell_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert never.pop("seconds") > 0
     assert np.isnan(again.pop("seconds"))
     assert json.dumps(again) == json.dumps(never)
-    assert np.isnan(learning.seconds_of(cell.result))
-    assert "nan s" in learning.summary(cell.result)
+    assert (read := cell.result) is not None
+    assert np.isnan(learning.seconds_of(read))
+    assert "nan s" in learning.summary(read)
+
+
+def test_differences_that_exceed_two_standard_errors_are_called_so():
+    ours = [{"knn": right / 360} for right in (357, 357, 358)]
+    for right, verdict in ((358, ""), (359, ", **lower**"), (355, ", higher")):  # 2, 5 and 7
+        said = results.difference(ours, [{"knn": right / 360}] * 3, "knn")
+        assert said.endswith("0.001" + verdict)
 
 
 def test_some_cells_of_a_study(tmp_path, monkeypatch, capsys):
