@@ -166,7 +166,7 @@ class SwAV(nn.Module):
         return features, projection, self.prototypes(projection)
 
 
-METHODS = {"lightly DINO": DINO, "lightly SwAV": SwAV}
+METHODS = {"lightly DINO": DINO, "lightly DINO, slower teacher": DINO, "lightly SwAV": SwAV}
 Method = type[DINO] | type[SwAV]
 
 
