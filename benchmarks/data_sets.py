@@ -21,6 +21,7 @@ TITLES = {
     "packed_clothing_short160": "Clothing photos",
 }
 MOST = 5000  # images that are drawn
+AS_ROWS = " as rows"  # after a name: pixels as vectors
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -47,7 +48,8 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     name : str
         "digits", or a file ``data / name`` + ".npz", or a folder ``data / name`` with one folder a
         class. An npz has ``labels`` and either ``images`` (n, h, w[, c]) or ``jpeg`` and
-        ``offsets``: encoded images one after another, and where each begins.
+        ``offsets``: encoded images one after another, and where each begins. With " as rows" after
+        it, for images of one size, pixels are float32 vectors.
     data : Path, optional
         Folder of the data sets.
     most : int, default=5000
@@ -55,6 +57,7 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     validation : bool, default=False
         Hold out a fifth of the training images instead, and leave the others alone.
     """
+    name, *as_rows = name.split(AS_ROWS)
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8) / 16
@@ -75,7 +78,10 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     train, test = train_test_split(indices, test_size=0.2, stratify=labels[indices], random_state=1)
     if validation:
         train, test = train_test_split(train, test_size=0.2, stratify=labels[train], random_state=1)
-    return Split(_take(images, train), _take(images, test), labels[train], labels[test])
+    X, held_out = _take(images, train), _take(images, test)
+    if as_rows:
+        X, held_out = (part.reshape(len(part), -1).astype(np.float32) for part in (X, held_out))
+    return Split(X, held_out, labels[train], labels[test])
 
 
 def _take(images: Any, indices: npt.NDArray[np.int64]) -> Any:

@@ -12,7 +12,7 @@ leaves one JSON file, named by a hash of its configuration, so that a study can 
 time and goes on where it was, in the middle of a fit too if it is ExCBEstimator's. Only the seed
 changes between the cells of a row, and in training nothing but the balancing between ExCB,
 centering and Sinkhorn. ``--study tuning`` tries the same changes for every method, on a validation
-part of the training images of digits.
+part of the training images of digits; ``--study rows`` clusters vectors, pixels and embeddings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 
 from benchmarks import lightly_methods, solo_methods
-from benchmarks.data_sets import MOST, Split, load
+from benchmarks.data_sets import AS_ROWS, MOST, Split, load
 from benchmarks.figures import Outcome, figures
 from sklearn_excb import ExCBEstimator, __version__
 from sklearn_excb.auto import Facts, Settings, resolve
@@ -67,6 +67,9 @@ REVISIONS = dict.fromkeys(METHODS, 2) | {"raw pixels": 1}
 # images that are drawn, four fifths of them to learn from: a small collection of photos
 DRAWN = {"packed_clothing_short160": 2000}
 
+# embeddings of its images in place of the images, after the name of a data set
+EMBEDDED = " as embeddings"
+
 # settings that came after cells were measured, and what a fit was before it had them
 _LATER: dict[str, Any] = {"freeze_backbone": False}
 
@@ -78,7 +81,8 @@ class Cell:
     Attributes
     ----------
     data : str
-        As in :func:`benchmarks.data_sets.load`.
+        As in :func:`benchmarks.data_sets.load`; with EMBEDDED after it, what ExCB of the same seed
+        makes of it.
     method : str
         One of METHODS.
     seed : int
@@ -211,6 +215,19 @@ def _tuning() -> Iterator[Cell]:
                 yield Cell("digits", method, seed, changed, validation=True)
 
 
+def _settling() -> Iterator[Cell]:
+    """How much of ExCB's evenness is training, how much what comes after it? A rival with both."""
+    for data in ("digits", "packed_clothing_short160"):
+        for seed in SEEDS:
+            yield Cell(data, "Sinkhorn", seed, {"settle_passes": 10})
+
+
+def _rows() -> Iterator[Cell]:
+    """Vectors: pixels, and what ``transform`` gave. "raw pixels" is k-means on these."""
+    for data in ("digits" + AS_ROWS, "mnist10k_npm" + AS_ROWS, "digits" + EMBEDDED):
+        yield from _main(data, ("ExCB", "raw pixels"))
+
+
 _ON_DIGITS = ("no balancing", *solo_methods.METHODS)
 _ALL = tuple(method for method in METHODS if method not in _ON_DIGITS)
 _SETS = ("packed_cifar10", "mnist10k_npm", "packed_clothing_short160")
@@ -220,6 +237,8 @@ STUDIES: dict[str, Any] = {
     **{name: (lambda name=name: _main(name, _ALL)) for name in _SETS},
     "fresh-seeds": _fresh_seeds,
     "larger-network": _larger_network,
+    "settling": _settling,
+    "rows": _rows,
     "ablations": _ablations,
     "robustness": _robustness,
 }
@@ -251,6 +270,26 @@ def measure(cell: Cell, split: Split) -> dict[str, Any]:
     }
 
 
+def split_of(cell: Cell, data: Path | None) -> Split:
+    """Images of a cell, or the embeddings of a fit to them."""
+    name, *embedded = cell.data.split(EMBEDDED)
+    if embedded:
+        return _embeddings(name, data, cell.seed)
+    return _images(name, data, cell.validation)
+
+
+@functools.cache
+def _images(name: str, data: Path | None, validation: bool = False) -> Split:
+    return load(name, data, most=DRAWN.get(name, MOST), validation=validation)
+
+
+@functools.cache
+def _embeddings(name: str, data: Path | None, seed: int) -> Split:
+    split = _images(name, data)
+    excb = ExCBEstimator(random_state=seed).fit(split.train)
+    return split._replace(train=excb.transform(split.train), test=excb.transform(split.test))
+
+
 def _resolved(excb: ExCBEstimator, facts: Facts) -> Settings:
     """Every parameter, by today's rules; all backbones here have BatchNorm."""
     return resolve(excb.get_params(), facts, has_batch_norm=True)
@@ -274,8 +313,8 @@ def _outcome(
 
 
 def raw_pixels(images: Any) -> np.ndarray:
-    """Pixels as rows; of photos of several sizes, those of 32 x 32 thumbnails."""
-    if isinstance(images, np.ndarray) and images.shape[1] <= 64:
+    """Pixels as rows, and rows as they are; of large photos, the pixels of 32 x 32 thumbnails."""
+    if isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[1] <= 64):
         return images.reshape(len(images), -1).astype(np.float32)
     thumbnails = [Image.fromarray(np.asarray(image)).resize((32, 32)) for image in images]
     return np.stack([np.asarray(small, np.float32).ravel() for small in thumbnails])
@@ -296,18 +335,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell later")
     arguments = parser.parse_args()
     stop = time.monotonic() + 60 * arguments.minutes
-    read = functools.cache(load)
     for cell in study(arguments.study):
         if cell.method not in arguments.methods:
             continue
         if arguments.seeds is not None and cell.seed not in arguments.seeds:
             continue
-        absent = arguments.study == "all" and cell.data != "digits" and arguments.data is None
+        elsewhere = not cell.data.startswith("digits") and arguments.data is None
+        absent = arguments.study in ("all", "rows") and elsewhere
         wanted = arguments.command == "run" and cell.result is None and not absent
         if wanted and time.monotonic() < stop:
-            most = DRAWN.get(cell.data, MOST)
-            split = read(cell.data, arguments.data, most=most, validation=cell.validation)
-            write(cell, measure(cell, split))
+            write(cell, measure(cell, split_of(cell, arguments.data)))
         print(f"{cell}: {summary(cell.result)}", flush=True)
 
 

@@ -40,6 +40,16 @@ def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return rows
 
 
+def rows_by_data(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Rows of several data sets, one after another."""
+    rows = {}
+    for name, of_name in groupby(cells, lambda cell: cell.data):
+        images, *vectors = name.split(" as ")
+        title = " as ".join([TITLES[images], *vectors])
+        rows |= {f"{title}: {row}": of_row for row, of_row in rows_of(of_name).items()}
+    return rows
+
+
 def spread(values: Sequence[float], form: str) -> str:
     """Mean and standard deviation of the seeds; nan (what a method does not have) as a dash."""
     if not values or any(np.isnan(values)):
@@ -185,19 +195,40 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> s
     return f"{less:+.3f} ± {error:.3f}{verdict}"
 
 
+_CLUSTERS: dict[str, tuple[Measure, str]] = {
+    "empty": (of_clusters("empty"), "{:.1%}"),
+    "largest": (of_clusters("largest"), "{:.1f}"),
+    "effective / K": (share(of_clusters("effective")), "{:.2f}"),
+    "NMI": (of_clusters("nmi"), "{:.3f}"),
+}
+
+
 def ablation_table(cells: Sequence[Cell]) -> str:
     """A row a change, the defaults on top."""
     return table(
         rows_of(cells),
-        {
-            "empty": (of_clusters("empty"), "{:.1%}"),
-            "largest": (of_clusters("largest"), "{:.1f}"),
-            "effective / K": (share(of_clusters("effective")), "{:.2f}"),
-            "NMI": (of_clusters("nmi"), "{:.3f}"),
+        _CLUSTERS
+        | {
             "k-NN": (lambda r: r["knn"], "{:.3f}"),
             "probe": (lambda r: r["probe"], "{:.3f}"),
         },
     )
+
+
+def rows_table(cells: Iterable[Cell]) -> str:
+    """ExCB and k-means on the same vectors."""
+    rows = {name.replace("raw pixels", "k-means"): of for name, of in rows_by_data(cells).items()}
+    return table(rows, _CLUSTERS | {"empty, held out": (of_clusters("test_empty"), "{:.1%}")})
+
+
+def settling_table(cells: Sequence[Cell]) -> str:
+    """ExCB and its rival, with and without what comes after training."""
+    chosen = []
+    for name in dict.fromkeys(cell.data for cell in cells):
+        chosen += [cell for cell in study(name) if cell.method in ("ExCB", "Sinkhorn")]
+        chosen += [cell for cell in cells if cell.data == name]
+    largest = {"largest, unsettled": (unsettled("largest", "largest_relative_size"), "{:.1f}")}
+    return table(rows_by_data(chosen), largest | _CLUSTERS)
 
 
 def tables() -> dict[str, str]:
@@ -210,6 +241,8 @@ def tables() -> dict[str, str]:
     for name, data in (("ablations", "digits"), ("larger-network", "packed_clothing_short160")):
         defaults = (cell for cell in study(data) if cell.method == "ExCB")
         found[name] = ablation_table([*defaults, *study(name)])
+    found["settling"] = settling_table(study("settling"))
+    found["rows"] = rows_table(study("rows"))
     found["tuning"] = ablation_table(study("tuning"))
     found["comparison"] = comparison_table(cell for name in TITLES for cell in study(name))
     found["fresh-seeds"] = comparison_table(study("fresh-seeds"))

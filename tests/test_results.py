@@ -90,6 +90,20 @@ def test_validation_leaves_the_held_out_images_alone():
     assert used == train
 
 
+def test_vectors_are_the_images_of_the_study_or_what_excb_makes_of_them(monkeypatch):
+    monkeypatch.setattr(learning.ExCBEstimator, "fit", lambda excb, images: excb)
+    monkeypatch.setattr(learning.ExCBEstimator, "transform", lambda excb, images: 2 * images)
+    images, rows, embedded = (
+        learning.split_of(learning.Cell(f"digits{of}", "ExCB", 0), None)
+        for of in ("", learning.AS_ROWS, learning.EMBEDDED)
+    )
+    np.testing.assert_array_equal(rows.test, np.float32(images.test).reshape(360, 64))
+    np.testing.assert_array_equal(embedded.train, 2 * images.train)
+    for split in (rows, embedded):
+        np.testing.assert_array_equal(split.y_test, images.y_test)
+    assert learning.raw_pixels(np.ones((3, 100))).shape == (3, 100)
+
+
 def test_classes_of_a_folder_are_numbered(tmp_path):
     from PIL import Image
 
