@@ -23,10 +23,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.views import RECIPE, write_photos
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.folders import list_images
 from sklearn_excb.images import open_source
 from sklearn_excb.preparing import view_recipe
+from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.sources import ItemImages
 from sklearn_excb.views import ViewRecipe
 
@@ -52,8 +53,8 @@ def decoding(folder: Path, repeats: int) -> None:
     paths = write_photos(folder, 4, 3000, 4000)
     source = open_source(paths)
     assert isinstance(source, ItemImages)
-    facts = auto.Facts(2_000, "images", (3000, 4000), 3)
-    settings = auto.resolve(ExCBEstimator().get_params(), facts, has_batch_norm=True)
+    facts = Facts(2_000, "images", (3000, 4000), 3)
+    settings = resolve(ExCBEstimator().get_params(), facts, has_batch_norm=True)
     small = view_recipe(source, settings)
     assert isinstance(small, ViewRecipe)
 

@@ -38,10 +38,10 @@ from benchmarks import lightly_methods, solo_methods
 from benchmarks.data_sets import AS_ROWS, MOST, Split, load
 from benchmarks.figures import Outcome, figures
 from sklearn_excb import ExCBEstimator, __version__
-from sklearn_excb.auto import Facts, Settings, resolve
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.images import open_source
 from sklearn_excb.preparing import facts_of
+from sklearn_excb.settings import Facts, Settings, resolve
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

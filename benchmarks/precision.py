@@ -17,12 +17,13 @@ from collections.abc import Callable
 
 import torch
 
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build
 from sklearn_excb.rivals import build_balancing
+from sklearn_excb.settings import Facts
 from sklearn_excb.training import train_step
 
 VARIANTS = {
@@ -35,7 +36,7 @@ VARIANTS = {
 
 def stepper(
     backbone: str,
-    facts: auto.Facts,
+    facts: Facts,
     batch_size: int,
     precision: str,
     memory_format: torch.memory_format,
@@ -83,8 +84,8 @@ def main() -> None:
     if resolve_precision("auto", torch.device("cpu")) != "bf16":
         del variants["bfloat16, channels last"]
     for backbone, facts, batch_size in (
-        ("cnn", auto.Facts(4_000, "images", (32, 32), 3), 128),
-        ("resnet18", auto.Facts(2_000, "images", (160, 160), 3), 64),
+        ("cnn", Facts(4_000, "images", (32, 32), 3), 128),
+        ("resnet18", Facts(2_000, "images", (160, 160), 3), 64),
     ):
         steppers = [stepper(backbone, facts, batch_size, *of) for of in variants.values()]
         for step in steppers:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from sklearn_excb import auto
 from sklearn_excb.batches import Batches, ViewBatches
 from sklearn_excb.descriptions import describe
 from sklearn_excb.durations import warn_if_long
@@ -23,6 +22,7 @@ from sklearn_excb.ranks import Ranks
 from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
 from sklearn_excb.run_folder import RunFolder, run_folder
 from sklearn_excb.running import Ending, Run, train_on
+from sklearn_excb.settings import Facts, Settings
 from sklearn_excb.sources import Source
 from sklearn_excb.validation import check_devices
 
@@ -35,9 +35,9 @@ class Beginning:
 
     Attributes
     ----------
-    settings : auto.Settings
+    settings : Settings
         Every parameter, resolved.
-    facts : auto.Facts
+    facts : Facts
         Of the data.
     n_features : int
         What the backbone gives.
@@ -57,8 +57,8 @@ class Beginning:
         Whether a later fit may go on from this one (``warm_start``).
     """
 
-    settings: auto.Settings
-    facts: auto.Facts
+    settings: Settings
+    facts: Facts
     n_features: int
     folder: RunFolder | None
     about: Mapping[str, Any]

@@ -19,6 +19,7 @@ from sklearn_excb.live_bytes import fake
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.preparing import build
 from sklearn_excb.recipes import recipe
+from sklearn_excb.settings import Facts, Settings, resolve_backbone
 
 _LONG = 3600.0  # seconds, from which a warning is worth its lines
 _STEPS, _SECONDS = 3, 5.0  # that a pace is taken from, at the least
@@ -67,7 +68,7 @@ def duration(seconds: float) -> str:
 
 
 def warn_if_long(
-    seconds: float, parameters: Mapping[str, Any], facts: auto.Facts, device: torch.device
+    seconds: float, parameters: Mapping[str, Any], facts: Facts, device: torch.device
 ) -> None:
     """Warn of a fit that takes more than an hour on a CPU.
 
@@ -77,7 +78,7 @@ def warn_if_long(
         To its end.
     parameters : mapping
         The estimator's.
-    facts : auto.Facts
+    facts : Facts
         Of the data.
     device : torch.device
         That trains.
@@ -91,7 +92,7 @@ def warn_if_long(
 
 
 def advice_if_long(
-    seconds: float, parameters: Mapping[str, Any], facts: auto.Facts, device: torch.device
+    seconds: float, parameters: Mapping[str, Any], facts: Facts, device: torch.device
 ) -> str:
     """What would take less time, on a CPU that will need more than an hour; else empty."""
     if device.type != "cpu" or seconds < _LONG:
@@ -114,7 +115,7 @@ def advice_if_long(
     return " ".join(advice)
 
 
-def _shares(parameters: Mapping[str, Any], facts: auto.Facts) -> dict[str, float]:
+def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
     """Share of a fit's work that recipes would have which suit the data.
 
     None of a module of the user's own, which might keep the fake tensors it is run on.
@@ -124,7 +125,7 @@ def _shares(parameters: Mapping[str, Any], facts: auto.Facts) -> dict[str, float
     if facts.kind == "rows" or parameters["freeze_backbone"] or not named:
         return shares
     fresh = {**parameters, "pretrained": False, "compile": False}
-    fresh["backbone"] = str(auto.resolve_backbone(parameters, facts)).partition(".")[0]
+    fresh["backbone"] = str(resolve_backbone(parameters, facts)).partition(".")[0]
     with own_randomness(0), suppress(Exception):  # advice is not worth a fit
         now = work(fresh, facts)
         for name in _FASTER:
@@ -135,13 +136,13 @@ def _shares(parameters: Mapping[str, Any], facts: auto.Facts) -> dict[str, float
     return shares
 
 
-def work(parameters: Mapping[str, Any], facts: auto.Facts) -> float:
+def work(parameters: Mapping[str, Any], facts: Facts) -> float:
     """FLOPs of the convolutions and products of a whole training, but for those of the loss."""
     networks, settings, _ = build(parameters, facts)
     return _of_an_image(networks, settings) * settings.epochs * facts.n_samples
 
 
-def _of_an_image(networks: StudentTeacher, settings: auto.Settings) -> float:
+def _of_an_image(networks: StudentTeacher, settings: Settings) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     n = 2  # images; BatchNorm wants two

@@ -28,6 +28,7 @@ from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.reservoir import Reservoir, samples_of, source_of
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.running import Run
+from sklearn_excb.settings import Settings
 from sklearn_excb.settling import enough_to_settle, settle_teacher
 from sklearn_excb.sources import Source
 from sklearn_excb.threads import reading_threads
@@ -75,7 +76,7 @@ class OnlineFit:
         State to go on from.
     """
 
-    settings: auto.Settings
+    settings: Settings
     recipe: ViewRecipe | RowRecipe
     n_samples: int
     n_features: int
@@ -315,7 +316,7 @@ class OnlineFit:
         return state
 
 
-def _check_as_fitted(settings: auto.Settings, parameters: Mapping[str, Any]) -> None:
+def _check_as_fitted(settings: Settings, parameters: Mapping[str, Any]) -> None:
     """Refuse parameters that are named now and were others in the fit."""
     before: dict[str, Any] = {}
     now: dict[str, Any] = {}

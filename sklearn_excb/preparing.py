@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb import auto
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.devices import resolve_precision
@@ -18,6 +17,7 @@ from sklearn_excb.idle_taps import undefined_gradients
 from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
 from sklearn_excb.pretrained import InputStatistics, input_statistics
 from sklearn_excb.row_views import RowRecipe, row_recipe
+from sklearn_excb.settings import Facts, Settings, resolve, resolve_backbone, resolve_image_size
 from sklearn_excb.sources import Rows, Source, channel_statistics, typical_shape
 from sklearn_excb.validation import check_rows_parameters, check_sizes, check_weights
 from sklearn_excb.views import ViewRecipe
@@ -25,14 +25,14 @@ from sklearn_excb.views import ViewRecipe
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def facts_of(source: Source) -> auto.Facts:
+def facts_of(source: Source) -> Facts:
     """What the auto rules look at."""
     height, width = (0, 0) if isinstance(source, Rows) else typical_shape(source)
-    return auto.Facts(len(source), source.kind, (height, width), source.n_channels)
+    return Facts(len(source), source.kind, (height, width), source.n_channels)
 
 
 def view_recipe(
-    source: Source, settings: auto.Settings, known: InputStatistics | None = None
+    source: Source, settings: Settings, known: InputStatistics | None = None
 ) -> ViewRecipe | RowRecipe:
     """Views of a fit: with the statistics that go with a backbone's weights, if they are known.
 
@@ -64,7 +64,7 @@ def view_recipe(
     )
 
 
-def _examples(settings: auto.Settings, kind: str) -> list[Tensor]:
+def _examples(settings: Settings, kind: str) -> list[Tensor]:
     """A batch of zeros for each resolution of the views."""
     if kind == "rows":
         return [torch.zeros(2, settings.n_channels)]
@@ -73,9 +73,7 @@ def _examples(settings: auto.Settings, kind: str) -> list[Tensor]:
     return [torch.zeros(2, settings.n_channels, size, size) for size in sizes]
 
 
-def build(
-    parameters: Mapping[str, Any], facts: auto.Facts
-) -> tuple[StudentTeacher, auto.Settings, int]:
+def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, Settings, int]:
     """Resolve every parameter, and build the networks with their first weights, on the CPU.
 
     A frozen backbone is the teacher's alone: the student learns from features.
@@ -83,7 +81,7 @@ def build(
     Returns
     -------
     networks : StudentTeacher
-    settings : auto.Settings
+    settings : Settings
     n_features : int
         What the backbone gives.
 
@@ -98,14 +96,14 @@ def build(
         check_rows_parameters(parameters)
     check_weights(parameters)
     backbone = build_backbone(
-        auto.resolve_backbone(parameters, facts),
+        resolve_backbone(parameters, facts),
         n_channels=facts.n_channels,
-        image_size=auto.resolve_image_size(parameters, facts) or None,
+        image_size=resolve_image_size(parameters, facts) or None,
         pretrained=parameters["pretrained"],
     )
     frozen = parameters["freeze_backbone"]
     has_batch_norm = frozen or uses_batch_norm(backbone)  # heads on features are those of rows
-    settings = auto.resolve(parameters, facts, has_batch_norm=has_batch_norm)
+    settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
     networks = build_networks(
@@ -121,7 +119,7 @@ def build(
 
 
 def _sound_precision(
-    settings: auto.Settings, backbone: nn.Module, kind: str, device: torch.device
+    settings: Settings, backbone: nn.Module, kind: str, device: torch.device
 ) -> str:
     """Precision of a training; where a CPU's gradients in bfloat16 are undefined, not "bf16"."""
     precision = resolve_precision(settings.precision, device)
@@ -142,11 +140,11 @@ def _sound_precision(
 
 def prepare(
     source: Source,
-    facts: auto.Facts,
+    facts: Facts,
     parameters: Mapping[str, Any],
     seed: int,
     device: torch.device,
-) -> tuple[StudentTeacher, auto.Settings, int, ViewBatches]:
+) -> tuple[StudentTeacher, Settings, int, ViewBatches]:
     """Return what :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts)
     precision = _sound_precision(settings, networks.student.backbone, source.kind, device)

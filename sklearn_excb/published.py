@@ -17,6 +17,7 @@ from sklearn_excb.fitting import Fitted
 from sklearn_excb.networks import ClusterNetwork, build_teacher, uses_batch_norm
 from sklearn_excb.preparing import IMAGENET_MEAN
 from sklearn_excb.releases import Release, TeacherTensors, listed, teacher_tensors
+from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.torch_files import load_objects, plain_arguments
 from sklearn_excb.views import ViewRecipe
 
@@ -86,9 +87,9 @@ class Published:
             By which the precision of training is settled.
         """
         size = self.own["image_size"]
-        facts = auto.Facts(auto.IMAGENET, "images", (size, size), self.own["n_channels"])
+        facts = Facts(auto.IMAGENET, "images", (size, size), self.own["n_channels"])
         has_batch_norm = uses_batch_norm(self.teacher.backbone)
-        settings = auto.resolve(parameters, facts, has_batch_norm=has_batch_norm)
+        settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
         settings = replace(settings, precision=resolve_precision(settings.precision, device))
         if not self.has_clusters:
             settings = replace(settings, K=0, head_width=0)

@@ -7,13 +7,14 @@ import pytest
 
 from sklearn_excb import ExCBEstimator, auto
 from sklearn_excb.recipes import RECIPES
+from sklearn_excb.settings import Facts, resolve
 
 DEFAULTS = ExCBEstimator().get_params()
-PHOTOS = auto.Facts(auto.IMAGENET, "images", (375, 500), 3)
+PHOTOS = Facts(auto.IMAGENET, "images", (375, 500), 3)
 
 
 def test_resnet_recipe_at_imagenet_scale():
-    settings = auto.resolve(DEFAULTS, PHOTOS, has_batch_norm=True).as_dict()
+    settings = resolve(DEFAULTS, PHOTOS, has_batch_norm=True).as_dict()
     published = {
         "K": 65_536,
         "backbone": "resnet50",
@@ -42,7 +43,7 @@ def test_recipes_are_what_auto_gives_at_imagenet_scale(name):
     recipe = RECIPES[name]
     chosen = "backbone", "epochs", "settle_passes"  # the last of ours, and not published
     parameters = DEFAULTS | {name: recipe[name] for name in chosen}
-    settings = auto.resolve(parameters, PHOTOS, has_batch_norm="resnet" in name).as_dict()
+    settings = resolve(parameters, PHOTOS, has_batch_norm="resnet" in name).as_dict()
     for key, value in recipe.items():
         expected = (value, value) if key == "weight_decay" and isinstance(value, float) else value
         assert settings[key] == pytest.approx(expected, abs=1e-5), key
@@ -61,8 +62,8 @@ def test_recipes_are_what_auto_gives_at_imagenet_scale(name):
 )
 def test_views_are_whole_patches(backbone, frozen, short_side, expected):
     parameters = DEFAULTS | {"backbone": backbone, "freeze_backbone": frozen}
-    facts = auto.Facts(1_000, "images", (short_side, short_side), 3)
-    settings = auto.resolve(parameters, facts, has_batch_norm=False)
+    facts = Facts(1_000, "images", (short_side, short_side), 3)
+    settings = resolve(parameters, facts, has_batch_norm=False)
     assert (settings.image_size, settings.local_size) == expected
     assert settings.image_size <= auto.MOST_ENLARGED * short_side
 
@@ -72,8 +73,8 @@ def test_views_are_whole_patches(backbone, frozen, short_side, expected):
     list(itertools.product((10, 300, 2_000, 60_000, 10**6), (8, 28, 32, 64, 160, 2_000))),
 )
 def test_rules_give_usable_values(n_samples, short_side):
-    facts = auto.Facts(n_samples, "images", (short_side, 2 * short_side), 3)
-    settings = auto.resolve(DEFAULTS, facts, has_batch_norm=True)
+    facts = Facts(n_samples, "images", (short_side, 2 * short_side), 3)
+    settings = resolve(DEFAULTS, facts, has_batch_norm=True)
     assert 2 <= settings.K <= n_samples
     assert 2 <= settings.batch_size <= n_samples
     assert settings.epochs * settings.steps_per_epoch(n_samples) >= 100
@@ -118,8 +119,8 @@ def test_rules_grow_with_the_collection():
     ],
 )
 def test_few_photos_are_seen_small_by_the_small_network_alone(n_samples, said, expected):
-    facts = auto.Facts(n_samples, "images", (160, 213), 3)
-    settings = auto.resolve(DEFAULTS | said, facts, has_batch_norm=True)
+    facts = Facts(n_samples, "images", (160, 213), 3)
+    settings = resolve(DEFAULTS | said, facts, has_batch_norm=True)
     assert (settings.backbone, settings.image_size) == expected
 
 
@@ -132,19 +133,19 @@ def test_what_the_user_says_is_kept():
         "n_local": 0,
         "image_size": 48,
     }
-    settings = auto.resolve(DEFAULTS | said, PHOTOS, has_batch_norm=True).as_dict()
+    settings = resolve(DEFAULTS | said, PHOTOS, has_batch_norm=True).as_dict()
     assert {name: settings[name] for name in said} == said
 
 
 def test_a_batch_never_exceeds_the_collection():
-    facts = auto.Facts(20, "rows", (0, 0), 4)
-    assert auto.resolve(DEFAULTS | {"batch_size": 64}, facts, has_batch_norm=True).batch_size == 20
+    facts = Facts(20, "rows", (0, 0), 4)
+    assert resolve(DEFAULTS | {"batch_size": 64}, facts, has_batch_norm=True).batch_size == 20
 
 
 def test_numbers_of_any_kind_become_pythons():
     said = {"K": np.int64(7), "epochs": np.int32(3), "learning_rate": np.float32(0.5)}
     said |= {"weight_decay": [np.float32(0.25), 0], "teacher_temperature": np.float32(0.5)}
-    settings = auto.resolve(DEFAULTS | said, PHOTOS, has_batch_norm=True).as_dict()
+    settings = resolve(DEFAULTS | said, PHOTOS, has_batch_norm=True).as_dict()
     assert settings["weight_decay"] == (0.25, 0.0)
     assert all(type(v) in (int, float, str, tuple, bool) for v in settings.values())
 

@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sklearn_excb import ExCBEstimator, auto, transfers
+from sklearn_excb import ExCBEstimator, transfers
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.gradients import Gradients
@@ -25,6 +25,7 @@ from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, build_optimi
 from sklearn_excb.preparing import build
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.rivals import build_balancing
+from sklearn_excb.settings import Facts
 from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import StepReport, train_step
 from sklearn_excb.views import ViewRecipe
@@ -70,7 +71,7 @@ def two_ranks():
 def step_on(device, ranks, monkeypatch, **parameters):
     """A step of a small network there; its outcome, and all tensors that go on living."""
     parameters = {"K": 5, "batch_size": 16, "micro_batch": 5, "head_width": 8} | parameters
-    facts = auto.Facts(64, "images", (32, 32), 3)
+    facts = Facts(64, "images", (32, 32), 3)
     networks, settings, _ = build(ExCBEstimator(**parameters).get_params(), facts)
     monkeypatch.setattr(SyncBatchNorm, "apply", lambda x, *_: x + torch.empty_like(x))
     with FakeTensorMode():
@@ -191,7 +192,7 @@ def test_float16_products_leave_weights_and_inference_in_float32():
 def scaled_step(scaler, spoil=1.0):
     """Weights of the student before and after a step; a gradient is multiplied by ``spoil``."""
     torch.manual_seed(0)
-    facts = auto.Facts(64, "rows", (0, 0), 8)
+    facts = Facts(64, "rows", (0, 0), 8)
     networks, settings, _ = build(ExCBEstimator(K=4, batch_size=16).get_params(), facts)
     optimizer = build_optimizer(networks.fitting().student, settings)
     set_rates(optimizer, settings, 1, Plan(10, 100))

@@ -15,7 +15,7 @@ from torch import nn
 
 import sklearn_excb.devices
 import sklearn_excb.memory_budget
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import available_memory
@@ -24,6 +24,7 @@ from sklearn_excb.memory import estimate_memory
 from sklearn_excb.networks import build_networks
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import split, train_step
 
@@ -373,9 +374,9 @@ def without_batch_norm(module):
 @pytest.mark.parametrize("local_in_loss_h", [True, False])
 def test_parts_of_a_step_add_up_to_it(micro_batch, local_in_loss_h):
     B, K = 7, 300
-    settings = auto.resolve(
+    settings = resolve(
         ExCBEstimator(K=2, batch_size=B, local_in_loss_h=local_in_loss_h).get_params(),
-        auto.Facts(B, "rows", (0, 0), 5),
+        Facts(B, "rows", (0, 0), 5),
         has_batch_norm=False,
     )
     results = []

@@ -12,6 +12,7 @@ from sklearn_excb.batches import Batch
 from sklearn_excb.networks import CentroidLayer, build_networks
 from sklearn_excb.optimization import Plan, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine, warmup_cosine
+from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.training import start_centroids
 
 
@@ -86,10 +87,8 @@ def test_heads_follow_the_backbones_normalisation():
 def test_centroids_start_as_means_of_projections(networks):
     generator = torch.Generator().manual_seed(0)
     batches = [Batch(0, [torch.randn(16, 5, generator=generator)], 16, 16) for _ in range(3)]
-    facts = auto.Facts(48, "rows", (0, 0), 5)
-    settings = auto.resolve(
-        ExCBEstimator(K=6, batch_size=16).get_params(), facts, has_batch_norm=True
-    )
+    facts = Facts(48, "rows", (0, 0), 5)
+    settings = resolve(ExCBEstimator(K=6, batch_size=16).get_params(), facts, has_batch_norm=True)
     start_centroids(networks, batches, settings, seed=0)
     student, teacher = networks.student.centroids.weight, networks.teacher.centroids.weight
     torch.testing.assert_close(teacher.norm(dim=1), torch.ones(6))
@@ -109,8 +108,8 @@ def test_schedules():
 
 def test_rates_of_the_published_vit_recipe(networks):
     chosen = {"optimizer": "adamw", "learning_rate": 2e-3, "epochs": 800, "K": 6}
-    facts = auto.Facts(auto.IMAGENET, "rows", (0, 0), 5)
-    settings = auto.resolve(ExCBEstimator().get_params() | chosen, facts, has_batch_norm=False)
+    facts = Facts(auto.IMAGENET, "rows", (0, 0), 5)
+    settings = resolve(ExCBEstimator().get_params() | chosen, facts, has_batch_norm=False)
     optimizer, plan = build_optimizer(networks.student, settings), Plan(1251, 1251 * 800)
     assert isinstance(optimizer, torch.optim.AdamW)
     names = {id(p): name for name, p in networks.student.named_parameters()}

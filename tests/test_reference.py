@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sklearn_excb.networks
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.backbones import RowMLP
 from sklearn_excb.balancing import ClusterSizes, affine_form
 from sklearn_excb.batches import Batch
@@ -16,6 +16,7 @@ from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, build_networks
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine
+from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.training import train_step
 from tests import reference
 from tests.test_balancing import SIZES, sizes_of
@@ -165,8 +166,8 @@ def check_steps(n_steps, kind, *, batch_norm=True, **chosen):
         "teacher_momentum": 0.9,
         "size_momentum": 0.9,
     }
-    facts = auto.Facts(B, "rows", (0, 0), 3)
-    settings = auto.resolve(parameters | chosen, facts, has_batch_norm=batch_norm)
+    facts = Facts(B, "rows", (0, 0), 3)
+    settings = resolve(parameters | chosen, facts, has_batch_norm=batch_norm)
     plan = Plan(2, 20)
     optimizer = build_optimizer(networks.student, settings)
     sizes = ClusterSizes(K, settings.size_momentum, below=settings.balancing)

@@ -8,10 +8,11 @@ from lightly.loss import DINOLoss
 from lightly.loss.swav_loss import sinkhorn
 from sklearn.datasets import load_digits
 
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.rivals import Centering, NoBalancing, Sinkhorn, build_balancing
+from sklearn_excb.settings import Facts, resolve
 
 G, B, D, K = 2, 12, 16, 3000  # more clusters than a block holds
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
@@ -77,8 +78,8 @@ def test_centering_gives_the_loss_of_dino():
 def test_settings_name_what_is_built():
     def built(balancing):
         parameters = ExCBEstimator(K=9, balancing=balancing).get_params()
-        facts = auto.Facts(90, "images", (8, 8), 1)
-        return type(build_balancing(auto.resolve(parameters, facts, has_batch_norm=True), "cpu"))
+        facts = Facts(90, "images", (8, 8), 1)
+        return type(build_balancing(resolve(parameters, facts, has_batch_norm=True), "cpu"))
 
     assert built("linear") is built("exponential") is ClusterSizes
     assert built("centering") is Centering
