@@ -21,7 +21,7 @@ TITLES = {
     "packed_clothing_short160": "Clothing photos",
 }
 MOST = 5000  # images that are drawn
-AS_ROWS = " as rows"  # after a name: pixels as vectors
+AS_ROWS, AS_EMBEDDINGS = " as rows", " as embeddings"  # after a name: vectors, not images
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -32,12 +32,21 @@ class Split(NamedTuple):
     ----------
     train, test : array (n, h, w[, c]) or list of PIL images
     y_train, y_test : ndarrays of shape (n,)
+    origin : dict, optional
+        Facts and settings of the fit that gave the vectors, if one did.
     """
 
     train: Any
     test: Any
     y_train: npt.NDArray[Any]
     y_test: npt.NDArray[Any]
+    origin: dict[str, Any] | None = None
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """Name of the images, and "rows" or "embeddings" where vectors take their place, or ""."""
+    images, _, vectors = name.partition(" as ")
+    return images, vectors
 
 
 def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = False) -> Split:
@@ -57,7 +66,9 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     validation : bool, default=False
         Hold out a fifth of the training images instead, and leave the others alone.
     """
-    name, *as_rows = name.split(AS_ROWS)
+    name, vectors = parts_of(name)
+    if vectors not in ("", "rows"):
+        raise ValueError(f"Images are loaded as they are or as rows, not as {vectors}.")
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8) / 16
@@ -79,7 +90,7 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     if validation:
         train, test = train_test_split(train, test_size=0.2, stratify=labels[train], random_state=1)
     X, held_out = _take(images, train), _take(images, test)
-    if as_rows:
+    if vectors:
         X, held_out = (part.reshape(len(part), -1).astype(np.float32) for part in (X, held_out))
     return Split(X, held_out, labels[train], labels[test])
 

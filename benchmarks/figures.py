@@ -46,8 +46,7 @@ def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[
 
     With seed 0 also where t-SNE puts the projections.
     """
-    kmeans = KMeans(n_clusters, n_init=1, random_state=seed).fit(outcome.projections[0])
-    by_kmeans = kmeans.labels_.astype(np.int64), kmeans.predict(outcome.projections[1])
+    by_kmeans = k_means(*outcome.projections, n_clusters, seed)
     found = {
         "knn": knn_accuracy(
             outcome.features[0], split.y_train, outcome.features[1], split.y_test, k=NEIGHBORS
@@ -60,6 +59,12 @@ def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[
     if seed == 0 and outcome.labels is not None:
         found["tsne"] = _tsne(outcome.projections[0], split.y_train)
     return found
+
+
+def k_means(train: Rows, test: Rows, n_clusters: int, seed: int) -> tuple[Labels, Labels]:
+    """Labels of both, by clusters of the first."""
+    kmeans = KMeans(n_clusters, n_init=1, random_state=seed).fit(train)
+    return kmeans.labels_.astype(np.int64), kmeans.predict(test).astype(np.int64)
 
 
 def _tsne(projections: Rows, y: npt.NDArray[Any]) -> dict[str, Any]:

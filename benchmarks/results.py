@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.data_sets import TITLES
-from benchmarks.learning import Cell, clusters_of, seconds_of, study
+from benchmarks.cells import Cell, study
+from benchmarks.data_sets import TITLES, parts_of
+from benchmarks.learning import clusters_of, seconds_of
 from evaluation import OccupancyDisplay, ProjectionDisplay
 from evaluation._style import INK, LINES, MUTED, quiet
 from sklearn_excb.balancing import Below, balance
 
 DOCS = Path(__file__).parent.parent / "docs"
-NAMES = {"ExCB": "ExCB", "centering": "DINO"}  # in the plots
+PLOTTED = ("ExCB", "centering")
 Result = dict[str, Any]
 Measure = Callable[[Result], float]
 
@@ -44,8 +45,7 @@ def rows_by_data(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     """Rows of several data sets, one after another."""
     rows = {}
     for name, of_name in groupby(cells, lambda cell: cell.data):
-        images, *vectors = name.split(" as ")
-        title = " as ".join([TITLES[images], *vectors])
+        title = name.replace(images := parts_of(name)[0], TITLES[images])
         rows |= {f"{title}: {row}": of_row for row, of_row in rows_of(of_name).items()}
     return rows
 
@@ -59,17 +59,24 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) -> str:
-    """Markdown: a row a method, mean ± standard deviation over the seeds that are there."""
+    """Markdown: a row a method, mean ± standard deviation over the seeds that are there.
+
+    A row whose cells were measured in another precision than the first row has a dagger.
+    """
+    usual: set[str] = set()
     lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, cells in rows.items():
         found = [cell.result for cell in cells]
         there = [result for result in found if result is not None]
         seeds = str(len(there)) if len(there) == len(found) else f"{len(there)} of {len(found)}"
+        precisions = {result["settings"]["precision"] for result in there}
+        usual = usual or precisions
+        mark = " †" if precisions - usual else ""
         measured = [
             spread([figure(result) for result in there], form) if there else "missing"
             for figure, form in columns.values()
         ]
-        lines.append(f"| {name} | {seeds} | " + " | ".join(measured) + " |")
+        lines.append(f"| {name}{mark} | {seeds} | " + " | ".join(measured) + " |")
     return "\n".join(lines)
 
 
@@ -99,6 +106,20 @@ def unsettled(name: str, of_history: str) -> Measure:
     return figure
 
 
+_CLUSTERS: dict[str, tuple[Measure, str]] = {
+    "empty": (of_clusters("empty"), "{:.1%}"),
+    "largest": (of_clusters("largest"), "{:.1f}"),
+    "effective / K": (share(of_clusters("effective")), "{:.2f}"),
+    "NMI": (of_clusters("nmi"), "{:.3f}"),
+}
+_UNSETTLED: dict[str, tuple[Measure, str]] = {
+    "empty, unsettled": (unsettled("empty", "empty_fraction"), "{:.1%}"),
+    "largest, unsettled": (unsettled("largest", "largest_relative_size"), "{:.1f}"),
+    "effective / K, unsettled": (share(unsettled("effective", "effective_clusters")), "{:.2f}"),
+}
+_MINUTES: tuple[Measure, str] = (lambda result: seconds_of(result) / 60, "{:.1f}")
+
+
 def at_effective(result: Result, n_effective: float, column: int) -> float:
     """NMI (column 1) or ACC (2) with clusters merged until so many are in effective use."""
     curve = np.array(clusters_of(result)["merged"])
@@ -112,11 +133,8 @@ def clusters_table(cells: Sequence[Cell]) -> str:
     return table(
         rows_of(cells),
         {
-            "empty": (of_clusters("empty"), "{:.1%}"),
-            "unsettled": (unsettled("empty", "empty_fraction"), "{:.1%}"),
-            "largest": (of_clusters("largest"), "{:.1f}"),
-            "largest, unsettled": (unsettled("largest", "largest_relative_size"), "{:.1f}"),
-            "effective / K": (share(of_clusters("effective")), "{:.2f}"),
+            **_UNSETTLED,
+            **{name: _CLUSTERS[name] for name in ("empty", "largest", "effective / K")},
             "empty, held out": (of_clusters("test_empty"), "{:.1%}"),
             "if equal": (of_clusters("test_empty_if_equal"), "{:.1%}"),
             "largest, held out": (of_clusters("test_largest"), "{:.1f}"),
@@ -139,7 +157,7 @@ def quality_table(cells: Sequence[Cell]) -> str:
             "NMI at 10": (lambda r: at_effective(r, n_effective, 1), "{:.3f}"),
             "ACC at 10": (lambda r: at_effective(r, n_effective, 2), "{:.3f}"),
             "images seen": (lambda r: r["images_seen"], "{:,.0f}"),
-            "minutes": (lambda r: seconds_of(r) / 60, "{:.1f}"),
+            "minutes": _MINUTES,
         },
     )
 
@@ -195,14 +213,6 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> s
     return f"{less:+.3f} ± {error:.3f}{verdict}"
 
 
-_CLUSTERS: dict[str, tuple[Measure, str]] = {
-    "empty": (of_clusters("empty"), "{:.1%}"),
-    "largest": (of_clusters("largest"), "{:.1f}"),
-    "effective / K": (share(of_clusters("effective")), "{:.2f}"),
-    "NMI": (of_clusters("nmi"), "{:.3f}"),
-}
-
-
 def ablation_table(cells: Sequence[Cell]) -> str:
     """A row a change, the defaults on top."""
     return table(
@@ -217,8 +227,10 @@ def ablation_table(cells: Sequence[Cell]) -> str:
 
 def rows_table(cells: Iterable[Cell]) -> str:
     """ExCB and k-means on the same vectors."""
-    rows = {name.replace("raw pixels", "k-means"): of for name, of in rows_by_data(cells).items()}
-    return table(rows, _CLUSTERS | {"empty, held out": (of_clusters("test_empty"), "{:.1%}")})
+    return table(
+        rows_by_data(cells),
+        _CLUSTERS | {"empty, held out": (of_clusters("test_empty"), "{:.1%}"), "minutes": _MINUTES},
+    )
 
 
 def settling_table(cells: Sequence[Cell]) -> str:
@@ -227,8 +239,7 @@ def settling_table(cells: Sequence[Cell]) -> str:
     for name in dict.fromkeys(cell.data for cell in cells):
         chosen += [cell for cell in study(name) if cell.method in ("ExCB", "Sinkhorn")]
         chosen += [cell for cell in cells if cell.data == name]
-    largest = {"largest, unsettled": (unsettled("largest", "largest_relative_size"), "{:.1f}")}
-    return table(rows_by_data(chosen), largest | _CLUSTERS)
+    return table(rows_by_data(chosen), _UNSETTLED | _CLUSTERS)
 
 
 def tables() -> dict[str, str]:
@@ -256,13 +267,13 @@ def labels_of(result: Result) -> np.ndarray:
 
 
 def occupancy_plot(path: Path) -> None:
-    """Fig. 1: relative cluster sizes of ExCB and DINO, a panel a data set."""
+    """Fig. 1: relative cluster sizes of ExCB and centering, a panel a data set."""
     panels = []
     for name, title in TITLES.items():
         found = {
-            NAMES[cell.method]: cell.result
+            cell.method: cell.result
             for cell in study(name)
-            if cell.method in NAMES and cell.seed == 0
+            if cell.method in PLOTTED and cell.seed == 0
         }
         if len(found) == 2 and all(found.values()):
             panels.append((title, found))
@@ -318,11 +329,11 @@ def operator_plot(path: Path) -> None:
 
 
 def embedding_plot(path: Path) -> None:
-    """Fig. 3: t-SNE of the projections of ExCB and DINO, in the colours of the classes."""
+    """Fig. 3: t-SNE of the projections of ExCB and centering, in the colours of the classes."""
     found = {
         cell.method: cell.result
         for cell in study("digits")
-        if cell.method in NAMES and cell.seed == 0
+        if cell.method in PLOTTED and cell.seed == 0
     }
     if not all(found.values()):
         return
@@ -330,8 +341,8 @@ def embedding_plot(path: Path) -> None:
     for ax, (method, result) in zip(figure.subplots(1, 2), found.items(), strict=True):
         assert result is not None
         points = np.array(result["tsne"]["coordinates"])
-        title = NAMES[method]
-        ProjectionDisplay(points, np.array(result["tsne"]["classes"])).plot(ax, title=title)
+        classes = np.array(result["tsne"]["classes"])
+        ProjectionDisplay(points, classes).plot(ax, title=method)
     figure.savefig(path, dpi=110)
 
 

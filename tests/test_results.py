@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import learning, results
-from benchmarks.data_sets import load
+from benchmarks import cells, learning, results
+from benchmarks.cells import Cell
+from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, load
+from sklearn_excb.settings import Facts
 from tests.small_runs import BreaksOffError, breaking_off
 
 
@@ -18,7 +20,7 @@ def test_the_page_has_a_place_for_every_table():
 
 
 def test_cells_of_other_runs_lie_elsewhere():
-    cell = learning.Cell("digits", "ExCB", 0)
+    cell = Cell("digits", "ExCB", 0)
     others = [
         replace(cell, seed=1),
         replace(cell, method="Sinkhorn"),
@@ -28,9 +30,34 @@ def test_cells_of_other_runs_lie_elsewhere():
     assert len({of.path for of in (cell, *others)}) == 5
 
 
+def test_parameters_that_are_said_by_what_a_rule_gives():
+    facts = Facts(1437, "images", (8, 8), 1)  # 770 steps; the rule's rate is .075
+    slower = Cell("digits", "lightly DINO, slower teacher", 0).parameters(facts)
+    assert slower == {"teacher_momentum": pytest.approx(1 - 20 / 770)}
+    twice = Cell("digits", "centering", 0, {"rate": 2.0}).parameters(facts)
+    assert twice == {"balancing": "centering", "learning_rate": pytest.approx(0.15)}
+
+
+def test_embeddings_are_stale_once_a_rule_for_images_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    digits, cell = load("digits", None, most=120), Cell("digits" + AS_EMBEDDINGS, "k-means", 0)
+    images = learning.measure(Cell("digits", "k-means", 0), digits)
+    rows = digits._replace(
+        train=learning.raw_pixels(digits.train),
+        test=learning.raw_pixels(digits.test),
+        origin={"facts": images["facts"], "settings": images["settings"]},
+    )
+    learning.write(cell, learning.measure(cell, rows))
+    stored = json.loads(cell.path.read_text())
+    assert cell.result == stored
+    stored["origin"]["settings"]["teacher_momentum"] = 0.5
+    cell.path.write_text(json.dumps(stored))
+    assert cell.result is None
+
+
 def test_a_cell_is_missing_once_a_rule_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
-    cell = learning.Cell("digits", "raw pixels", 0)
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    cell = Cell("digits", "raw pixels", 0)
     assert cell.result is None
     learning.write(cell, learning.measure(cell, load("digits", None)))
     assert cell.result is not None
@@ -42,9 +69,9 @@ def test_a_cell_is_missing_once_a_rule_has_changed(tmp_path, monkeypatch):
 
 
 def test_a_cell_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
     few = {"K": 5, "epochs": 2, "batch_size": 32, "image_size": 12, "n_local": 0, "head_width": 16}
-    digits, cell = load("digits", None, most=120), learning.Cell("digits", "ExCB", 0, few)
+    digits, cell = load("digits", None, most=120), Cell("digits", "ExCB", 0, few)
     cell.path.with_suffix(".0.states").mkdir()  # of other settings
     never = learning.measure(cell, digits)
     learning.write(cell, never)
@@ -70,7 +97,7 @@ def test_differences_that_exceed_two_standard_errors_are_called_so():
 
 
 def test_some_cells_of_a_study(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
     chosen = ["list", "--methods", "ExCB", "raw pixels", "--seeds", "0", "2"]
     monkeypatch.setattr("sys.argv", ["learning", *chosen])
     learning.main()
@@ -94,13 +121,19 @@ def test_vectors_are_the_images_of_the_study_or_what_excb_makes_of_them(monkeypa
     monkeypatch.setattr(learning.ExCBEstimator, "fit", lambda excb, images: excb)
     monkeypatch.setattr(learning.ExCBEstimator, "transform", lambda excb, images: 2 * images)
     images, rows, embedded = (
-        learning.split_of(learning.Cell(f"digits{of}", "ExCB", 0), None)
-        for of in ("", learning.AS_ROWS, learning.EMBEDDED)
+        learning.split_of(Cell(f"digits{of}", "ExCB", 0), None)
+        for of in ("", AS_ROWS, AS_EMBEDDINGS)
     )
+    learning._embeddings.cache_clear()  # as nobody else wants these
+    with pytest.raises(ValueError, match="none of which are held out"):
+        learning.split_of(Cell("digits" + AS_EMBEDDINGS, "ExCB", 0, validation=True), None)
     np.testing.assert_array_equal(rows.test, np.float32(images.test).reshape(360, 64))
     np.testing.assert_array_equal(embedded.train, 2 * images.train)
     for split in (rows, embedded):
         np.testing.assert_array_equal(split.y_test, images.y_test)
+    assert images.origin is None
+    assert embedded.origin is not None
+    assert embedded.origin["settings"]["K"] == 74
     assert learning.raw_pixels(np.ones((3, 100))).shape == (3, 100)
 
 

@@ -1,0 +1,235 @@
+"""What is fitted in the study: methods, cells, and which cells make a table of docs/results.md.
+
+A cell is one fit: a data set, a method, a seed, and parameters that differ from the defaults. It
+has one JSON file, named by a hash of its configuration, and counts as missing once a rule of "auto"
+gives other settings than it was measured with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, parts_of
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.settings import Facts, Settings, resolve
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = (0, 1, 2)
+
+# all at the rule's rate and a teacher's temperature of .04; ``--study tuning`` tries others. In it
+# lightly's DINO did better with a slower teacher, as the rule for ExCB once was: at the start it
+# lags behind by a twentieth of the run
+METHODS: dict[str, dict[str, Any]] = {
+    "ExCB": {},
+    "centering": {"balancing": "centering"},
+    "Sinkhorn": {"balancing": "sinkhorn"},
+    "no balancing": {"balancing": "none"},
+    "untrained": {"epochs": 0},
+    "raw pixels": {},
+    "k-means": {},
+    "lightly DINO": {},
+    "lightly DINO, slower teacher": {"teacher_lag": 1 / 20},
+    "lightly SwAV": {},
+    "solo-learn DINO": {},
+    "solo-learn SwAV": {},
+}
+# to be raised when code changes what a method gives and its settings do not show it
+REVISIONS = dict.fromkeys(METHODS, 2) | {"raw pixels": 1, "k-means": 1}
+
+# images that are drawn, four fifths of them to learn from: a small collection of photos
+DRAWN = {"packed_clothing_short160": 2000}
+
+# settings that came after cells were measured, and what a fit was before it had them
+_LATER: dict[str, Any] = {"freeze_backbone": False}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit.
+
+    Attributes
+    ----------
+    data : str
+        As in :func:`benchmarks.data_sets.load`; with AS_EMBEDDINGS after it, what ExCB of the same
+        seed makes of the images.
+    method : str
+        One of METHODS.
+    seed : int
+        Of the fit.
+    changed : dict
+        Parameters of the estimator that are not the method's; "rate" times the rule's learning
+        rate; or the "teacher_lag" in shares of the run.
+    validation : bool
+        Whether a part of the training images takes the place of the held-out ones.
+    """
+
+    data: str
+    method: str
+    seed: int
+    changed: dict[str, Any] = field(default_factory=dict)
+    validation: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where the result lies."""
+        key = asdict(self) | {"revision": REVISIONS[self.method]}
+        images, vectors = parts_of(self.data)
+        if images in DRAWN:
+            key["drawn"] = DRAWN[images]
+        if vectors == "embeddings":
+            key["embedding_revision"] = REVISIONS["ExCB"]
+        return RESULTS / f"{_hash(key)[:16]}.json"
+
+    def parameters(self, facts: Facts) -> dict[str, Any]:
+        """Parameters of the estimator."""
+        chosen = METHODS[self.method] | self.changed
+        if rate := chosen.pop("rate", None):
+            by_rule = resolved(ExCBEstimator(**chosen), facts).learning_rate
+            chosen["learning_rate"] = rate * by_rule
+        if lag := chosen.pop("teacher_lag", None):
+            settings = resolved(ExCBEstimator(**chosen), facts)
+            steps = settings.epochs * settings.steps_per_epoch(facts.n_samples)
+            chosen["teacher_momentum"] = 1 - 1 / (lag * steps)
+        return chosen
+
+    def states(self, settings: Settings) -> Path:
+        """Folder of the states of a fit that is under way; another one once a rule has changed."""
+        return self.path.with_suffix(f".{_hash(settings.as_dict())[:8]}.states")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What was measured, or None; also where a rule of "auto" has changed since."""
+        if not self.path.exists():
+            return None
+        result = json.loads(self.path.read_text())
+        if not _by_todays_rules(self.parameters(Facts(**result["facts"])), result):
+            return None
+        origin = result.get("origin")
+        return result if origin is None or _by_todays_rules({}, origin) else None
+
+    def __str__(self) -> str:
+        changed = "".join(f", {name}={value}" for name, value in self.changed.items())
+        part = ", validation" if self.validation else ""
+        return f"{self.data}{part}: {self.method}{changed}, seed {self.seed}"
+
+
+def _by_todays_rules(parameters: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether parameters give the settings of a result; its precision is the processor's."""
+    now = resolved(ExCBEstimator(**parameters), Facts(**result["facts"])).as_dict()
+    now["precision"] = result["settings"]["precision"]
+    return json.loads(json.dumps(now)) == _LATER | result["settings"]
+
+
+def _hash(configuration: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+
+
+def resolved(excb: ExCBEstimator, facts: Facts) -> Settings:
+    """Every parameter, by today's rules; all backbones here have BatchNorm."""
+    return resolve(excb.get_params(), facts, has_batch_norm=True)
+
+
+def study(name: str) -> list[Cell]:
+    """Cells of a study, or of all methods on a data set, in the order in which they are run."""
+    return list(STUDIES[name]() if name in STUDIES else _main(name, _ALL))
+
+
+def _main(data: str, methods: tuple[str, ...]) -> Iterator[Cell]:
+    for seed in SEEDS:
+        for method in methods:
+            yield Cell(data, method, seed)
+
+
+def _robustness() -> Iterator[Cell]:
+    """Five seeds, three batch sizes, three K on digits (n = 1,437): does any collapse?"""
+    for seed in range(5):
+        for batch_size in (16, 64, 256):
+            for K in (14, 74, 287):
+                yield Cell("digits", "ExCB", seed, {"K": K, "batch_size": batch_size})
+
+
+def _ablations() -> Iterator[Cell]:
+    """One change at a time on digits: Table 1 of the paper, and what its sources leave open."""
+    for seed in SEEDS:
+        for changed in (
+            {"balancing": "exponential"},
+            {"count_labels": "plain"},
+            {"local_in_loss_h": False},
+            {"batch_size": 32},
+            {"batch_size": 128},
+            {"batch_size": 512},
+            {"precision": "32"},
+        ):
+            yield Cell("digits", "ExCB", seed, changed)
+        yield Cell("digits", "lightly DINO", seed, {"precision": "32"})
+
+
+def _fresh_seeds() -> Iterator[Cell]:
+    """On digits one image tells ExCB from two rivals, for and against; what do others say?"""
+    for seed in (3, 4, 5):
+        for method in ("ExCB", "lightly SwAV", "Sinkhorn"):
+            yield Cell("digits", method, seed)
+
+
+def _larger_network() -> Iterator[Cell]:
+    """What larger collections of photos have, on few of them."""
+    for seed in SEEDS:
+        yield Cell("packed_clothing_short160", "ExCB", seed, {"backbone": "resnet18"})
+
+
+def _tuning() -> Iterator[Cell]:
+    """Five tries a method, or four without a teacher, one change at a time, on a part of digits.
+
+    "rate" is times the rule's learning rate, tried at the temperature that the method's paper has,
+    or begins with; one more cell has another temperature, for DINO its paper's rise, and one a
+    slower teacher, where there is one.
+    """
+    dino: dict[str, Any] = {"teacher_temperature": [0.04, 0.07]}
+    swav: dict[str, Any] = {"teacher_temperature": 0.05}
+    slower: dict[str, Any] = {"teacher_momentum": 0.974}
+    for seed in (0, 1):
+        for method, published, *others in (
+            ("ExCB", {}, {"teacher_temperature": 0.05}, slower),
+            ("centering", {}, dino, slower),
+            ("Sinkhorn", swav, {}, slower),
+            ("lightly DINO", {}, dino, slower),
+            ("lightly SwAV", swav, {}),
+        ):
+            rates = published | {"rate": 0.5}, published | {"rate": 2.0}
+            for changed in (published, *rates, *others):
+                yield Cell("digits", method, seed, changed, validation=True)
+
+
+def _settling() -> Iterator[Cell]:
+    """How much of ExCB's evenness is training, how much what comes after it? A rival with both."""
+    for data in ("digits", "packed_clothing_short160"):
+        for seed in SEEDS:
+            yield Cell(data, "Sinkhorn", seed, {"settle_passes": 10})
+
+
+def _rows() -> Iterator[Cell]:
+    """Vectors: pixels, and what ``transform`` gave."""
+    for data in ("digits" + AS_ROWS, "mnist10k_npm" + AS_ROWS, "digits" + AS_EMBEDDINGS):
+        yield from _main(data, ("ExCB", "k-means"))
+
+
+_ON_DIGITS = ("no balancing", "solo-learn DINO", "solo-learn SwAV")
+_ALL = tuple(method for method in METHODS if method not in (*_ON_DIGITS, "k-means"))
+_SETS = ("packed_cifar10", "mnist10k_npm", "packed_clothing_short160")
+STUDIES: dict[str, Any] = {
+    "tuning": _tuning,
+    "digits": lambda: _main("digits", (*_ALL, *_ON_DIGITS)),
+    **{name: (lambda name=name: _main(name, _ALL)) for name in _SETS},
+    "fresh-seeds": _fresh_seeds,
+    "larger-network": _larger_network,
+    "settling": _settling,
+    "rows": _rows,
+    "ablations": _ablations,
+    "robustness": _robustness,
+}
+STUDIES["all"] = lambda: (cell for name in list(STUDIES) if name != "all" for cell in study(name))
