@@ -2,6 +2,7 @@
 
 They get the backbone, the views, the number of images, the optimiser, the schedules and the
 precision of ExCB, and lightly's heads, prototypes and losses with the values of their papers.
+Prototypes have the weight decay of weights, where ExCB's centroids begin with ten times as much.
 """
 
 from __future__ import annotations

@@ -61,17 +61,16 @@ def spread(values: Sequence[float], form: str) -> str:
 def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) -> str:
     """Markdown: a row a method, mean ± standard deviation over the seeds that are there.
 
-    A row whose cells were measured in another precision than the first row has a dagger.
+    A row has a dagger if it was measured in another precision than the first of its data set.
     """
-    usual: set[str] = set()
+    usual: dict[str, set[str]] = {}
     lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, cells in rows.items():
         found = [cell.result for cell in cells]
         there = [result for result in found if result is not None]
         seeds = str(len(there)) if len(there) == len(found) else f"{len(there)} of {len(found)}"
         precisions = {result["settings"]["precision"] for result in there}
-        usual = usual or precisions
-        mark = " †" if precisions - usual else ""
+        mark = " †" if there and precisions - usual.setdefault(cells[0].data, precisions) else ""
         measured = [
             spread([figure(result) for result in there], form) if there else "missing"
             for figure, form in columns.values()
@@ -133,8 +132,8 @@ def clusters_table(cells: Sequence[Cell]) -> str:
     return table(
         rows_of(cells),
         {
-            **_UNSETTLED,
             **{name: _CLUSTERS[name] for name in ("empty", "largest", "effective / K")},
+            **_UNSETTLED,
             "empty, held out": (of_clusters("test_empty"), "{:.1%}"),
             "if equal": (of_clusters("test_empty_if_equal"), "{:.1%}"),
             "largest, held out": (of_clusters("test_largest"), "{:.1f}"),
@@ -239,7 +238,7 @@ def settling_table(cells: Sequence[Cell]) -> str:
     for name in dict.fromkeys(cell.data for cell in cells):
         chosen += [cell for cell in study(name) if cell.method in ("ExCB", "Sinkhorn")]
         chosen += [cell for cell in cells if cell.data == name]
-    return table(rows_by_data(chosen), _UNSETTLED | _CLUSTERS)
+    return table(rows_by_data(chosen), _CLUSTERS | _UNSETTLED)
 
 
 def tables() -> dict[str, str]:
