@@ -214,7 +214,7 @@ def _settling() -> Iterator[Cell]:
 
 def _rows() -> Iterator[Cell]:
     """Vectors: pixels, and what ``transform`` gave."""
-    for data in ("digits" + AS_ROWS, "mnist10k_npm" + AS_ROWS, "digits" + AS_EMBEDDINGS):
+    for data in ("digits" + AS_ROWS, "digits" + AS_EMBEDDINGS, "mnist10k_npm" + AS_ROWS):
         yield from _main(data, ("ExCB", "k-means"))
 
 
