@@ -45,8 +45,10 @@ class Split(NamedTuple):
 
 def parts_of(name: str) -> tuple[str, str]:
     """Name of the images, and "rows" or "embeddings" where vectors take their place, or ""."""
-    images, _, vectors = name.partition(" as ")
-    return images, vectors
+    for ending in (AS_ROWS, AS_EMBEDDINGS):
+        if name.endswith(ending):
+            return name.removesuffix(ending), ending.removeprefix(" as ")
+    return name, ""
 
 
 def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = False) -> Split:
@@ -67,8 +69,8 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
         Hold out a fifth of the training images instead, and leave the others alone.
     """
     name, vectors = parts_of(name)
-    if vectors not in ("", "rows"):
-        raise ValueError(f"Images are loaded as they are or as rows, not as {vectors}.")
+    if vectors == "embeddings":
+        raise ValueError("Embeddings are made of images: see benchmarks.learning.split_of.")
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8) / 16
@@ -90,6 +92,8 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     if validation:
         train, test = train_test_split(train, test_size=0.2, stratify=labels[train], random_state=1)
     X, held_out = _take(images, train), _take(images, test)
+    if vectors and not isinstance(X, np.ndarray):
+        raise ValueError(f"{name!r} has photos of several sizes, whose pixels are no vectors.")
     if vectors:
         X, held_out = (part.reshape(len(part), -1).astype(np.float32) for part in (X, held_out))
     return Split(X, held_out, labels[train], labels[test])

@@ -44,7 +44,7 @@ from sklearn_excb.preparing import facts_of
 from sklearn_excb.settings import Facts, Settings
 from sklearn_excb.sources import Rows
 
-UNTRAINED = ("raw pixels", "k-means")  # nothing sees images more than once
+NO_NETWORK = ("raw pixels", "k-means")
 
 
 def measure(cell: Cell, split: Split) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def measure(cell: Cell, split: Split) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "origin": split.origin,
         "n_test": len(split.y_test),
-        "images_seen": 0 if cell.method in UNTRAINED else per_epoch * settings.epochs,
+        "images_seen": 0 if cell.method in NO_NETWORK else per_epoch * settings.epochs,
         "seconds": round(seconds, 1),
         "history": history,
         **figures(outcome, split, settings.K, cell.seed),
@@ -89,13 +89,13 @@ def split_of(cell: Cell, data: Path | None) -> Split:
 
 
 @functools.cache
-def _loaded(name: str, data: Path | None, validation: bool = False) -> Split:
+def _loaded(name: str, data: Path | None, validation: bool) -> Split:
     return load(name, data, most=DRAWN.get(parts_of(name)[0], MOST), validation=validation)
 
 
 @functools.cache
 def _embeddings(name: str, data: Path | None, seed: int) -> Split:
-    split = _loaded(name, data)
+    split = _loaded(name, data, False)
     excb = ExCBEstimator(random_state=seed).fit(split.train)
     facts = _facts(split.train)
     origin = {"facts": asdict(facts), "settings": resolved(excb, facts).as_dict()}
@@ -108,7 +108,7 @@ def _outcome(
     cell: Cell, split: Split, facts: Facts, excb: ExCBEstimator, states: Path
 ) -> tuple[Settings, Outcome, list[dict[str, Any]]]:
     """Settings, what the method makes of the images, and what it says of itself."""
-    if cell.method in UNTRAINED:
+    if cell.method in NO_NETWORK:
         settings, rows = resolved(excb, facts), (raw_pixels(split.train), raw_pixels(split.test))
         labels = k_means(*rows, settings.K, cell.seed) if cell.method == "k-means" else None
         return settings, Outcome(labels, rows, rows), []
@@ -145,14 +145,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell later")
     arguments = parser.parse_args()
     stop = time.monotonic() + 60 * arguments.minutes
-    for cell in study(arguments.study):
+    cells = study(arguments.study)
+    reached = [parts_of(cell.data)[0] == "digits" or arguments.data is not None for cell in cells]
+    for cell, there in zip(cells, reached, strict=True):
         if cell.method not in arguments.methods:
             continue
         if arguments.seeds is not None and cell.seed not in arguments.seeds:
             continue
-        elsewhere = parts_of(cell.data)[0] != "digits" and arguments.data is None
-        absent = arguments.study in STUDIES and elsewhere
-        wanted = arguments.command == "run" and cell.result is None and not absent
+        # a study of several sets goes on without those that are elsewhere; of one, it says so
+        wanted = arguments.command == "run" and cell.result is None and (there or not any(reached))
         if wanted and time.monotonic() < stop:
             write(cell, measure(cell, split_of(cell, arguments.data)))
         print(f"{cell}: {summary(cell.result)}", flush=True)

@@ -135,7 +135,7 @@ def batch_size(n_samples: int) -> int:
     """64 at 1,500 images, 1,024 at ImageNet's number: a power of two; at most n.
 
     Digits, three seeds, 32, 64, 128 and 512: NMI .683, .676, .672 and .661, k-NN .993, .993, .994
-    and .991. Half of the rule's takes twice the steps, for little.
+    and .991 (``--study ablations``). Half of the rule's takes twice the steps, for little.
     """
     slope = math.log(1024 / 64) / math.log(IMAGENET / 1_500)
     exponent = round(math.log2(64) + slope * math.log2(n_samples / 1_500))
@@ -188,8 +188,9 @@ def teacher_momentum(total_steps: int) -> float:
     A power of the number of steps between. An average over a twentieth of the run lags behind.
     2,000 images, 1,240 steps, one seed, .9 beside .984: CIFAR-10 has a k-NN of .479 beside .444 and
     an NMI of .251 beside .228, MNIST .958 beside .944 and .589 beside .553. Digits, 561 steps, two
-    seeds, .9 beside .974 (in float32): k-NN .991 beside .986, NMI .693 beside .680; with .7
-    clusters were far from even until they settle.
+    seeds, .9 beside .974 (in float32): k-NN .991 beside .986, NMI .693 beside .680
+    (``--study tuning`` of benchmarks.learning); with .7 clusters were far from even until they
+    settle.
     """
     window = 250 * (total_steps / 500_000) ** 0.58
     return 1 - 1 / min(max(window, 10), 250)

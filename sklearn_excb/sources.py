@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
@@ -28,11 +28,9 @@ from sklearn_excb.pixels import (
     is_gray,
     is_picture,
 )
-from sklearn_excb.resampling import to_unit
 from sklearn_excb.scratch import Scratch
 
 _PROBES = 64  # images looked at to learn what a collection is like
-_STATISTICS = 1024  # images that channel statistics are taken from
 
 
 class Shape(NamedTuple):
@@ -326,33 +324,9 @@ def probes(source: Source, n_probes: int = _PROBES) -> list[int]:
     return np.unique(spaced.astype(np.int64)).tolist()
 
 
-def _each(source: ArrayImages | ItemImages, indices: Sequence[int]) -> Iterator[Tensor]:
-    """Yield images (c, h, w), one in memory at a time."""
-    for index in indices:
-        if isinstance(source, ArrayImages):
-            yield source.load(np.array([index]))[0]
-        else:
-            yield source.load_one(index)
-
-
 def typical_shape(source: ArrayImages | ItemImages) -> Shape:
     """Median height and width over up to 64 images, evenly spaced in the source."""
     if isinstance(source, ArrayImages):
         return source.shape(0)
     height, width = np.median(source.probed_shapes, axis=0)
     return Shape(int(height), int(width))
-
-
-def channel_statistics(
-    source: ArrayImages | ItemImages,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over up to 1,024 images, in [0, 1]."""
-    moments = torch.zeros(2, source.n_channels, dtype=torch.float64)
-    n_pixels = 0
-    for image in _each(source, probes(source, _STATISTICS)):
-        pixels = to_unit(image).flatten(1).double()
-        moments += torch.stack([pixels.sum(dim=1), (pixels**2).sum(dim=1)])
-        n_pixels += pixels.shape[1]
-    mean, square = moments / n_pixels
-    std = (square - mean**2).clamp(min=1e-6).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())

@@ -109,6 +109,44 @@ def test_some_cells_of_a_study(tmp_path, monkeypatch, capsys):
     ]
 
 
+def test_a_study_of_several_sets_goes_on_without_data_and_one_of_a_set_does_not(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["learning", "run", "--study", "mnist10k_npm"])
+    with pytest.raises(ValueError, match="needs --data"):
+        learning.main()
+    measured = []
+    monkeypatch.setattr(learning, "measure", lambda cell, split: cell.data)
+    monkeypatch.setattr(learning, "write", lambda cell, result: measured.append(result))
+    monkeypatch.setattr("sys.argv", ["learning", "run", "--study", "settling", "--seeds", "0"])
+    learning.main()
+    assert measured == ["digits"]
+    assert "packed_clothing_short160: Sinkhorn" in capsys.readouterr().out
+
+
+def test_rows_of_a_table_name_their_data_and_what_was_measured_in_another_precision(monkeypatch):
+    found = [
+        Cell(data, method, 0)
+        for data in ("digits", "digits" + AS_ROWS)
+        for method in ("ExCB", "centering", "Sinkhorn")
+    ]
+    measured = {
+        cell.path: {"settings": {"precision": precision}}
+        for cell, precision in zip(found[:-1], ("bf16", "32", "bf16", "32", "32"), strict=True)
+    }
+    monkeypatch.setattr(Cell, "result", property(lambda cell: measured.get(cell.path)))
+    lines = results.table(results.rows_by_data(found), {"one": (lambda result: 1.0, "{:.0f}")})
+    assert lines.splitlines()[2:] == [
+        "| Digits: ExCB | 1 | 1 |",
+        "| Digits: centering † | 1 | 1 |",
+        "| Digits: Sinkhorn | 1 | 1 |",
+        "| Digits as rows: ExCB | 1 | 1 |",
+        "| Digits as rows: centering | 1 | 1 |",
+        "| Digits as rows: Sinkhorn | 0 of 1 | missing |",
+    ]
+
+
 def test_validation_leaves_the_held_out_images_alone():
     study, tuning = load("digits", None), load("digits", None, validation=True)
     train, test = ({image.tobytes() for image in part} for part in (study.train, study.test))
@@ -144,7 +182,10 @@ def test_classes_of_a_folder_are_numbered(tmp_path):
         folder = tmp_path / "photos" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((9, 8 + i, 3), i, np.uint8)).save(folder / f"{i}.png")
-    split = load("photos", tmp_path)
+    with pytest.raises(ValueError, match="several sizes"):
+        load("photos" + AS_ROWS, tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "photos as they are")
+    split = load("photos as they are", tmp_path)
     assert sorted({*split.y_train, *split.y_test}) == [0, 1]
     with pytest.raises(FileNotFoundError, match="holds neither"):
         load("nothing", tmp_path)
