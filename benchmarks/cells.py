@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, parts_of
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings import Facts, Settings, resolve
+from sklearn_excb.auto import Facts, Settings, resolve
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

@@ -24,10 +24,10 @@ from PIL import Image
 
 from benchmarks.views import RECIPE, write_photos
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.folders import list_images
 from sklearn_excb.images import open_source
 from sklearn_excb.preparing import view_recipe
-from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.sources import ItemImages
 from sklearn_excb.views import ViewRecipe
 

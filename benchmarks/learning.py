@@ -38,10 +38,10 @@ from benchmarks.cells import DRAWN, METHODS, STUDIES, Cell, resolved, study
 from benchmarks.data_sets import MOST, Split, load, parts_of
 from benchmarks.figures import Outcome, figures, k_means
 from sklearn_excb import ExCBEstimator, __version__
+from sklearn_excb.auto import Facts, Settings
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.images import are_rows, open_source
 from sklearn_excb.preparing import facts_of
-from sklearn_excb.settings import Facts, Settings
 from sklearn_excb.sources import Rows
 
 NO_NETWORK = ("raw pixels", "k-means")

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from benchmarks.data_sets import Split
 from benchmarks.figures import Outcome
 from sklearn_excb import ExCBEstimator, images
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build, facts_of, view_recipe
-from sklearn_excb.settings import Settings
 from sklearn_excb.training import in_precision
 
 DEVICE = torch.device("cpu")

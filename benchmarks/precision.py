@@ -18,12 +18,12 @@ from collections.abc import Callable
 import torch
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build
 from sklearn_excb.rivals import build_balancing
-from sklearn_excb.settings import Facts
 from sklearn_excb.training import train_step
 
 VARIANTS = {

@@ -26,6 +26,7 @@ import sklearn_excb.fake_phases as fake_phases
 import sklearn_excb.memory as memory
 import sklearn_excb.networks as networks_module
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts, Settings
 from sklearn_excb.batches import Batch
 from sklearn_excb.live_bytes import fake, size, tensors_of
 from sklearn_excb.memory import estimate_memory
@@ -33,7 +34,6 @@ from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import build, prepare
 from sklearn_excb.rivals import build_balancing
-from sklearn_excb.settings import Facts, Settings
 from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import train_step
 

@@ -22,10 +22,10 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts
 from sklearn_excb.optimization import build_optimizer
 from sklearn_excb.packing import pack, unpack
 from sklearn_excb.preparing import build
-from sklearn_excb.settings import Facts
 from sklearn_excb.tensor_files import read_tensors, write_tensors
 
 NETWORKS = {

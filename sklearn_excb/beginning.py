@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from sklearn_excb.auto import Facts, Settings
 from sklearn_excb.batches import Batches, ViewBatches
 from sklearn_excb.descriptions import describe
 from sklearn_excb.durations import warn_if_long
@@ -22,7 +23,6 @@ from sklearn_excb.ranks import Ranks
 from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
 from sklearn_excb.run_folder import RunFolder, run_folder
 from sklearn_excb.running import Ending, Run, train_on
-from sklearn_excb.settings import Facts, Settings
 from sklearn_excb.sources import Source
 from sklearn_excb.validation import check_devices
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.backbones import build_backbone
 from sklearn_excb.frozen import Frozen
 from sklearn_excb.networks import ClusterNetwork, HeadShape, build_teacher
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.settings import Settings
 from sklearn_excb.views import ViewRecipe
 
 

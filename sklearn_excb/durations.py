@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_excb import auto
+from sklearn_excb import rules
+from sklearn_excb.auto import Facts, Settings, resolve_backbone
 from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import DurationWarning
 from sklearn_excb.generators import own_randomness
@@ -19,7 +20,6 @@ from sklearn_excb.live_bytes import fake
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.preparing import build
 from sklearn_excb.recipes import recipe
-from sklearn_excb.settings import Facts, Settings, resolve_backbone
 
 _LONG = 3600.0  # seconds, from which a warning is worth its lines
 _STEPS, _SECONDS = 3, 5.0  # that a pace is taken from, at the least
@@ -129,7 +129,7 @@ def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
     with own_randomness(0), suppress(Exception):  # advice is not worth a fit
         now = work(fresh, facts)
         for name in _FASTER:
-            if name == "small" and facts.n_samples < auto.FEW:
+            if name == "small" and facts.n_samples < rules.FEW:
                 continue  # a ResNet-18 learns little from them
             with suppress(ValueError):  # images too small for it
                 shares[name] = work({**fresh, **recipe(name)}, facts) / now

@@ -25,6 +25,7 @@ from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import inference_inputs, number_of_jobs
 from sklearn_excb.callers import warn_caller
 from sklearn_excb.checkpoint import load_estimator, save_estimator
@@ -48,7 +49,6 @@ from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.online import OnlineFit
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.recipes import recipe
-from sklearn_excb.settings import Settings
 from sklearn_excb.skipping import (
     labels_of_all,
     leave_out_unusable,

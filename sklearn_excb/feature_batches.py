@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.inference import embed
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.row_views import row_recipe
-from sklearn_excb.settings import Settings
 from sklearn_excb.sources import Rows
 
 Features = npt.NDArray[np.float32]

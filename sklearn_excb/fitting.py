@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.beginning import begin, take_up_generators
 from sklearn_excb.feature_batches import feature_batches, features_of
 from sklearn_excb.fingerprints import of_source
@@ -23,7 +24,6 @@ from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.packing import Snapshot
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.settings import Settings
 from sklearn_excb.settled import settled_labels
 from sklearn_excb.settling import settling_sample
 from sklearn_excb.skipping import tell_of_skipped

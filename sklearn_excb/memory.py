@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.centroids import most_start_rows
 from sklearn_excb.fake_phases import (
@@ -30,7 +31,6 @@ from sklearn_excb.fake_phases import (
 from sklearn_excb.live_bytes import LiveBytes, size, tensors_of
 from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
 from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.settings import Settings
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows
 from sklearn_excb.views import ViewRecipe
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.callers import warn_caller
 from sklearn_excb.devices import available_memory
@@ -19,7 +20,6 @@ from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound,
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.ranks import ALONE
-from sklearn_excb.settings import Settings
 from sklearn_excb.sources import Source
 from sklearn_excb.validation import check_devices
 

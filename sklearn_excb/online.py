@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb import auto
+from sklearn_excb import rules
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
 from sklearn_excb.draws import permutation
 from sklearn_excb.exceptions import DivergedError
@@ -28,7 +29,6 @@ from sklearn_excb.preparing import facts_of, prepare
 from sklearn_excb.reservoir import Reservoir, samples_of, source_of
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.running import Run
-from sklearn_excb.settings import Settings
 from sklearn_excb.settling import enough_to_settle, settle_teacher
 from sklearn_excb.sources import Source
 from sklearn_excb.threads import reading_threads
@@ -105,17 +105,17 @@ class OnlineFit:
         """
         facts = facts_of(source)
         K = parameters["K"]
-        K = auto.n_clusters(facts.n_samples) if isinstance(K, str) else int(K)
+        K = rules.n_clusters(facts.n_samples) if isinstance(K, str) else int(K)
         if len(source) < K:
             raise ValueError(
                 f"The first call of partial_fit has {len(source):,} samples, fewer than K={K:,}: "
                 "the centroids start from them. Gather as many before the first call, or lower K."
             )
         with own_randomness(seed):
-            facts = replace(facts, n_samples=max(len(source), auto.n_samples(K)))
+            facts = replace(facts, n_samples=max(len(source), rules.n_samples(K)))
             chosen = {**parameters, **_OF_FITS, "K": K}
             if isinstance(chosen["batch_size"], str):
-                chosen["batch_size"] = min(auto.batch_size(facts.n_samples), len(source))
+                chosen["batch_size"] = min(rules.batch_size(facts.n_samples), len(source))
             networks, settings, n_features, batches = prepare(source, facts, chosen, seed, device)
             networks.to(device)
             start_centroids(networks, batches.start(), settings, seed=seed)
@@ -145,7 +145,7 @@ class OnlineFit:
         """
         settings, teacher = fitted.settings, fitted.teacher
         _check_as_fitted(settings, parameters)
-        n_samples = max(len(fitted.labels), auto.n_samples(settings.K))
+        n_samples = max(len(fitted.labels), rules.n_samples(settings.K))
         with own_randomness(fitted.seed or 0):
             new = predictor(settings.head_width, batch_norm=uses_batch_norm(teacher.backbone))
         student = ClusterNetwork(

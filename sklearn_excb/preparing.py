@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_excb.auto import Facts, Settings, resolve, resolve_backbone, resolve_image_size
 from sklearn_excb.backbones import build_backbone, output_dim
 from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.channel_statistics import channel_statistics
@@ -18,7 +19,6 @@ from sklearn_excb.idle_taps import undefined_gradients
 from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
 from sklearn_excb.pretrained import InputStatistics, input_statistics
 from sklearn_excb.row_views import RowRecipe, row_recipe
-from sklearn_excb.settings import Facts, Settings, resolve, resolve_backbone, resolve_image_size
 from sklearn_excb.sources import Rows, Source, typical_shape
 from sklearn_excb.validation import check_rows_parameters, check_sizes, check_weights
 from sklearn_excb.views import ViewRecipe

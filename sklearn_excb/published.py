@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_excb import auto
+from sklearn_excb import rules
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import build_backbone
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.networks import ClusterNetwork, build_teacher, uses_batch_norm
 from sklearn_excb.preparing import IMAGENET_MEAN
 from sklearn_excb.releases import Release, TeacherTensors, listed, teacher_tensors
-from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.torch_files import load_objects, plain_arguments
 from sklearn_excb.views import ViewRecipe
 
@@ -87,7 +87,7 @@ class Published:
             By which the precision of training is settled.
         """
         size = self.own["image_size"]
-        facts = Facts(auto.IMAGENET, "images", (size, size), self.own["n_channels"])
+        facts = Facts(rules.IMAGENET, "images", (size, size), self.own["n_channels"])
         has_batch_norm = uses_batch_norm(self.teacher.backbone)
         settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
         settings = replace(settings, precision=resolve_precision(settings.precision, device))

@@ -29,7 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 16,
         "head_width": 512,
     },
-    # meant for 10,000 photos and more; of fewer it learns little: see auto.image_size
+    # meant for 10,000 photos and more; of fewer it learns little: see rules.image_size
     "small": {
         "backbone": "resnet18",
         "image_size": 64,

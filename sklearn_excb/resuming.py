@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CheckpointWarning
 from sklearn_excb.fingerprints import changes, of_frozen, of_parameters
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.run_folder import RunFolder
-from sklearn_excb.settings import Settings
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
 # what weights and moments are of

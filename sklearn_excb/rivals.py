@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sklearn_excb.attention import RunningSoftmax, blocks
+from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import TIE_FLOOR, Affine, Balancing, ClusterSizes
-from sklearn_excb.settings import Settings
 
 
 class NoBalancing:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch, Batches
 from sklearn_excb.durations import Pace
@@ -25,7 +26,6 @@ from sklearn_excb.optimization import Plan, build_optimizer, build_scaler
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.run_folder import RunFolder
-from sklearn_excb.settings import Settings
 from sklearn_excb.training import train
 from sklearn_excb.watching import Watch, all_finite
 

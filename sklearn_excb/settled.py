@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.history import filling
 from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.ranks import Ranks
-from sklearn_excb.settings import Settings
 from sklearn_excb.settling import settle_teacher
 
 Labels = npt.NDArray[np.int64]

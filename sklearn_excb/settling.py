@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
 from sklearn_excb.centroids import FloatRows, cluster_means, unit_rows
 from sklearn_excb.inference import embed
@@ -24,7 +25,6 @@ from sklearn_excb.loss import teacher_targets
 from sklearn_excb.networks import ClusterNetwork
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.rivals import build_balancing
-from sklearn_excb.settings import Settings
 
 Labels = npt.NDArray[np.int64]
 

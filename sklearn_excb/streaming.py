@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb import auto
+from sklearn_excb import rules
 from sklearn_excb.beginning import begin, take_up_generators
 from sklearn_excb.centroids import most_start_rows
 from sklearn_excb.exceptions import ImageError, StreamEndError
@@ -68,7 +68,7 @@ def fit_stream(
     """
     per_epoch, size = int(parameters["steps_per_epoch"]), parameters["batch_size"]
     if isinstance(size, str):
-        size = auto.batch_size(per_epoch * _USUAL_BATCH)
+        size = rules.batch_size(per_epoch * _USUAL_BATCH)
     mine, n_samples = ranks.span(int(size)), per_epoch * int(size)
     with ExitStack() as stack:
         with ranks.together():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.balancing import Balancing
 from sklearn_excb.batches import Batch
 from sklearn_excb.centroids import most_start_rows, spherical_kmeans
@@ -24,7 +25,6 @@ from sklearn_excb.loss import Loss, excb_loss, teacher_targets
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, set_rates
 from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.settings import Settings
 
 _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of the fit
 

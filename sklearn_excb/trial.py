@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch, ViewBatches
 from sklearn_excb.centroids import nearest_centroids, unit_rows
 from sklearn_excb.feature_batches import feature_batches, features_of
@@ -17,7 +18,6 @@ from sklearn_excb.joint_batch_norm import joint_batch_norm
 from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.optimization import Plan
 from sklearn_excb.running import Run
-from sklearn_excb.settings import Settings
 from sklearn_excb.training import split, train
 
 Clock = Callable[[], float]

@@ -12,6 +12,7 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.centroids import spherical_kmeans
@@ -23,7 +24,6 @@ from sklearn_excb.optimization import Plan, build_optimizer
 from sklearn_excb.ranks import ALONE
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.row_views import row_recipe
-from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.settling import settle, told_apart
 from sklearn_excb.sources import Rows
 from sklearn_excb.training import start_centroids, train

@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator, rules
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.recipes import RECIPES
-from sklearn_excb.settings import Facts, resolve
 
 DEFAULTS = ExCBEstimator().get_params()
-PHOTOS = Facts(auto.IMAGENET, "images", (375, 500), 3)
+PHOTOS = Facts(rules.IMAGENET, "images", (375, 500), 3)
 
 
 def test_resnet_recipe_at_imagenet_scale():
@@ -65,7 +65,7 @@ def test_views_are_whole_patches(backbone, frozen, short_side, expected):
     facts = Facts(1_000, "images", (short_side, short_side), 3)
     settings = resolve(parameters, facts, has_batch_norm=False)
     assert (settings.image_size, settings.local_size) == expected
-    assert settings.image_size <= auto.MOST_ENLARGED * short_side
+    assert settings.image_size <= rules.MOST_ENLARGED * short_side
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_rules_give_usable_values(n_samples, short_side):
 def test_rules_grow_with_the_collection():
     sizes = [10**exponent for exponent in range(1, 7)]
     for rule in (
-        auto.n_clusters,
-        auto.batch_size,
-        auto.head_width,
-        lambda n: auto.image_size(n, 500),
-        lambda n: auto.image_size(n, 500, small_network=True),
+        rules.n_clusters,
+        rules.batch_size,
+        rules.head_width,
+        lambda n: rules.image_size(n, 500),
+        lambda n: rules.image_size(n, 500, small_network=True),
     ):
         values = [rule(n) for n in sizes]
         assert values == sorted(values)
@@ -151,4 +151,4 @@ def test_numbers_of_any_kind_become_pythons():
 
 
 def test_local_views_are_never_larger_than_global_ones():
-    assert [auto.local_size(size) for size in (8, 16, 24, 32, 64, 224)] == [8, 16, 16, 16, 32, 96]
+    assert [rules.local_size(size) for size in (8, 16, 24, 32, 64, 224)] == [8, 16, 16, 16, 32, 96]

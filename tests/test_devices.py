@@ -15,6 +15,7 @@ from torch.nn.modules._functions import SyncBatchNorm
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sklearn_excb import ExCBEstimator, transfers
+from sklearn_excb.auto import Facts
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.gradients import Gradients
@@ -25,7 +26,6 @@ from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, build_optimi
 from sklearn_excb.preparing import build
 from sklearn_excb.ranks import ALONE, Ranks
 from sklearn_excb.rivals import build_balancing
-from sklearn_excb.settings import Facts
 from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import StepReport, train_step
 from sklearn_excb.views import ViewRecipe

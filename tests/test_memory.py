@@ -16,6 +16,7 @@ from torch import nn
 import sklearn_excb.devices
 import sklearn_excb.memory_budget
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.batches import Batch
 from sklearn_excb.devices import available_memory
@@ -24,7 +25,6 @@ from sklearn_excb.memory import estimate_memory
 from sklearn_excb.networks import build_networks
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import split, train_step
 

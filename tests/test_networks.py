@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_excb import ExCBEstimator, auto
+from sklearn_excb import ExCBEstimator, rules
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP, SmallCNN
 from sklearn_excb.batches import Batch
 from sklearn_excb.networks import CentroidLayer, build_networks
 from sklearn_excb.optimization import Plan, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine, warmup_cosine
-from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.training import start_centroids
 
 
@@ -108,7 +108,7 @@ def test_schedules():
 
 def test_rates_of_the_published_vit_recipe(networks):
     chosen = {"optimizer": "adamw", "learning_rate": 2e-3, "epochs": 800, "K": 6}
-    facts = Facts(auto.IMAGENET, "rows", (0, 0), 5)
+    facts = Facts(rules.IMAGENET, "rows", (0, 0), 5)
     settings = resolve(ExCBEstimator().get_params() | chosen, facts, has_batch_norm=False)
     optimizer, plan = build_optimizer(networks.student, settings), Plan(1251, 1251 * 800)
     assert isinstance(optimizer, torch.optim.AdamW)

@@ -9,6 +9,7 @@ from torch import nn
 
 import sklearn_excb.networks
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP
 from sklearn_excb.balancing import ClusterSizes, affine_form
 from sklearn_excb.batches import Batch
@@ -16,7 +17,6 @@ from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.networks import ClusterNetwork, StudentTeacher, build_networks
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine
-from sklearn_excb.settings import Facts, resolve
 from sklearn_excb.training import train_step
 from tests import reference
 from tests.test_balancing import SIZES, sizes_of

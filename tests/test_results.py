@@ -10,7 +10,7 @@ import pytest
 from benchmarks import cells, learning, results
 from benchmarks.cells import Cell
 from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, load
-from sklearn_excb.settings import Facts
+from sklearn_excb.auto import Facts
 from tests.small_runs import BreaksOffError, breaking_off
 
 

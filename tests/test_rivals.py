@@ -9,10 +9,10 @@ from lightly.loss.swav_loss import sinkhorn
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.rivals import Centering, NoBalancing, Sinkhorn, build_balancing
-from sklearn_excb.settings import Facts, resolve
 
 G, B, D, K = 2, 12, 16, 3000  # more clusters than a block holds
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)

@@ -11,7 +11,7 @@ from sklearn.preprocessing import normalize
 
 from evaluation import cluster_occupancy
 from sklearn_excb import ExCBEstimator, settling
-from sklearn_excb.settings import Facts, resolve
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.settling import settle, settling_sample, told_apart
 
 K = 12

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import sklearn_excb.running
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings import Facts, resolve
+from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.watching import collapse
 
 DIGITS = (load_digits().images[:400] / 16).astype(np.float32)
