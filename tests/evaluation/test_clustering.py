@@ -55,7 +55,7 @@ labelings = st.integers(1, 25).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(labelings)
 def test_scores_equal_their_definitions(labels):
     true, pred = labels
@@ -67,7 +67,7 @@ def test_scores_equal_their_definitions(labels):
     assert (scores.n_samples, scores.n_skipped) == (len(true), 0)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(labelings)
 def test_scores_equal_those_of_sklearn(labels):
     scores = clustering_scores(*labels)
@@ -148,7 +148,7 @@ def test_one_class_or_one_cluster():
     assert (both.nmi, both.ami, both.ari, both.v_measure, both.accuracy) == (1, 1, 1, 1, 1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(labelings, st.permutations(range(6)))
 def test_names_of_clusters_and_classes_do_not_matter(labels, renaming):
     true, pred = labels

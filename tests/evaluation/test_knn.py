@@ -95,7 +95,7 @@ def test_neighbors_equal_a_float64_loop_to_the_bit(backend, metric, kind, k):
     assert indices.dtype == np.int64
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(KINDS),
     st.integers(1, 90),
@@ -378,7 +378,7 @@ def exact_winners(queries, database, codes, k, temperature):
     return votes_of(similarities, codes[indices], codes.max() + 1, temperature).argmax(axis=1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(KINDS),
     st.sampled_from(BACKENDS),

@@ -40,7 +40,7 @@ def test_neighborhood_purity_equals_a_loop(backend, k, monkeypatch):
     assert (scores.n_samples, scores.n_neighbors, scores.n_clusters) == (60, k, 4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=25), st.data())
 def test_chance_and_limit_equal_their_definitions(labels, data):
     n, k = len(labels), data.draw(st.integers(1, len(labels) - 1))

@@ -326,7 +326,7 @@ def test_devices_by_name():
     assert resolve_device("auto") in (CPU, accelerator)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 30), min_size=2, max_size=8),
     st.floats(0.001, 0.999),

@@ -6,7 +6,7 @@ from math import exp, log
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import OccupancyDisplay, cluster_occupancy
@@ -26,7 +26,6 @@ labelings = st.integers(1, 30).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(labelings)
 def test_measures_equal_their_definitions(case):
     n_clusters, labels = case
@@ -43,7 +42,6 @@ def test_measures_equal_their_definitions(case):
     assert found.gini == pytest.approx(differences / (2 * n_clusters * n))
 
 
-@settings(deadline=None)
 @given(labelings)
 def test_measures_stay_in_their_ranges(case):
     n_clusters, labels = case
@@ -58,7 +56,6 @@ def test_measures_stay_in_their_ranges(case):
     assert found.relative_sizes.sum() == pytest.approx(n_clusters)
 
 
-@settings(deadline=None)
 @given(labelings, st.randoms())
 def test_order_of_images_and_names_of_clusters_do_not_matter(case, random):
     n_clusters, labels = case
