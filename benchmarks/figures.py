@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
@@ -15,6 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.data_sets import Split
 from evaluation import cluster_occupancy, clustering_scores, knn_accuracy, project
+from sklearn_excb.auto import Settings
+from sklearn_excb.centroids import unit_rows
+from sklearn_excb.settling import settle
 
 Labels = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]
@@ -65,6 +69,19 @@ def k_means(train: Rows, test: Rows, n_clusters: int, seed: int) -> tuple[Labels
     """Labels of both, by clusters of the first."""
     kmeans = KMeans(n_clusters, n_init=1, random_state=seed).fit(train)
     return kmeans.labels_.astype(np.int64), kmeans.predict(test).astype(np.int64)
+
+
+def settled_k_means(
+    train: Rows, test: Rows, settings: Settings, seed: int
+) -> tuple[Labels, Labels]:
+    """Labels of both, by directions from the mean: those of k-means, settled as ExCB's are."""
+    mean = train.mean(axis=0)
+    unit = unit_rows(train - mean), unit_rows(test - mean)
+    kmeans = KMeans(settings.K, n_init=1, random_state=seed).fit(unit[0])
+    start = torch.from_numpy(kmeans.cluster_centers_)
+    centroids = settle(unit[0], start, settings, seed=seed).centroids.numpy()
+    train_labels, test_labels = ((rows @ centroids.T).argmax(axis=1) for rows in unit)
+    return train_labels, test_labels
 
 
 def _tsne(projections: Rows, y: npt.NDArray[Any]) -> dict[str, Any]:

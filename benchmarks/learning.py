@@ -36,7 +36,7 @@ from PIL import Image
 from benchmarks import lightly_methods, solo_methods
 from benchmarks.cells import DRAWN, METHODS, STUDIES, Cell, resolved, study
 from benchmarks.data_sets import MOST, Split, load, parts_of
-from benchmarks.figures import Outcome, figures, k_means
+from benchmarks.figures import Outcome, figures, k_means, settled_k_means
 from sklearn_excb import ExCBEstimator, __version__
 from sklearn_excb.auto import Facts, Settings
 from sklearn_excb.devices import resolve_precision
@@ -44,7 +44,7 @@ from sklearn_excb.images import are_rows, open_source
 from sklearn_excb.preparing import facts_of
 from sklearn_excb.sources import Rows
 
-NO_NETWORK = ("raw pixels", "k-means")
+NO_NETWORK = ("raw pixels", "k-means", "k-means, settled")
 
 
 def measure(cell: Cell, split: Split) -> dict[str, Any]:
@@ -110,7 +110,11 @@ def _outcome(
     """Settings, what the method makes of the images, and what it says of itself."""
     if cell.method in NO_NETWORK:
         settings, rows = resolved(excb, facts), (raw_pixels(split.train), raw_pixels(split.test))
-        labels = k_means(*rows, settings.K, cell.seed) if cell.method == "k-means" else None
+        labels = None
+        if cell.method == "k-means":
+            labels = k_means(*rows, settings.K, cell.seed)
+        elif cell.method == "k-means, settled":
+            labels = settled_k_means(*rows, settings, cell.seed)
         return settings, Outcome(labels, rows, rows), []
     if method := (lightly_methods.METHODS | solo_methods.METHODS).get(cell.method):
         return lightly_methods.fit(method, split, cell.seed, excb)

@@ -16,7 +16,8 @@ from sklearn_excb.tiny_maps import with_products
 
 Pretrained = bool | str | os.PathLike[str]
 
-SMALL = ("cnn", "mlp")
+OF_ROWS = ("identity", "mlp")
+SMALL = ("cnn", *OF_ROWS)
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
 _DROP_PATH = 0.1
 
@@ -203,8 +204,8 @@ def build_backbone(
     Parameters
     ----------
     backbone : str or nn.Module
-        "cnn", "mlp" (rows only), a timm name, ``"torchvision:"`` and a torchvision name, or a
-        module.
+        "cnn", "identity" or "mlp" (rows only), a timm name, ``"torchvision:"`` and a torchvision
+        name, or a module.
     n_channels : int
         Channels of the images; the number of features for rows.
     image_size : int or None
@@ -228,7 +229,7 @@ def build_backbone(
         )
     if isinstance(backbone, nn.Module):
         return copy.deepcopy(backbone).cpu()
-    takes_rows, has_rows = backbone == "mlp", image_size is None
+    takes_rows, has_rows = backbone in OF_ROWS, image_size is None
     if takes_rows != has_rows:
         takes, came = ("2-D rows", "images") if takes_rows else ("images", "2-D rows")
         raise ValueError(
@@ -236,7 +237,7 @@ def build_backbone(
             'them to features (n, d), or leave backbone="auto".'
         )
     if image_size is None:
-        return RowMLP(n_channels)
+        return RowMLP(n_channels) if backbone == "mlp" else nn.Identity()
     if backbone == "cnn":
         built = SmallCNN(n_channels, _cnn_width(image_size))
     elif backbone.startswith(TORCHVISION):
@@ -268,6 +269,8 @@ def rebuilding(
     """
     if isinstance(name, nn.Module):
         return {"architecture": f"{type(name).__module__}.{type(name).__qualname__}"}
+    if name == "identity":
+        return _described("torch.nn", "Identity")
     if image_size is None:
         return _described("sklearn_excb.backbones", "RowMLP", n_features=n_channels)
     if name == "cnn":

@@ -89,7 +89,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     backbone : str or nn.Module, default="auto"
         Network f: "cnn" (a small one, for images below 64 pixels), the name of a timm model, that
         of a torchvision model as in "torchvision:resnet50", or a module that maps images
-        (n, c, h, w), or rows (n, d), to features (n, d'). "auto" follows image size and number.
+        (n, c, h, w), or rows (n, d), to features (n, d'). "auto" follows image size and number. For
+        rows it is "identity": a linear projector alone learns; "mlp" puts hidden layers before it.
     pretrained : bool or path-like, default=False
         Whether the backbone starts with the weights that timm or torchvision names for it, from its
         cache or from the internet; or a file of such weights. ``"resnet18.a1_in1k"`` names those of
@@ -145,7 +146,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Whether torch.compile makes kernels of the backbone for training. That takes a minute or
         more at the start, and a C++ compiler on CPUs; results differ in rounding.
     head_width : int or "auto", default="auto"
-        Hidden units of projector and predictor.
+        Hidden units of projector and predictor, but for the linear projector of rows.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
         "auto" is "sgd" for backbones with BatchNorm, "adamw" for others.
     learning_rate : float or "auto", default="auto"
@@ -1035,6 +1036,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         ------
         OSError
             If the file cannot be written.
+        ValueError
+            If there is no backbone, as by default for rows.
 
         Notes
         -----

@@ -216,14 +216,21 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     ------
     OSError
         If the file cannot be written.
+    ValueError
+        If there is no backbone, as by default for rows.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from evaluation.output_files import check_writable, replacing
 
-    file = check_writable(path)
     settings, backbone = fitted.settings, thawed(fitted.teacher.backbone)
+    if settings.backbone == "identity":
+        raise ValueError(
+            "There is no backbone to write: rows are features already. export_onnx writes all "
+            "that leads from a row to its embedding and its cluster."
+        )
+    file = check_writable(path)
     how = rebuilding(
         settings.backbone,
         backbone,

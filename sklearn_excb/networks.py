@@ -69,11 +69,6 @@ def mlp(in_dim: int, shape: HeadShape) -> nn.Sequential:
     return head
 
 
-def projector(in_dim: int, width: int, *, batch_norm: bool = True) -> nn.Sequential:
-    """Build h: two hidden layers, then a linear layer to the projection space."""
-    return mlp(in_dim, head_shape(width, width, PROJECTION_DIM, batch_norm=batch_norm))
-
-
 def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
     """Build g: BatchNorm on its input (always), one hidden layer, then a linear layer."""
     layers = mlp(PROJECTION_DIM, head_shape(width, PROJECTION_DIM, batch_norm=batch_norm))
@@ -81,12 +76,14 @@ def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
 
 
 def uses_batch_norm(backbone: nn.Module) -> bool:
-    """Whether the backbone normalises over batches, and the heads with it.
+    """Whether the backbone normalises over batches, and the heads with it; so do those of rows.
 
     Backbones without BatchNorm (vision transformers, ConvNeXt) get the heads of the published
     ViT recipe, without BatchNorm inside; the others those of the ResNet recipe.
     """
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())
+    return isinstance(backbone, nn.Identity) or any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()
+    )
 
 
 class CentroidLayer(nn.Module):
@@ -265,6 +262,7 @@ def build_networks(
     n_clusters: int,
     head_width: int,
     batch_norm: bool | None = None,
+    linear: bool = False,
 ) -> StudentTeacher:
     """Student and teacher on a backbone, with fresh heads.
 
@@ -280,17 +278,45 @@ def build_networks(
         Hidden width of projector and predictor.
     batch_norm : bool, optional
         Whether they have BatchNorm inside; by default if the backbone has it.
+    linear : bool, default=False
+        Whether the projector is one linear layer.
     """
     if batch_norm is None:
         batch_norm = uses_batch_norm(backbone)
+    hidden = () if linear else (head_width, head_width)
     return StudentTeacher(
         ClusterNetwork(
             backbone,
-            projector(n_features, head_width, batch_norm=batch_norm),
+            mlp(n_features, head_shape(*hidden, PROJECTION_DIM, batch_norm=batch_norm)),
             CentroidLayer(n_clusters, PROJECTION_DIM),
             predictor(head_width, batch_norm=batch_norm),
         )
     )
+
+
+@torch.no_grad()
+def keep_distances(networks: StudentTeacher, constant: float) -> None:
+    """Let a linear projector begin as an isometry of its inputs and one more, constant feature.
+
+    Directions are all that is left of projections. With the constant, inputs that differ in
+    length alone differ in direction too.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        Whose projector is one linear layer; changed in place. Distances of d features are kept for
+        d < D; of more, on average, as by any random projection.
+    constant : float
+        The feature; becomes the bias.
+    """
+    (layer,) = networks.student.projector.children()
+    assert isinstance(layer, nn.Linear)
+    D, d = layer.weight.shape
+    unit = torch.linalg.qr(torch.randn(max(d + 1, D), min(d + 1, D)))[0]
+    columns = unit if len(unit) == D else unit.T * ((d + 1) / D) ** 0.5
+    layer.weight.copy_(columns[:, :d])
+    layer.bias.copy_(constant * columns[:, d])
+    networks.update_teacher(0.0)
 
 
 def build_teacher(

@@ -16,9 +16,9 @@ from sklearn_excb.channel_statistics import channel_statistics
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.frozen import Frozen, thawed
 from sklearn_excb.idle_taps import undefined_gradients
-from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
+from sklearn_excb.networks import StudentTeacher, build_networks, keep_distances, uses_batch_norm
 from sklearn_excb.pretrained import InputStatistics, input_statistics
-from sklearn_excb.row_views import RowRecipe, row_recipe
+from sklearn_excb.row_views import RowRecipe, length_feature, row_recipe
 from sklearn_excb.sources import Rows, Source, typical_shape
 from sklearn_excb.validation import check_rows_parameters, check_sizes, check_weights
 from sklearn_excb.views import ViewRecipe
@@ -103,7 +103,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
         pretrained=parameters["pretrained"],
     )
     frozen = parameters["freeze_backbone"]
-    has_batch_norm = frozen or uses_batch_norm(backbone)  # heads on features are those of rows
+    has_batch_norm = frozen or uses_batch_norm(backbone)  # heads on features have it
     settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
@@ -113,6 +113,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
         n_clusters=settings.K,
         head_width=settings.head_width,
         batch_norm=has_batch_norm,
+        linear=settings.backbone == "identity",
     )
     if frozen:
         networks.teacher.backbone = Frozen(backbone)
@@ -155,9 +156,14 @@ def prepare(
         backbone = thawed(networks.teacher.backbone)
         known = input_statistics(settings.backbone, backbone, settings.n_channels)
     n_jobs = number_of_jobs(parameters["n_jobs"], source)
+    recipe = view_recipe(source, settings, known)
+    if settings.backbone == "identity":
+        assert isinstance(source, Rows)
+        assert isinstance(recipe, RowRecipe)
+        keep_distances(networks, length_feature(source.load, len(source), recipe))
     batches = ViewBatches(
         source,
-        view_recipe(source, settings, known),
+        recipe,
         settings.batch_size,
         settings.epochs,
         seed,

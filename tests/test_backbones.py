@@ -83,7 +83,7 @@ def test_the_users_module_is_left_as_it_was():
     [
         ("resnet51", r"Unknown backbone 'resnet51'. Did you mean .*'resnet50'"),
         ("torchvision:resnet51", r"Did you mean .*'torchvision:resnet50'"),
-        ("small_cnn", r"A backbone is 'auto', one of 'cnn', 'mlp'"),
+        ("small_cnn", r"A backbone is 'auto', one of 'cnn', 'identity', 'mlp'"),
     ],
 )
 def test_unknown_names_are_told_what_is_near(name, message):
@@ -109,6 +109,7 @@ def test_modules_that_do_not_fit_say_what_is_needed(module, message):
     [
         ("resnet18", PHOTOS.reshape(4, -1) / 255, "takes images, but X holds 2-D rows"),
         ("mlp", PHOTOS, "takes 2-D rows, but X holds images"),
+        ("identity", PHOTOS, "takes 2-D rows, but X holds images"),
     ],
 )
 def test_rows_and_images_have_their_own_backbones(backbone, X, message):

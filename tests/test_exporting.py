@@ -79,7 +79,7 @@ def gray():
 
 @pytest.fixture(scope="module")
 def rows():
-    excb = small().fit(ROWS)
+    excb = small(backbone="mlp").fit(ROWS)
     assert (excb.relative_cluster_sizes_ > 0).all()
     return excb
 
@@ -300,6 +300,15 @@ def test_the_small_networks_alone(gray, rows, tmp_path):
     rows.set_params(embedding="projection")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["backbone.safetensors"]
+
+
+def test_rows_without_a_backbone(tmp_path):
+    excb = small().fit(ROWS)
+    with pytest.raises(ValueError, match="no backbone to write: rows are features already"):
+        excb.export_backbone(tmp_path / "backbone.safetensors")
+    assert not list(tmp_path.iterdir())
+    excb.export_onnx(tmp_path / "rows.onnx")
+    assert_same(session_of(tmp_path / "rows.onnx"), ROWS.astype(np.float32), excb, ROWS)
 
 
 def test_a_module_of_ones_own_alone(tmp_path):

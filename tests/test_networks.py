@@ -10,7 +10,7 @@ from sklearn_excb import ExCBEstimator, rules
 from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP, SmallCNN
 from sklearn_excb.batches import Batch
-from sklearn_excb.networks import CentroidLayer, build_networks
+from sklearn_excb.networks import CentroidLayer, build_networks, keep_distances
 from sklearn_excb.optimization import Plan, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine, warmup_cosine
 from sklearn_excb.training import start_centroids
@@ -82,6 +82,25 @@ def test_heads_follow_the_backbones_normalisation():
     assert type(without.predictor[0]) is nn.BatchNorm1d
     assert with_norm.projector[0].weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert with_norm.projector[0].bias.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("n_features", "tolerance"), [(2, 1e-5), (255, 1e-5), (256, 0.35), (1000, 0.35)]
+)
+def test_a_linear_projector_keeps_distances(n_features, tolerance):
+    torch.manual_seed(0)
+    backbone = nn.Identity()
+    networks = build_networks(backbone, n_features, n_clusters=4, head_width=8, linear=True)
+    keep_distances(networks, 3.0)
+    x = torch.randn(20, n_features, dtype=torch.float64)
+    given = nn.functional.pad(x, (0, 1), value=3.0)
+    for network in (networks.student, networks.teacher):
+        projections = network.double().project([x])
+        kept = torch.cdist(projections, projections), projections.norm(dim=1)
+        wanted = torch.cdist(given, given), given.norm(dim=1)
+        torch.testing.assert_close(kept, wanted, rtol=tolerance, atol=1e-4)
+        ratio = (kept[0].mean() / wanted[0].mean()).item()
+        assert ratio == pytest.approx(1, rel=0.05)
 
 
 def test_centroids_start_as_means_of_projections(networks):

@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from evaluation import cluster_occupancy
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.row_views import neighborhood_radius, row_recipe, row_statistics
+from sklearn_excb.row_views import length_feature, neighborhood_radius, row_recipe, row_statistics
 
 ROWS = np.random.default_rng(0).standard_normal((600, 7)) * np.arange(1, 8)
 
@@ -41,6 +41,29 @@ def test_noise_does_not_depend_on_units():
     )
     assert large.noise == pytest.approx(small.noise, rel=1e-6)
     assert 0.1 < small.noise < 2
+
+
+@pytest.mark.parametrize("n_features", [1, 2, 50])
+def test_the_constant_feature_follows_the_spread_of_lengths(n_features):
+    rows = 7 + 3 * np.random.default_rng(0).standard_normal((20_000, n_features))
+    recipe = row_recipe(load(rows), len(rows), n_clusters=100, n_global=2, n_local=0)
+    # squared lengths are chi squared: mean d, variance 2 d
+    expected = 2 * np.sqrt(2 * n_features) / np.sqrt(n_features)
+    assert length_feature(load(rows), len(rows), recipe) == pytest.approx(expected, rel=0.05)
+    assert (
+        length_feature(
+            load(np.ones((9, 3))),
+            9,
+            row_recipe(load(np.ones((9, 3))), 9, n_clusters=2, n_global=2, n_local=0),
+        )
+        == 1.0
+    )
+
+
+def test_rows_that_differ_in_length_alone_are_told_apart():
+    lengths = np.repeat([1.0, 2.0, 3.0, 4.0], 30) + 0.01 * np.random.default_rng(0).random(120)
+    labels = ExCBEstimator(K=4, random_state=0).fit_predict(lengths[:, None] * [3.0, 4.0])
+    assert normalized_mutual_info_score(np.repeat(range(4), 30), labels) == 1.0
 
 
 @pytest.mark.slow
