@@ -112,7 +112,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
     facts : Facts
         Of the data.
     has_batch_norm : bool
-        Whether the backbone has BatchNorm layers.
+        Whether the heads have BatchNorm layers: where the backbone has, and on features.
     """
 
     def chosen(name: str, by_rule: Any) -> Any:

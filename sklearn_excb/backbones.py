@@ -269,8 +269,6 @@ def rebuilding(
     """
     if isinstance(name, nn.Module):
         return {"architecture": f"{type(name).__module__}.{type(name).__qualname__}"}
-    if name == "identity":
-        return _described("torch.nn", "Identity")
     if image_size is None:
         return _described("sklearn_excb.backbones", "RowMLP", n_features=n_channels)
     if name == "cnn":

@@ -188,7 +188,12 @@ def fit_source(
         begun.facts.shape,
         labels=last,
         history=history,
-        group_centroids=group_centroids(sums, last, teacher.centroids.unit().detach().numpy()),
+        group_centroids=group_centroids(
+            sums,
+            last,
+            teacher.centroids.unit().detach().numpy(),
+            directions=settings.backbone != "identity",
+        ),
         seed=seed,
         state=state,
         stopped=ending == "stopped",

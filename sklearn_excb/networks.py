@@ -76,14 +76,12 @@ def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
 
 
 def uses_batch_norm(backbone: nn.Module) -> bool:
-    """Whether the backbone normalises over batches, and the heads with it; so do those of rows.
+    """Whether the backbone normalises over batches, and the heads with it.
 
     Backbones without BatchNorm (vision transformers, ConvNeXt) get the heads of the published
     ViT recipe, without BatchNorm inside; the others those of the ResNet recipe.
     """
-    return isinstance(backbone, nn.Identity) or any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()
-    )
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())
 
 
 class CentroidLayer(nn.Module):
@@ -275,7 +273,7 @@ def build_networks(
     n_clusters : int
         K.
     head_width : int
-        Hidden width of projector and predictor.
+        Hidden width of predictor and, unless that is linear, projector.
     batch_norm : bool, optional
         Whether they have BatchNorm inside; by default if the backbone has it.
     linear : bool, default=False
@@ -307,7 +305,7 @@ def keep_distances(networks: StudentTeacher, constant: float) -> None:
         Whose projector is one linear layer; changed in place. Distances of d features are kept for
         d < D; of more, on average, as by any random projection.
     constant : float
-        The feature; becomes the bias.
+        Value of the feature: the bias begins as its column of the isometry times this.
     """
     (layer,) = networks.student.projector.children()
     assert isinstance(layer, nn.Linear)
@@ -316,7 +314,7 @@ def keep_distances(networks: StudentTeacher, constant: float) -> None:
     columns = unit if len(unit) == D else unit.T * ((d + 1) / D) ** 0.5
     layer.weight.copy_(columns[:, :d])
     layer.bias.copy_(constant * columns[:, d])
-    networks.update_teacher(0.0)
+    networks.update_teacher(0.0)  # begins as the student does
 
 
 def build_teacher(

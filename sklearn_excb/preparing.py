@@ -18,7 +18,7 @@ from sklearn_excb.frozen import Frozen, thawed
 from sklearn_excb.idle_taps import undefined_gradients
 from sklearn_excb.networks import StudentTeacher, build_networks, keep_distances, uses_batch_norm
 from sklearn_excb.pretrained import InputStatistics, input_statistics
-from sklearn_excb.row_views import RowRecipe, length_feature, row_recipe
+from sklearn_excb.row_views import RowRecipe, constant_feature, row_recipe
 from sklearn_excb.sources import Rows, Source, typical_shape
 from sklearn_excb.validation import check_rows_parameters, check_sizes, check_weights
 from sklearn_excb.views import ViewRecipe
@@ -96,14 +96,15 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
     if facts.kind == "rows":
         check_rows_parameters(parameters)
     check_weights(parameters)
+    named = resolve_backbone(parameters, facts)
     backbone = build_backbone(
-        resolve_backbone(parameters, facts),
+        named,
         n_channels=facts.n_channels,
         image_size=resolve_image_size(parameters, facts) or None,
         pretrained=parameters["pretrained"],
     )
-    frozen = parameters["freeze_backbone"]
-    has_batch_norm = frozen or uses_batch_norm(backbone)  # heads on features have it
+    frozen, linear = parameters["freeze_backbone"], named == "identity"
+    has_batch_norm = frozen or linear or uses_batch_norm(backbone)  # heads on features have it
     settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
@@ -113,7 +114,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
         n_clusters=settings.K,
         head_width=settings.head_width,
         batch_norm=has_batch_norm,
-        linear=settings.backbone == "identity",
+        linear=linear,
     )
     if frozen:
         networks.teacher.backbone = Frozen(backbone)
@@ -160,7 +161,7 @@ def prepare(
     if settings.backbone == "identity":
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
-        keep_distances(networks, length_feature(source.load, len(source), recipe))
+        keep_distances(networks, constant_feature(source.load, len(source), recipe))
     batches = ViewBatches(
         source,
         recipe,

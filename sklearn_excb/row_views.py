@@ -26,7 +26,8 @@ Indices = npt.NDArray[np.int64]
 _STATISTICS_BLOCK = 2**20  # elements: 8 MB of float64
 _NOISE = 1 << 32  # operation; the block of four features is added
 _STRENGTH, _MOST = 1.8, 1.2  # of the noise: in neighbourhood radii, and at most in units of scale
-_LENGTH = 2.0  # of the constant feature, in standard deviations of the squared lengths
+_LENGTHS = 3.0  # interquartile ranges of the rows' lengths that the constant feature is
+_SHORT = 1e-6  # lengths, in units of scale, that rounding alone may give
 _QUERIES = 64  # rows whose neighbours are looked for
 _FEWEST, _A_CLUSTER = 20_000, 4  # rows among which they are: as many, or as many a cluster
 
@@ -131,12 +132,11 @@ def row_recipe(
     """Recipe of a set of rows, measured on it.
 
     Noise of 1.8 radii, at most 1.2: in many dimensions without structure the radius is that of the
-    whole set, and its noise would drown the rows. By the linear projector of rows it is averaged
-    out, and 1.8, 3 and 4.5 radii gave an NMI of .676 each on embeddings of digits (three seeds;
-    at most 1.2 and 2 on MNIST .512 and .513, one seed). With hidden layers (``backbone="mlp"``)
-    1.2, 1.5 and 1.8 gave .625, .632 and .647 on digits' pixels. Noise with the covariance of the
-    differences between neighbours gave .679 on those embeddings, .661 on pixels of digits where
-    this gives .661, and on MNIST .500 where it was 1.2.
+    whole set, and its noise would drown the rows. The linear projector of rows averages noise out:
+    1.8, 3 and 4.5 radii gave an NMI of .676 each on embeddings of digits (three seeds), limits of
+    1.2 and 2 gave .512 and .513 on MNIST (one seed). With hidden layers (``backbone="mlp"``)
+    1.2, 1.5 and 1.8 gave .625, .632 and .647 on digits' pixels. Noise with the covariance of
+    differences between neighbours gave .679 on those embeddings, and was no better on MNIST.
 
     Parameters
     ----------
@@ -165,15 +165,16 @@ def row_statistics(
     return mean, scale if scale > 1e-12 * max(1.0, np.abs(mean).max()) else 1.0
 
 
-def length_feature(
+def constant_feature(
     load: Callable[[Indices], npt.NDArray[Any]], n_rows: int, recipe: RowRecipe
 ) -> float:
-    """What a constant feature beside those of the rows is to be, in units of their scale.
+    """Value of the constant feature that is put beside those of the rows, in units of their scale.
 
-    Twice the standard deviation of the rows' squared lengths, in shares of their mean, times the
-    root mean square length: small beside the lengths where these are much the same, as in many
-    dimensions. Without it two moons (K = 51) came to an NMI of .19, with it, once, twice or
-    three times as much, to .30, as by k-means; MNIST to .519, .512 and .511 (one seed).
+    Three interquartile ranges of the rows' lengths: as much as most lengths where there are few
+    features, and little beside them where there are many and all rows are about as long; at least
+    a tenth of the median length. Without it two moons (K = 51) came to an NMI of .19, with half of
+    it, with it and with one and a half times as much to .30, as by k-means; MNIST to .519, .512 and
+    .511 (one seed).
 
     Parameters
     ----------
@@ -183,11 +184,12 @@ def length_feature(
         With their mean and scale.
     """
     blocks = _blocks(load, _spread(n_rows, _FEWEST))
-    squares = np.concatenate(
-        [np.square((load(block) - recipe.mean) / recipe.scale).sum(axis=1) for block in blocks]
+    lengths = np.concatenate(
+        [np.linalg.norm((load(block) - recipe.mean) / recipe.scale, axis=1) for block in blocks]
     )
-    mean = squares.mean()
-    return float(_LENGTH * squares.std() / math.sqrt(mean)) if mean else 1.0
+    low, median, high = np.quantile(lengths, [0.25, 0.5, 0.75])
+    constant = max(_LENGTHS * (high - low), median / 10)
+    return float(constant) if constant > _SHORT else 1.0
 
 
 def neighborhood_radius(

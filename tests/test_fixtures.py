@@ -39,4 +39,5 @@ def test_what_was_written_gives_what_it_gave(file):
         np.testing.assert_array_equal(excb.predict(samples), given["labels"])
     assert excb.resolved_params_["K"] == 3
     assert np.isfinite(excb.linkage_).all()
+    assert load(file).partial_fit(samples).predict(samples).shape == (24,)
     assert excb.set_params(epochs=0).fit(samples).labels_.shape == (24,)

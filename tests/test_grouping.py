@@ -208,8 +208,9 @@ def test_bad_arrays_are_explained(centroids, sizes, message):
         merge_tree(centroids, sizes)
 
 
-@pytest.mark.parametrize("d", [5, 300])
-def test_places_are_directions_of_mean_features(d):
+@pytest.mark.parametrize("directions", [True, False])
+@pytest.mark.parametrize("d", [4, 300])
+def test_places_are_those_of_mean_features(d, directions):
     rng = np.random.default_rng(8)
     labels = np.repeat([0, 1, 3, 4], [5, 9, 2, 14])
     features = rng.normal(size=(30, d)) + rng.normal(size=(5, d))[labels]
@@ -217,14 +218,28 @@ def test_places_are_directions_of_mean_features(d):
     np.add.at(sums, labels, features)
     centroids = np.eye(5, dtype=np.float32)
     centroids[2] = [0, 0, 0.6, 0.8, 0]  # nearest to 3, and without images
-    places = group_centroids(sums, labels, centroids)
-    assert places.shape == (5, min(d, 256))
+    places = group_centroids(sums, labels, centroids, directions=directions)
+    assert places.shape == (5, min(d, 5))
     np.testing.assert_array_equal(places[2], places[3])
     expected = np.stack([features[labels == i].mean(axis=0) for i in (0, 1, 3, 4)])
     expected -= features.mean(axis=0)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    if directions:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     used = places[[0, 1, 3, 4]]
-    np.testing.assert_allclose(used @ used.T, expected @ expected.T, atol=1e-5)
+    np.testing.assert_allclose(used @ used.T, expected @ expected.T, rtol=1e-5, atol=1e-5)
+
+
+def test_many_clusters_of_wide_features_lie_in_256_dimensions():
+    rng = np.random.default_rng(9)
+    labels = np.arange(600) % 300
+    features = np.zeros((600, 400), np.float32)
+    features[:, :50] = rng.normal(size=(600, 50))
+    sums = np.zeros((300, 400), np.float32)
+    np.add.at(sums, labels, features)
+    places = group_centroids(sums.copy(), labels, np.eye(300, dtype=np.float32), directions=False)
+    assert places.shape == (300, 256)
+    means = sums / 2 - features.mean(axis=0)
+    np.testing.assert_allclose(places @ places.T, means @ means.T, atol=1e-3)
 
 
 def test_a_fit_knows_where_its_clusters_lie(fitted):

@@ -85,7 +85,7 @@ def test_heads_follow_the_backbones_normalisation():
 
 
 @pytest.mark.parametrize(
-    ("n_features", "tolerance"), [(2, 1e-5), (255, 1e-5), (256, 0.35), (1000, 0.35)]
+    ("n_features", "tolerance"), [(2, 1e-5), (255, 1e-5), (256, 0.15), (1000, 0.35)]
 )
 def test_a_linear_projector_keeps_distances(n_features, tolerance):
     torch.manual_seed(0)

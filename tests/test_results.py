@@ -10,6 +10,9 @@ import pytest
 from benchmarks import cells, learning, results
 from benchmarks.cells import Cell
 from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, load
+from benchmarks.figures import k_means, settled_k_means
+from evaluation import cluster_occupancy, clustering_scores
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.auto import Facts
 from tests.small_runs import BreaksOffError, breaking_off
 
@@ -53,6 +56,18 @@ def test_embeddings_are_stale_once_a_rule_for_images_has_changed(tmp_path, monke
     stored["origin"]["settings"]["teacher_momentum"] = 0.5
     cell.path.write_text(json.dumps(stored))
     assert cell.result is None
+
+
+def test_settled_k_means_is_more_even():
+    digits = load("digits", None, most=400)
+    rows = learning.raw_pixels(digits.train), learning.raw_pixels(digits.test)
+    excb = ExCBEstimator(K=20, random_state=0)
+    settings = cells.resolved(excb, Facts(len(rows[0]), "rows", (0, 0), 64))
+    settled, plain = settled_k_means(*rows, settings, 0), k_means(*rows, 20, 0)
+    used = [cluster_occupancy(of[0], 20).effective_clusters for of in (settled, plain)]
+    assert used[0] > used[1]
+    assert settled[1].shape == (len(rows[1]),)
+    assert clustering_scores(digits.y_test, settled[1]).nmi > 0.6
 
 
 def test_a_cell_is_missing_once_a_rule_has_changed(tmp_path, monkeypatch):
