@@ -103,7 +103,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     embedding : {"projection", "backbone", "similarity"}, default="projection"
         What :meth:`transform` gives: "projection", h(f(x)) as unit rows, of which
         ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone", f(x), for probes and
-        neighbours; "similarity", the cosine similarity to each centroid. May be set after fit.
+        neighbours (rows without a backbone, centred and scaled); "similarity", the cosine
+        similarity to each centroid. May be set after fit.
     image_size : int or "auto", default="auto"
         Side of the global views in pixels. "auto" is that of the images, up to what their number
         is enough for: 32 pixels below 10,000 images, for other networks than "cnn" 64 below 5,000;
@@ -148,7 +149,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     head_width : int or "auto", default="auto"
         Hidden units of projector and predictor, but for the linear projector of rows.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
-        "auto" is "sgd" for backbones with BatchNorm, "adamw" for others.
+        "auto" is "sgd" for backbones with BatchNorm and for rows without one, "adamw" for others.
     learning_rate : float or "auto", default="auto"
         Peak learning rate, reached after the warm-up.
     weight_decay : float, tuple of two float, or "auto", default="auto"

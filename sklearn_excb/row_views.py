@@ -157,10 +157,19 @@ def row_recipe(
 def row_statistics(
     load: Callable[[Indices], npt.NDArray[Any]], n_rows: int
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Mean of each feature, and the root mean square of their deviations; 1 without any spread."""
+    """Mean of each feature, and the root mean square of their deviations; 1 without any spread.
+
+    Raises
+    ------
+    ValueError
+        If the rows are so large that their squares overflow.
+    """
     blocks = _blocks(load, np.arange(n_rows))
     mean = np.sum([load(block).sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / n_rows
-    squares = np.sum([np.square(load(block) - mean).sum() for block in blocks])
+    with np.errstate(over="ignore"):
+        squares = np.sum([np.square(load(block) - mean).sum() for block in blocks])
+    if not np.isfinite(squares):
+        raise ValueError("The rows of X are so large that their squares overflow. Divide them.")
     scale = math.sqrt(squares / n_rows / len(mean))
     return mean, scale if scale > 1e-12 * max(1.0, np.abs(mean).max()) else 1.0
 

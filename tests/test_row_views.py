@@ -26,6 +26,11 @@ def test_one_scale_for_all_features():
     assert row_statistics(load(np.ones((9, 3))), 9)[1] == 1.0
 
 
+def test_rows_too_large_to_square_are_refused():
+    with pytest.raises(ValueError, match=r"their squares overflow\. Divide them"):
+        ExCBEstimator(K=3).fit(1e160 * ROWS)
+
+
 @pytest.mark.parametrize("n_clusters", [2, 30, 600])
 def test_the_radius_is_that_of_half_a_cluster(n_clusters):
     queries = ROWS[np.linspace(0, 599, 64).round().astype(int)]
