@@ -34,7 +34,7 @@ import torch
 from PIL import Image
 
 from benchmarks import lightly_methods, solo_methods
-from benchmarks.cells import DRAWN, METHODS, STUDIES, Cell, resolved, study
+from benchmarks.cells import DRAWN, K_MEANS, METHODS, STUDIES, Cell, resolved, study
 from benchmarks.data_sets import MOST, Split, load, parts_of
 from benchmarks.figures import Outcome, figures, k_means, settled_k_means
 from sklearn_excb import ExCBEstimator, __version__
@@ -44,7 +44,7 @@ from sklearn_excb.images import are_rows, open_source
 from sklearn_excb.preparing import facts_of
 from sklearn_excb.sources import Rows
 
-NO_NETWORK = ("raw pixels", "k-means", "k-means, settled")
+NO_NETWORK = ("raw pixels", *K_MEANS)
 
 
 def measure(cell: Cell, split: Split) -> dict[str, Any]:

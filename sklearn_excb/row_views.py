@@ -165,8 +165,9 @@ def row_statistics(
         If the rows are so large that their squares overflow.
     """
     blocks = _blocks(load, np.arange(n_rows))
-    mean = np.sum([load(block).sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / n_rows
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = [load(block).sum(axis=0, dtype=np.float64) for block in blocks]
+        mean = np.sum(sums, axis=0) / n_rows
         squares = np.sum([np.square(load(block) - mean).sum() for block in blocks])
     if not np.isfinite(squares):
         raise ValueError("The rows of X are so large that their squares overflow. Divide them.")
@@ -181,9 +182,9 @@ def constant_feature(
 
     Three interquartile ranges of the rows' lengths: as much as most lengths where there are few
     features, and little beside them where there are many and all rows are about as long; at least
-    a tenth of the median length. Without it two moons (K = 51) came to an NMI of .19, with half of
-    it, with it and with one and a half times as much to .30, as by k-means; MNIST to .519, .512 and
-    .511 (one seed).
+    a tenth of the median length. Two moons (K = 51), of which it makes 3.2, came to an NMI of .19
+    without it and to .30, as by k-means, with 1.0, 2.1 and 3.1; MNIST, of which it makes 15.8, to
+    .519, .512 and .511 with 8, 16 and 24 (one seed).
 
     Parameters
     ----------

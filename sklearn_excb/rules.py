@@ -38,8 +38,8 @@ def image_size(n_samples: int, short_side: int, *, small_network: bool = False) 
     it is 32 px below FEW. A multiple of 8 pixels, from 64 on of 16.
 
     1,600 clothing photos, three seeds, the small CNN at 32 px and a ResNet-18 at 64: k-NN .523 and
-    .388 (pixels .455), probe .657 and .409, NMI .234 and .130, and four times as long.
-    In so few steps the ResNet hardly learns: at the end its loss is 3.8 to 3.9 of ln K = 4.41. The
+    .388 (pixels .455), probe .657 and .409, NMI .234 and .130, in float32 18 and 67 minutes of a
+    core. In so few steps the ResNet hardly learns: its loss ends at 3.8 to 3.9 of ln K = 4.41. The
     small CNN at 40 px, one seed: .458, .608, .202 (at 32 px that seed: .537, .637, .236). FEW is a
     choice that nobody measured.
     """
@@ -124,9 +124,9 @@ def backbone(n_samples: int, image_size: int, kind: str) -> str:
 
     Rows are features already: they get a projector alone, a linear layer that keeps distances at
     first (:func:`sklearn_excb.networks.keep_distances`). On 4,000 MNIST images as rows the NMI is
-    .521 (three seeds), with two hidden layers .474 (they begin at .345), with a residual layer .498
-    (one seed), by k-means .517. On digits, iris and two moons all are within .03 of each other; on
-    wine (178 rows, K = 9) the hidden layers had .60, this has .56.
+    .521 (three seeds), with two hidden layers .474 (untrained, they have .345), by k-means .517. On
+    digits, iris and two moons both are within .02 of each other; on wine (178 rows, K = 9) the
+    hidden layers had .60, this has .56.
 
     For what a ResNet-18 makes of few photos see :func:`image_size`; the 200,000 are chosen.
     """
