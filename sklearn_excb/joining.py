@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import functools
+import gc
+import importlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,8 @@ _PATIENCE = timedelta(minutes=30)  # for an answer; torch's default without GPUs
 _TO_MEET = "SKLEARN_EXCB_RENDEZVOUS_SECONDS"
 _MEETING_SECONDS = 300.0
 _PORTS, _A_STEP = range(20_000, 30_000), 97
+# by the group of all; not to outlive it
+_second_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,8 @@ def _meet(place: Place, device: torch.device) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     seconds = float(os.environ.get(_TO_MEET, _MEETING_SECONDS))
+    # the defaults of its functions are, and so keep, the group that there is when it is imported
+    importlib.import_module("torch.distributed.nn.functional")
     where: dict[str, Any] = {}  # torchrun leaves a store that is there already
     try:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -169,13 +175,22 @@ def _meet(place: Place, device: torch.device) -> None:
 
 
 def _part() -> None:
+    """Leave the others, before Python ends.
+
+    A group lives as long as anything refers to it, and its threads with it. One that lets go of a
+    tensor when Python has ended aborts the process.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()
 
 
-@functools.cache
 def _ranks(world: Any) -> Ranks:
     """The processes that have met, with a second group where theirs takes no tensors of the CPU."""
-    speaks_on_cpu = "cpu:gloo" in dist.get_backend_config(world)
-    host = world if speaks_on_cpu else dist.new_group(backend="gloo", timeout=_PATIENCE)
+    if "cpu:gloo" in dist.get_backend_config(world):
+        host = world
+    else:
+        if world not in _second_groups:
+            _second_groups[world] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        host = _second_groups[world]
     return Ranks(dist.get_rank(), dist.get_world_size(), host, world)

@@ -52,12 +52,26 @@ def test_is_the_fit_of_one_up_to_rounding(two):
     np.testing.assert_array_equal(together.predict(DIGITS), together.labels_)
 
 
+# registered first, so called last: threads of gloo that would outlive Python, and may abort it
+THREADS = """
+import atexit, os
+from pathlib import Path
+def threads():
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
+def say():
+    print("threads at the end:", threads())
+atexit.register(say)
+"""
+
+
 @pytest.mark.slow
 def test_is_that_of_torchrun_on_every_rank(two, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(call(tmp_path / "out"))
+    script.write_text(THREADS + call(tmp_path / "out") + "assert threads() > 0")
     done = torchrun(script)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("threads at the end: 0") == 2
     for rank in "01":
         assert_same_bits(two, pickle.loads((tmp_path / f"out{rank}").read_bytes()))
 
