@@ -93,6 +93,11 @@ class Settings:
         return named
 
     @property
+    def linear(self) -> bool:
+        """Whether a linear projector alone learns, as by default for rows: there is no backbone."""
+        return self.backbone == "identity"
+
+    @property
     def inference_batch(self) -> int:
         """Images that inference takes at once: 256, or fewer where steps are split."""
         return 256 if self.micro_batch == self.batch_size else min(256, max(32, self.micro_batch))

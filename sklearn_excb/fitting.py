@@ -192,7 +192,7 @@ def fit_source(
             sums,
             last,
             teacher.centroids.unit().detach().numpy(),
-            directions=settings.backbone != "identity",
+            directions=not settings.linear,
         ),
         seed=seed,
         state=state,

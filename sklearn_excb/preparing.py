@@ -158,7 +158,7 @@ def prepare(
         known = input_statistics(settings.backbone, backbone, settings.n_channels)
     n_jobs = number_of_jobs(parameters["n_jobs"], source)
     recipe = view_recipe(source, settings, known)
-    if settings.backbone == "identity":
+    if settings.linear:
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
         keep_distances(networks, constant_feature(source.load, len(source), recipe))
