@@ -141,8 +141,8 @@ def study(name: str) -> list[Cell]:
     return list(STUDIES[name]() if name in STUDIES else _main(name, _ALL))
 
 
-def _main(data: str, methods: tuple[str, ...]) -> Iterator[Cell]:
-    for seed in SEEDS:
+def _main(data: str, methods: tuple[str, ...], seeds: tuple[int, ...] = SEEDS) -> Iterator[Cell]:
+    for seed in seeds:
         for method in methods:
             yield Cell(data, method, seed)
 
@@ -215,9 +215,11 @@ def _settling() -> Iterator[Cell]:
 
 
 def _rows() -> Iterator[Cell]:
-    """Vectors: pixels, and what ``transform`` gave."""
-    for data in ("digits" + AS_ROWS, "digits" + AS_EMBEDDINGS, "mnist10k_npm" + AS_ROWS):
-        yield from _main(data, ("ExCB", *K_MEANS))
+    """Vectors: pixels, and what ``transform`` gave, where three seeds left .02 of NMI undecided."""
+    methods = ("ExCB", *K_MEANS)
+    yield from _main("digits" + AS_ROWS, methods)
+    yield from _main("digits" + AS_EMBEDDINGS, methods, (*SEEDS, 3, 4, 5))
+    yield from _main("mnist10k_npm" + AS_ROWS, methods)
 
 
 _ON_DIGITS = ("no balancing", "solo-learn DINO", "solo-learn SwAV")
