@@ -21,7 +21,9 @@ TITLES = {
     "packed_clothing_short160": "Clothing photos",
 }
 MOST = 5000  # images that are drawn
-AS_ROWS, AS_EMBEDDINGS = " as rows", " as embeddings"  # after a name: vectors, not images
+# after a name: vectors, not images; and, held out beside the others, what was not drawn
+AS_ROWS, AS_EMBEDDINGS, MORE_HELD_OUT = " as rows", " as embeddings", " with more held out"
+_ENDINGS = {AS_ROWS: "rows", AS_EMBEDDINGS: "embeddings", MORE_HELD_OUT: "more"}
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -44,10 +46,10 @@ class Split(NamedTuple):
 
 
 def parts_of(name: str) -> tuple[str, str]:
-    """Name of the images, and "rows" or "embeddings" where vectors take their place, or ""."""
-    for ending in (AS_ROWS, AS_EMBEDDINGS):
+    """Name of the images, and "rows", "embeddings" or "more" for what is made of them, or ""."""
+    for ending, meaning in _ENDINGS.items():
         if name.endswith(ending):
-            return name.removesuffix(ending), ending.removeprefix(" as ")
+            return name.removesuffix(ending), meaning
     return name, ""
 
 
@@ -60,7 +62,8 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
         "digits", or a file ``data / name`` + ".npz", or a folder ``data / name`` with one folder a
         class. An npz has ``labels`` and either ``images`` (n, h, w[, c]) or ``jpeg`` and
         ``offsets``: encoded images one after another, and where each begins. With " as rows" after
-        it, for images of one size, pixels are float32 vectors.
+        it, for images of one size, pixels are float32 vectors; with " with more held out" at most
+        MOST of the images that are not drawn are held out too.
     data : Path, optional
         Folder of the data sets.
     most : int, default=5000
@@ -68,8 +71,8 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     validation : bool, default=False
         Hold out a fifth of the training images instead, and leave the others alone.
     """
-    name, vectors = parts_of(name)
-    if vectors == "embeddings":
+    name, made = parts_of(name)
+    if made == "embeddings":
         raise ValueError("Embeddings are made of images: see benchmarks.learning.split_of.")
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
@@ -85,16 +88,22 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     else:
         raise FileNotFoundError(f"{data} holds neither {name}.npz nor a folder {name}.")
     labels = np.unique(labels, return_inverse=True)[1]
-    indices = np.arange(len(labels))
+    indices, others = np.arange(len(labels)), np.arange(0)
     if len(indices) > most:
-        indices, _ = train_test_split(indices, train_size=most, stratify=labels, random_state=0)
+        indices, others = train_test_split(
+            indices, train_size=most, stratify=labels, random_state=0
+        )
     train, test = train_test_split(indices, test_size=0.2, stratify=labels[indices], random_state=1)
+    if made == "more":
+        if not len(others):
+            raise ValueError(f"{name!r} has no image that is not drawn.")
+        test = np.concatenate([test, others[:MOST]])
     if validation:
         train, test = train_test_split(train, test_size=0.2, stratify=labels[train], random_state=1)
     X, held_out = _take(images, train), _take(images, test)
-    if vectors and not isinstance(X, np.ndarray):
+    if made == "rows" and not isinstance(X, np.ndarray):
         raise ValueError(f"{name!r} has photos of several sizes, whose pixels are no vectors.")
-    if vectors:
+    if made == "rows":
         X, held_out = (part.reshape(len(part), -1).astype(np.float32) for part in (X, held_out))
     return Split(X, held_out, labels[train], labels[test])
 

@@ -80,8 +80,8 @@ def _facts(X: Any) -> Facts:
 
 def split_of(cell: Cell, data: Path | None) -> Split:
     """Images of a cell, their pixels as rows, or the embeddings of a fit to them."""
-    images, vectors = parts_of(cell.data)
-    if vectors != "embeddings":
+    images, made = parts_of(cell.data)
+    if made != "embeddings":
         return _loaded(cell.data, data, cell.validation)
     if cell.validation:
         raise ValueError("Embeddings are of all training images, none of which are held out.")

@@ -41,12 +41,16 @@ def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return rows
 
 
+def _title(data: str) -> str:
+    images = parts_of(data)[0]
+    return data.replace(images, TITLES[images])
+
+
 def rows_by_data(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     """Rows of several data sets, one after another."""
     rows = {}
     for name, of_name in groupby(cells, lambda cell: cell.data):
-        title = name.replace(images := parts_of(name)[0], TITLES[images])
-        rows |= {f"{title}: {row}": of_row for row, of_row in rows_of(of_name).items()}
+        rows |= {f"{_title(name)}: {row}": of_row for row, of_row in rows_of(of_name).items()}
     return rows
 
 
@@ -199,7 +203,7 @@ def comparison_table(cells: Iterable[Cell]) -> str:
                     f"{empty[0]:.1%} : {empty[1]:.1%}",
                 ]
             seeds = f"{len(ours)}, {len(theirs)}"
-            lines.append(f"| {TITLES[name]}, {rival} | {seeds} | {' | '.join(found)} |")
+            lines.append(f"| {_title(name)}, {rival} | {seeds} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 
