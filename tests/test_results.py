@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cells, learning, results
 from benchmarks.cells import Cell
-from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, load
+from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, MORE_HELD_OUT, load
 from benchmarks.figures import k_means, settled_k_means
 from evaluation import cluster_occupancy, clustering_scores
 from sklearn_excb import ExCBEstimator
@@ -168,6 +168,21 @@ def test_validation_leaves_the_held_out_images_alone():
     used = {image.tobytes() for part in (tuning.train, tuning.test) for image in part}
     assert train.isdisjoint(test)
     assert used == train
+
+
+def test_more_held_out_are_those_that_were_not_drawn(tmp_path):
+    labels = np.arange(60) % 2
+    images = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None], (60, 8, 8))
+    np.savez(tmp_path / "squares.npz", images=images, labels=labels)
+    few = load("squares", tmp_path, most=40)
+    more = load("squares" + MORE_HELD_OUT, tmp_path, most=40)
+    np.testing.assert_array_equal(more.train, few.train)
+    np.testing.assert_array_equal(more.test[:8], few.test)
+    found = np.concatenate([more.train, more.test])[:, 0, 0]
+    assert sorted(found) == list(range(60))
+    np.testing.assert_array_equal(more.y_test, more.test[:, 0, 0] % 2)
+    with pytest.raises(ValueError, match="no image that is not drawn"):
+        load("squares" + MORE_HELD_OUT, tmp_path)
 
 
 def test_vectors_are_the_images_of_the_study_or_what_excb_makes_of_them(monkeypatch):
