@@ -29,8 +29,8 @@ from sklearn_excb.run_folder import read_state
 from sklearn_excb.sources import Skipped
 from sklearn_excb.tensor_files import read_tensors, text_checksum, write_tensors
 
-FORMAT = 8
-_READ = (7, FORMAT)
+FORMAT = 9
+_READ = (7, 8, FORMAT)
 _DESCRIPTION = "estimator.json"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."

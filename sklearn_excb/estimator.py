@@ -97,7 +97,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         a certain training. "auto" is then never "cnn", of which there are none.
     freeze_backbone : bool, default=False
         Whether these weights stay, or those of your own module: features of the images are computed
-        once, and only projector, predictor and centroids are trained, on views of the features
+        once, and a linear projector, predictor and centroids are trained, on views of the features
         (those of rows, with noise) in the place of crops. Minutes for thousands of photos on a CPU.
         ``image_size="auto"`` is then 224 px, or four times what the images have.
     embedding : {"projection", "backbone", "similarity"}, default="projection"
@@ -147,7 +147,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         Whether torch.compile makes kernels of the backbone for training. That takes a minute or
         more at the start, and a C++ compiler on CPUs; results differ in rounding.
     head_width : int or "auto", default="auto"
-        Hidden units of projector and predictor, but for the linear projector of rows.
+        Hidden units of predictor and projector; that of rows and of frozen backbones has none.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
         "auto" is "sgd" for backbones with BatchNorm and for rows without one, "adamw" for others.
     learning_rate : float or "auto", default="auto"

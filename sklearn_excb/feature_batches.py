@@ -11,7 +11,7 @@ from sklearn_excb.auto import Settings
 from sklearn_excb.batches import ViewBatches
 from sklearn_excb.inference import embed
 from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.row_views import row_recipe
+from sklearn_excb.row_views import constant_feature, row_recipe
 from sklearn_excb.sources import Rows
 
 Features = npt.NDArray[np.float32]
@@ -42,11 +42,19 @@ def features_of(
     return found
 
 
-def feature_batches(batches: ViewBatches, settings: Settings, features: Features) -> ViewBatches:
+def feature_batches(
+    networks: StudentTeacher,
+    batches: ViewBatches,
+    settings: Settings,
+    features: Features,
+    *,
+    goes_on: bool = False,
+) -> ViewBatches:
     """Batches of views of features, in the place of those of the images that they are of.
 
-    Rows of a fit are centred and scaled for their networks; features are not: the head's first
-    BatchNorm does as much, and what inference gives the head are features as they are.
+    Rows of a fit are centred and scaled for their networks; features are not: it is the projector
+    that does it, for what inference gives it are features as they are. Unless the fit goes on, it
+    is told how.
     """
     rows = Rows(features)
     recipe = row_recipe(
@@ -56,6 +64,9 @@ def feature_batches(batches: ViewBatches, settings: Settings, features: Features
         n_global=settings.n_global,
         n_local=settings.n_local,
     )
+    if not goes_on:
+        constant = constant_feature(rows.load, len(rows), recipe)
+        networks.know_features(constant, recipe.mean, recipe.scale)
     as_they_are = replace(
         recipe, mean=np.zeros_like(recipe.mean), scale=1.0, noise=recipe.noise * recipe.scale
     )

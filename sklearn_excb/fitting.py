@@ -135,7 +135,9 @@ def fit_source(
             mine = ranks.span(len(source))
             features = np.zeros((len(source), n_features), np.float32)
             features[mine] = features_of(networks, batches, settings, np.arange(len(source))[mine])
-            batches = feature_batches(batches, settings, ranks.sum_array(features))
+            features = ranks.sum_array(features)
+            goes_on = begun.goes_on
+            batches = feature_batches(networks, batches, settings, features, goes_on=goes_on)
             del features
 
         whole = partial(batches.whole, settings.inference_batch)

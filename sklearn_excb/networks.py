@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,19 +32,47 @@ class HeadShape:
         Whether BatchNorm follows each linear layer but the last.
     activation : {"relu", "gelu"}
         What follows that.
+    standardized : bool
+        Whether features are centred and scaled first.
     """
 
     widths: tuple[int, ...]
     batch_norm: bool
     activation: Literal["relu", "gelu"]
+    standardized: bool = False  # as in what was written before there was one
 
     @classmethod
     def of(cls, head: nn.Module) -> Self:
         """Shape of a head that :func:`mlp` built."""
         layers = list(head.modules())
         widths = tuple(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
-        has_gelu = any(isinstance(layer, nn.GELU) for layer in layers)
-        return cls(widths, uses_batch_norm(head), "gelu" if has_gelu else "relu")
+        has_gelu, standardized = (
+            any(isinstance(layer, kind) for layer in layers) for kind in (nn.GELU, Standardize)
+        )
+        activation = "gelu" if has_gelu else "relu"
+        return cls(widths, uses_batch_norm(head), activation, standardized)
+
+
+class Standardize(nn.Module):
+    """Features about their mean, divided by one number, so that distances keep their meaning.
+
+    Parameters
+    ----------
+    n_features : int
+        d.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of features (rows, d)."""
+        return (x - self.mean) / self.scale
 
 
 def head_shape(*widths: int, batch_norm: bool) -> HeadShape:
@@ -54,7 +84,7 @@ def mlp(in_dim: int, shape: HeadShape) -> nn.Sequential:
     """Build a head; linear layers start truncated normal of 0.02, with zero biases."""
     if not shape.widths:
         return nn.Sequential()
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [Standardize(in_dim)] if shape.standardized else []
     for width in shape.widths[:-1]:
         layers.append(nn.Linear(in_dim, width))
         if shape.batch_norm:
@@ -202,8 +232,31 @@ class StudentTeacher(nn.Module):
     @property
     def n_features(self) -> int:
         """d, what f gives."""
-        first = self.student.projector[0]  # pyright: ignore[reportIndexIssue]
-        return first.in_features
+        layers = self.student.projector.modules()
+        return next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
+
+    @torch.no_grad()
+    def know_features(
+        self, constant: float, mean: npt.NDArray[np.float64] | None = None, scale: float = 1.0
+    ) -> None:
+        """Tell a linear projector what it will be given, before training.
+
+        Parameters
+        ----------
+        constant : float
+            Value of the feature that :func:`keep_distances` has added, in units of the scale.
+        mean : ndarray of shape (d,), optional
+            Of each feature, if it is the projector that standardises them.
+        scale : float, default=1.0
+            What they are divided by then.
+        """
+        for network in (self.student, self.teacher):
+            for layer in network.projector.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.bias.mul_(constant)
+                elif isinstance(layer, Standardize) and mean is not None:
+                    layer.mean.copy_(torch.from_numpy(mean))
+                    layer.scale.fill_(scale)
 
     def fitting(self) -> StudentTeacher:
         """Set the modes of training; see the class.
@@ -261,6 +314,7 @@ def build_networks(
     head_width: int,
     batch_norm: bool | None = None,
     linear: bool = False,
+    standardized: bool = False,
 ) -> StudentTeacher:
     """Student and teacher on a backbone, with fresh heads.
 
@@ -277,43 +331,47 @@ def build_networks(
     batch_norm : bool, optional
         Whether they have BatchNorm inside; by default if the backbone has it.
     linear : bool, default=False
-        Whether the projector is one linear layer.
+        Whether the projector is one linear layer, which begins as :func:`keep_distances` says.
+    standardized : bool, default=False
+        Whether it takes features as they are, to be standardised.
     """
     if batch_norm is None:
         batch_norm = uses_batch_norm(backbone)
     hidden = () if linear else (head_width, head_width)
-    return StudentTeacher(
+    shape = head_shape(*hidden, PROJECTION_DIM, batch_norm=batch_norm)
+    networks = StudentTeacher(
         ClusterNetwork(
             backbone,
-            mlp(n_features, head_shape(*hidden, PROJECTION_DIM, batch_norm=batch_norm)),
+            mlp(n_features, replace(shape, standardized=standardized)),
             CentroidLayer(n_clusters, PROJECTION_DIM),
             predictor(head_width, batch_norm=batch_norm),
         )
     )
+    if linear:
+        keep_distances(networks)
+    return networks
 
 
 @torch.no_grad()
-def keep_distances(networks: StudentTeacher, constant: float) -> None:
+def keep_distances(networks: StudentTeacher) -> None:
     """Let a linear projector begin as an isometry of its inputs and one more, constant feature.
 
     Directions are all that is left of projections. With the constant, inputs that differ in
-    length alone differ in direction too.
+    length alone differ in direction too. It is 1 until :meth:`StudentTeacher.know_features`.
 
     Parameters
     ----------
     networks : StudentTeacher
-        Whose projector is one linear layer; changed in place. Distances of d features are kept for
-        d < D; of more, on average, as by any random projection.
-    constant : float
-        Value of the feature: the bias begins as its column of the isometry times this.
+        Whose projectors are linear; changed in place. Distances of d features are kept for d < D;
+        of more, on average, as by any random projection.
     """
-    (layer,) = networks.student.projector.children()
+    layer = list(networks.student.projector.modules())[-1]
     assert isinstance(layer, nn.Linear)
     D, d = layer.weight.shape
     unit = torch.linalg.qr(torch.randn(max(d + 1, D), min(d + 1, D)))[0]
     columns = unit if len(unit) == D else unit.T * ((d + 1) / D) ** 0.5
     layer.weight.copy_(columns[:, :d])
-    layer.bias.copy_(constant * columns[:, d])
+    layer.bias.copy_(columns[:, d])
     networks.update_teacher(0.0)  # begins as the student does
 
 

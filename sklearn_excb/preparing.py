@@ -16,7 +16,7 @@ from sklearn_excb.channel_statistics import channel_statistics
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.frozen import Frozen, thawed
 from sklearn_excb.idle_taps import undefined_gradients
-from sklearn_excb.networks import StudentTeacher, build_networks, keep_distances, uses_batch_norm
+from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
 from sklearn_excb.pretrained import InputStatistics, input_statistics
 from sklearn_excb.row_views import RowRecipe, constant_feature, row_recipe
 from sklearn_excb.sources import Rows, Source, typical_shape
@@ -103,8 +103,9 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
         image_size=resolve_image_size(parameters, facts) or None,
         pretrained=parameters["pretrained"],
     )
-    frozen, linear = parameters["freeze_backbone"], named == "identity"
-    has_batch_norm = frozen or linear or uses_batch_norm(backbone)  # heads on features have it
+    frozen = bool(parameters["freeze_backbone"])
+    linear = frozen or named == "identity"
+    has_batch_norm = linear or uses_batch_norm(backbone)  # heads on features have it
     settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
@@ -115,6 +116,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
         head_width=settings.head_width,
         batch_norm=has_batch_norm,
         linear=linear,
+        standardized=frozen,
     )
     if frozen:
         networks.teacher.backbone = Frozen(backbone)
@@ -161,7 +163,7 @@ def prepare(
     if settings.linear:
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
-        keep_distances(networks, constant_feature(source.load, len(source), recipe))
+        networks.know_features(constant_feature(source.load, len(source), recipe))
     batches = ViewBatches(
         source,
         recipe,

@@ -50,7 +50,7 @@ class Trial:
         n = max(_BATCHES * self._settings.inference_batch, _BATCHES * self._settings.batch_size)
         sample = np.arange(min(len(self._batches.source), n))
         features = features_of(self._networks, self._batches, self._settings, sample)
-        batches = feature_batches(self._batches, self._settings, features)
+        batches = feature_batches(self._networks, self._batches, self._settings, features)
         return Trial(self._networks, self._settings, batches, self._clock)
 
     def seconds_a_start_batch(self) -> float:

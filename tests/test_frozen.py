@@ -13,6 +13,7 @@ from torch import nn
 
 from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator, running
+from sklearn_excb.resuming import Earlier
 
 digits = load_digits()
 IMAGES = (digits.images[:600] / 16).astype(np.float32)
@@ -154,6 +155,29 @@ def test_a_warm_start_in_memory_keeps_the_backbone():
     with pytest.raises(ValueError, match="weights are others"):
         excb.fit(IMAGES)
     assert len(excb.history_) == 3
+
+
+def test_a_run_whose_projector_had_hidden_layers_is_refused(fitted):
+    settings = fitted._fitted.settings
+    network = {"settings": settings.as_dict(), "head": {"widths": (512, 512, 256)}}
+    state = {"step": 1, "about": {"network": network, "steps_per_epoch": 9}}
+    with pytest.raises(ValueError, match=r"earlier version, whose projector .* had hidden layers"):
+        Earlier(state, []).first_step(settings, len(IMAGES))
+
+
+def test_the_projector_begins_with_the_distances_of_the_features():
+    excb = estimator(epochs=0).fit(IMAGES)
+    rows = excb.transform(IMAGES)
+    features = excb.set_params(embedding="backbone").transform(IMAGES).astype(np.float64)
+    features -= features.mean(axis=0)
+    projector = excb._fitted.teacher.projector
+    with torch.no_grad():
+        given = projector(torch.from_numpy(excb.transform(IMAGES)))
+    # 512 features do not fit into 256 dimensions: distances are kept on average
+    there, here = (np.linalg.norm(x - x[::-1], axis=1) for x in (features, given.numpy()))
+    assert np.corrcoef(there, here)[0, 1] > 0.95
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    assert projector[0].mean.abs().max() > 0.01
 
 
 def test_backbone_is_exported_as_it_came(fitted, tmp_path):

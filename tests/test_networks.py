@@ -10,7 +10,7 @@ from sklearn_excb import ExCBEstimator, rules
 from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP, SmallCNN
 from sklearn_excb.batches import Batch
-from sklearn_excb.networks import CentroidLayer, build_networks, keep_distances
+from sklearn_excb.networks import CentroidLayer, HeadShape, build_networks, mlp
 from sklearn_excb.optimization import Plan, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine, warmup_cosine
 from sklearn_excb.training import start_centroids
@@ -91,7 +91,7 @@ def test_a_linear_projector_keeps_distances(n_features, tolerance):
     torch.manual_seed(0)
     backbone = nn.Identity()
     networks = build_networks(backbone, n_features, n_clusters=4, head_width=8, linear=True)
-    keep_distances(networks, 3.0)
+    networks.know_features(3.0)
     x = torch.randn(20, n_features, dtype=torch.float64)
     given = nn.functional.pad(x, (0, 1), value=3.0)
     for network in (networks.student, networks.teacher):
@@ -101,6 +101,24 @@ def test_a_linear_projector_keeps_distances(n_features, tolerance):
         torch.testing.assert_close(kept, wanted, rtol=tolerance, atol=1e-4)
         ratio = (kept[0].mean() / wanted[0].mean()).item()
         assert ratio == pytest.approx(1, rel=0.05)
+
+
+def test_a_projector_of_features_as_they_are_keeps_distances_about_their_mean():
+    torch.manual_seed(0)
+    how = {"n_clusters": 4, "head_width": 8, "linear": True, "standardized": True}
+    networks = build_networks(nn.Identity(), 7, **how)
+    x = 5 + 2 * torch.randn(20, 7)
+    networks.know_features(3.0, x.mean(dim=0).double().numpy(), 2.0)
+    given = nn.functional.pad((x - x.mean(dim=0)) / 2, (0, 1), value=3.0)
+    for network in (networks.student, networks.teacher):
+        projections = network.project([x])
+        torch.testing.assert_close(projections @ projections.T, given @ given.T)
+    assert networks.n_features == 7
+    shape = HeadShape.of(networks.student.projector)
+    assert shape == HeadShape((256,), False, "relu", standardized=True)
+    again = mlp(7, shape)
+    again.load_state_dict(networks.student.projector.state_dict())
+    torch.testing.assert_close(again(x), networks.student.project([x]))
 
 
 def test_centroids_start_as_means_of_projections(networks):

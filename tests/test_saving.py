@@ -84,7 +84,7 @@ def test_tensors_of_another_estimator_are_refused(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: d.update(format=9), "has format 9; this version .* reads formats 7 to 8"),
+        (lambda d: d.update(format=99), "has format 99; this version .* reads formats 7 to 9"),
         (lambda d: d.pop("format"), "has format None"),
         (lambda d: d.update(more=1), "other parts .* more unknown, none missing"),
         (lambda d: d.pop("facts"), "none unknown, facts missing"),
