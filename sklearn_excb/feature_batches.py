@@ -55,7 +55,19 @@ def feature_batches(
     Rows of a fit are centred and scaled for their networks; features are not: it is the projector
     that does it, for what inference gives it are features as they are. Unless the fit goes on, it
     is told how.
+
+    Raises
+    ------
+    ValueError
+        If a feature is not finite.
     """
+    sound = np.isfinite(features.max(axis=1)) & np.isfinite(features.min(axis=1))
+    unsound = np.flatnonzero(~sound)
+    if len(unsound):
+        raise ValueError(
+            f"The frozen backbone gives NaN or infinity for {len(unsound)} of {len(features)} "
+            f"images, first for number {unsound[0]}. Look at its weights, and how it wants images."
+        )
     rows = Rows(features)
     recipe = row_recipe(
         rows.load,

@@ -180,6 +180,17 @@ def test_the_projector_begins_with_the_distances_of_the_features():
     assert projector[0].mean.abs().max() > 0.01
 
 
+def test_features_that_are_not_finite_are_told_with_their_image():
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return 1 / x.flatten(1).amax(dim=1, keepdim=True).expand(-1, 3)
+
+    images = IMAGES.copy()
+    images[7] = 0
+    with pytest.raises(ValueError, match="infinity for 1 of 600 images, first for number 7"):
+        estimator(backbone=nn.Sequential(nn.ReLU(), Inverse())).fit(images)
+
+
 def test_backbone_is_exported_as_it_came(fitted, tmp_path):
     from safetensors.torch import load_file
 
