@@ -47,7 +47,7 @@ class Settings:
     smallest_local : float
         Smallest share of the area of a local crop.
     head_width : int
-        Hidden width of projector and predictor.
+        Hidden width of the predictor and, unless it is linear, of the projector.
     micro_batch : int
         Images that go through the networks at once, at most ``batch_size``.
     freeze_backbone : bool
@@ -93,9 +93,9 @@ class Settings:
         return named
 
     @property
-    def linear(self) -> bool:
-        """Whether a linear projector alone learns, as by default for rows: there is no backbone."""
-        return self.backbone == "identity"
+    def has_backbone(self) -> bool:
+        """Whether there is one; for rows there is none by default, and a projector alone learns."""
+        return self.backbone != "identity"
 
     @property
     def inference_batch(self) -> int:
@@ -117,7 +117,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
     facts : Facts
         Of the data.
     has_batch_norm : bool
-        Whether the heads have BatchNorm layers: where the backbone has, and on features.
+        Whether there is BatchNorm inside the heads: where the backbone has it, and on features.
     """
 
     def chosen(name: str, by_rule: Any) -> Any:

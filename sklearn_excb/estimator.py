@@ -149,7 +149,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     head_width : int or "auto", default="auto"
         Hidden units of predictor and projector; that of rows and of frozen backbones has none.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
-        "auto" is "sgd" for backbones with BatchNorm and for rows without one, "adamw" for others.
+        "auto" is "sgd" for backbones with BatchNorm, frozen ones and rows without one, "adamw" for
+        others.
     learning_rate : float or "auto", default="auto"
         Peak learning rate, reached after the warm-up.
     weight_decay : float, tuple of two float, or "auto", default="auto"

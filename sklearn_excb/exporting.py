@@ -225,7 +225,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     from evaluation.output_files import check_writable, replacing
 
     settings, backbone = fitted.settings, thawed(fitted.teacher.backbone)
-    if settings.linear:
+    if not settings.has_backbone:
         raise ValueError(
             "There is no backbone to write: rows are features already. export_onnx writes all "
             "that leads from a row to its embedding and its cluster."

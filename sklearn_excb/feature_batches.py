@@ -76,8 +76,9 @@ def feature_batches(
         n_global=settings.n_global,
         n_local=settings.n_local,
     )
+    recipe = batches.ranks.from_first(recipe)
     if not goes_on:
-        constant = constant_feature(rows.load, len(rows), recipe)
+        constant = batches.ranks.from_first(constant_feature(rows.load, len(rows), recipe))
         networks.know_features(constant, recipe.mean, recipe.scale)
     as_they_are = replace(
         recipe, mean=np.zeros_like(recipe.mean), scale=1.0, noise=recipe.noise * recipe.scale

@@ -194,7 +194,7 @@ def fit_source(
             sums,
             last,
             teacher.centroids.unit().detach().numpy(),
-            directions=not settings.linear,
+            directions=settings.has_backbone,
         ),
         seed=seed,
         state=state,

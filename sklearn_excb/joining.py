@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -180,9 +181,13 @@ def _part() -> None:
     A group lives as long as anything refers to it, and its threads with it. One that lets go of a
     tensor when Python has ended aborts the process.
     """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    gc.collect()
+    sys.last_value = sys.last_traceback = None  # frames of an error that nobody has caught
+    _second_groups.clear()
+    try:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    finally:
+        gc.collect()
 
 
 def _ranks(world: Any) -> Ranks:

@@ -239,7 +239,7 @@ class StudentTeacher(nn.Module):
     def know_features(
         self, constant: float, mean: npt.NDArray[np.float64] | None = None, scale: float = 1.0
     ) -> None:
-        """Tell a linear projector what it will be given, before training.
+        """Tell the projectors, which are linear, what they will be given; once, before training.
 
         Parameters
         ----------
@@ -251,12 +251,12 @@ class StudentTeacher(nn.Module):
             What they are divided by then.
         """
         for network in (self.student, self.teacher):
-            for layer in network.projector.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.bias.mul_(constant)
-                elif isinstance(layer, Standardize) and mean is not None:
-                    layer.mean.copy_(torch.from_numpy(mean))
-                    layer.scale.fill_(scale)
+            standardize, layer = _linear_projector(network)
+            layer.bias.mul_(constant)
+            if standardize is not None:
+                assert mean is not None
+                standardize.mean.copy_(torch.from_numpy(mean))
+                standardize.scale.fill_(scale)
 
     def fitting(self) -> StudentTeacher:
         """Set the modes of training; see the class.
@@ -365,14 +365,23 @@ def keep_distances(networks: StudentTeacher) -> None:
         Whose projectors are linear; changed in place. Distances of d features are kept for d < D;
         of more, on average, as by any random projection.
     """
-    layer = list(networks.student.projector.modules())[-1]
-    assert isinstance(layer, nn.Linear)
+    _, layer = _linear_projector(networks.student)
     D, d = layer.weight.shape
     unit = torch.linalg.qr(torch.randn(max(d + 1, D), min(d + 1, D)))[0]
     columns = unit if len(unit) == D else unit.T * ((d + 1) / D) ** 0.5
     layer.weight.copy_(columns[:, :d])
     layer.bias.copy_(columns[:, d])
     networks.update_teacher(0.0)  # begins as the student does
+
+
+def _linear_projector(network: ClusterNetwork) -> tuple[Standardize | None, nn.Linear]:
+    """Layers of a projector that has no hidden ones."""
+    *before, layer = network.projector.children()
+    assert isinstance(layer, nn.Linear)
+    standardize = before.pop() if before else None
+    assert not before
+    assert standardize is None or isinstance(standardize, Standardize)
+    return standardize, layer
 
 
 def build_teacher(

@@ -147,7 +147,7 @@ class OnlineFit:
         _check_as_fitted(settings, parameters)
         n_samples = max(len(fitted.labels), rules.n_samples(settings.K))
         with own_randomness(fitted.seed or 0):
-            batch_norm = settings.linear or uses_batch_norm(teacher.backbone)
+            batch_norm = not settings.has_backbone or uses_batch_norm(teacher.backbone)
             new = predictor(settings.head_width, batch_norm=batch_norm)
         student = ClusterNetwork(
             copy.deepcopy(teacher.backbone),

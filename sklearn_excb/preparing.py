@@ -105,7 +105,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
     )
     frozen = bool(parameters["freeze_backbone"])
     linear = frozen or named == "identity"
-    has_batch_norm = linear or uses_batch_norm(backbone)  # heads on features have it
+    has_batch_norm = linear or uses_batch_norm(backbone)  # predictors on features
     settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
@@ -160,7 +160,7 @@ def prepare(
         known = input_statistics(settings.backbone, backbone, settings.n_channels)
     n_jobs = number_of_jobs(parameters["n_jobs"], source)
     recipe = view_recipe(source, settings, known)
-    if settings.linear:
+    if not settings.has_backbone:
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
         networks.know_features(constant_feature(source.load, len(source), recipe))

@@ -151,7 +151,8 @@ class Earlier:
         if settings.freeze_backbone and not self._run["network"]["head"].get("standardized"):
             raise ValueError(
                 "The run was begun by an earlier version, whose projector for frozen backbones had "
-                "hidden layers. Go on with that version, or begin anew in another checkpoint_dir."
+                "hidden layers. Go on with that version, or begin anew with warm_start=False and "
+                "another checkpoint_dir."
             )
         per_epoch = settings.steps_per_epoch(n_samples)
         step, was = self.state["step"], self._run["steps_per_epoch"]

@@ -76,6 +76,29 @@ def test_is_that_of_torchrun_on_every_rank(two, tmp_path):
         assert_same_bits(two, pickle.loads((tmp_path / f"out{rank}").read_bytes()))
 
 
+@pytest.mark.slow
+def test_an_error_that_nobody_catches_keeps_no_thread_alive(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(THREADS + call(tmp_path / "out", "K=4 + int(os.environ['RANK'])"))
+    done = torchrun(script)
+    assert done.stderr.count("RankError: Rank 1 is not at the same fit") == 2
+    assert done.stdout.count("threads at the end: 0") == 2
+
+
+def features_of_a_digit():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2), torch.nn.ReLU(), torch.nn.Flatten())
+
+
+@pytest.mark.slow
+def test_of_a_frozen_backbone_is_the_fit_of_one_up_to_rounding():
+    how = {"backbone": features_of_a_digit(), "freeze_backbone": True, "precision": "32"}
+    alone, together = small(**how).fit(DIGITS), small(**how, **TWO).fit(DIGITS)
+    np.testing.assert_array_equal(together.labels_, alone.labels_)
+    np.testing.assert_allclose(together.cluster_centers_, alone.cluster_centers_, atol=1e-4)
+    np.testing.assert_allclose(together.transform(DIGITS), alone.transform(DIGITS), atol=1e-4)
+
+
 def test_works_from_standard_input_without_a_guard(two, tmp_path):
     script = call(tmp_path / "out", "devices=2")
     run = [sys.executable, "-"]
