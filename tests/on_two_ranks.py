@@ -27,9 +27,18 @@ from sklearn_excb.row_views import row_recipe
 from sklearn_excb.settling import settle, told_apart
 from sklearn_excb.sources import Rows
 from sklearn_excb.training import start_centroids, train
+from tests.small_runs import tell_threads_at_the_end
 
+tell_threads_at_the_end()
 RANKS, _ = join("cpu", "auto")
 N, K, STEPS = 240, 8, 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parting():
+    """Hold on to nothing that would keep threads alive when Python ends."""
+    yield
+    del globals()["RANKS"]
 
 
 def test_there_are_two():

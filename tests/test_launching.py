@@ -25,8 +25,9 @@ TWO = {"device": "cpu", "devices": 2}
 CALL = """
 import sys, pickle
 sys.path.insert(0, {here!r})
-from tests.small_runs import DIGITS, result, small
+from tests.small_runs import DIGITS, result, small, tell_threads_at_the_end, threads_of_gloo
 import os
+tell_threads_at_the_end()
 fitted = small(device="cpu", {parameters}).fit(DIGITS)
 name = {out!r} + os.environ.get("RANK", "")
 open(name, "wb").write(pickle.dumps(result(fitted)))
@@ -52,23 +53,10 @@ def test_is_the_fit_of_one_up_to_rounding(two):
     np.testing.assert_array_equal(together.predict(DIGITS), together.labels_)
 
 
-# registered first, so called last: threads of gloo that would outlive Python, and may abort it
-THREADS = """
-import atexit, os
-from pathlib import Path
-def threads():
-    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
-    return sum("gloo" in name for name in names)
-def say():
-    print("threads at the end:", threads())
-atexit.register(say)
-"""
-
-
 @pytest.mark.slow
 def test_is_that_of_torchrun_on_every_rank(two, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(THREADS + call(tmp_path / "out") + "assert threads() > 0")
+    script.write_text(call(tmp_path / "out") + "assert threads_of_gloo() > 0")
     done = torchrun(script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("threads at the end: 0") == 2
@@ -79,7 +67,7 @@ def test_is_that_of_torchrun_on_every_rank(two, tmp_path):
 @pytest.mark.slow
 def test_an_error_that_nobody_catches_keeps_no_thread_alive(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(THREADS + call(tmp_path / "out", "K=4 + int(os.environ['RANK'])"))
+    script.write_text(call(tmp_path / "out", "K=4 + int(os.environ['RANK'])"))
     done = torchrun(script)
     assert done.stderr.count("RankError: Rank 1 is not at the same fit") == 2
     assert done.stdout.count("threads at the end: 0") == 2

@@ -24,3 +24,4 @@ def test_what_two_processes_have_to_be_to_each_other():
     done = torchrun("-m", "pytest", *options, HERE / "on_two_ranks.py")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     assert done.stdout.count(" passed") == 2
+    assert done.stdout.count("threads at the end: 0") == 2
