@@ -421,6 +421,16 @@ def test_clusters_are_sorted_and_filtered(page, written):
     assert page.inner_text("#found") == "2 clusters"
 
 
+@pytest.mark.parametrize("width", [1280, 420])
+def test_clusters_out_of_sight_take_the_room_that_they_will_take(browser, written, width):
+    """Otherwise the page moves under whoever scrolls it, and under their clicks."""
+    heights = "[...document.querySelectorAll('#list .cluster')].map(e => e.offsetHeight)"
+    with opened(browser, written.path, viewport={"width": width, "height": 720}) as page:
+        expected = page.evaluate(heights)
+        page.add_style_tag(content=".cluster { content-visibility: visible !important; }")
+        np.testing.assert_allclose(expected, page.evaluate(heights), atol=5)
+
+
 def test_file_names_are_searched_and_never_run(page, written):
     labels = written.given["labels"]
     page.fill("#search", "01")
