@@ -96,14 +96,16 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     train, test = train_test_split(indices, test_size=0.2, stratify=labels[indices], random_state=1)
     if made == "more":
         if not len(others):
-            raise ValueError(f"{name!r} has no image that is not drawn.")
+            raise ValueError(
+                f"{name!r} has no image that is not drawn: leave out {MORE_HELD_OUT!r}."
+            )
         test = np.concatenate([test, others[:MOST]])
     if validation:
         train, test = train_test_split(train, test_size=0.2, stratify=labels[train], random_state=1)
     X, held_out = _take(images, train), _take(images, test)
-    if made == "rows" and not isinstance(X, np.ndarray):
-        raise ValueError(f"{name!r} has photos of several sizes, whose pixels are no vectors.")
     if made == "rows":
+        if not isinstance(X, np.ndarray):
+            raise ValueError(f"{name!r} has photos of several sizes, whose pixels are no vectors.")
         X, held_out = (part.reshape(len(part), -1).astype(np.float32) for part in (X, held_out))
     return Split(X, held_out, labels[train], labels[test])
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sklearn_excb.auto import Settings
 from sklearn_excb.backbones import build_backbone
 from sklearn_excb.frozen import Frozen
-from sklearn_excb.networks import ClusterNetwork, HeadShape, build_teacher
+from sklearn_excb.heads import HeadShape
+from sklearn_excb.networks import ClusterNetwork, build_teacher
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.views import ViewRecipe
 

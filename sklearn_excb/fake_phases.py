@@ -10,9 +10,10 @@ from torch import Tensor
 from sklearn_excb.attention import nearest
 from sklearn_excb.auto import Settings
 from sklearn_excb.batches import Batch
+from sklearn_excb.heads import PROJECTION_DIM
 from sklearn_excb.inference import outputs
 from sklearn_excb.live_bytes import LiveBytes, fake, tensors_of
-from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
+from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.rivals import build_balancing
 from sklearn_excb.settling import PARTS, settling_sample

@@ -28,8 +28,9 @@ from sklearn_excb.fake_phases import (
     of_settling,
     of_step,
 )
+from sklearn_excb.heads import PROJECTION_DIM
 from sklearn_excb.live_bytes import LiveBytes, size, tensors_of
-from sklearn_excb.networks import PROJECTION_DIM, StudentTeacher
+from sklearn_excb.networks import StudentTeacher
 from sklearn_excb.row_views import RowRecipe
 from sklearn_excb.sources import ArrayImages, ItemImages, Rows
 from sklearn_excb.views import ViewRecipe

@@ -1,4 +1,4 @@
-"""Student and teacher: projector h, predictor g and centroids C on a backbone f. [METHOD.md 2]
+"""Student and teacher: heads and centroids C on a backbone f. [METHOD.md 2]
 
 Axes: ``rows`` are (view, image) pairs, views global first, the images of a view contiguous.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,101 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PROJECTION_DIM = 256
-
-
-@dataclass(frozen=True)
-class HeadShape:
-    """What an MLP head is made of: linear layers, and what lies between them.
-
-    Attributes
-    ----------
-    widths : tuple of int
-        Features that each linear layer gives; the last are those of the head. () is no head.
-    batch_norm : bool
-        Whether BatchNorm follows each linear layer but the last.
-    activation : {"relu", "gelu"}
-        What follows that.
-    standardized : bool
-        Whether features are centred and scaled first.
-    """
-
-    widths: tuple[int, ...]
-    batch_norm: bool
-    activation: Literal["relu", "gelu"]
-    standardized: bool = False  # as in what was written before there was one
-
-    @classmethod
-    def of(cls, head: nn.Module) -> Self:
-        """Shape of a head that :func:`mlp` built."""
-        layers = list(head.modules())
-        widths = tuple(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
-        has_gelu, standardized = (
-            any(isinstance(layer, kind) for layer in layers) for kind in (nn.GELU, Standardize)
-        )
-        activation = "gelu" if has_gelu else "relu"
-        return cls(widths, uses_batch_norm(head), activation, standardized)
-
-
-class Standardize(nn.Module):
-    """Features about their mean, divided by one number, so that distances keep their meaning.
-
-    Parameters
-    ----------
-    n_features : int
-        d.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, n_features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of features (rows, d)."""
-        return (x - self.mean) / self.scale
-
-
-def head_shape(*widths: int, batch_norm: bool) -> HeadShape:
-    """Shape of a head of the published recipes: BatchNorm and ReLU, or GELU alone."""
-    return HeadShape(widths, batch_norm, "relu" if batch_norm else "gelu")
-
-
-def mlp(in_dim: int, shape: HeadShape) -> nn.Sequential:
-    """Build a head; linear layers start truncated normal of 0.02, with zero biases."""
-    if not shape.widths:
-        return nn.Sequential()
-    layers: list[nn.Module] = [Standardize(in_dim)] if shape.standardized else []
-    for width in shape.widths[:-1]:
-        layers.append(nn.Linear(in_dim, width))
-        if shape.batch_norm:
-            layers.append(nn.BatchNorm1d(width))
-        layers.append(nn.ReLU() if shape.activation == "relu" else nn.GELU())
-        in_dim = width
-    head = nn.Sequential(*layers, nn.Linear(in_dim, shape.widths[-1]))
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-    return head
-
-
-def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
-    """Build g: BatchNorm on its input (always), one hidden layer, then a linear layer."""
-    layers = mlp(PROJECTION_DIM, head_shape(width, PROJECTION_DIM, batch_norm=batch_norm))
-    return nn.Sequential(nn.BatchNorm1d(PROJECTION_DIM), *layers)
-
-
-def uses_batch_norm(backbone: nn.Module) -> bool:
-    """Whether the backbone normalises over batches, and the heads with it.
-
-    Backbones without BatchNorm (vision transformers, ConvNeXt) get the heads of the published
-    ViT recipe, without BatchNorm inside; the others those of the ResNet recipe.
-    """
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())
+from sklearn_excb.heads import (
+    PROJECTION_DIM,
+    HeadShape,
+    head_shape,
+    layers_without_hidden,
+    mlp,
+    predictor,
+    uses_batch_norm,
+)
 
 
 class CentroidLayer(nn.Module):
@@ -251,7 +164,7 @@ class StudentTeacher(nn.Module):
             What they are divided by then.
         """
         for network in (self.student, self.teacher):
-            standardize, layer = _linear_projector(network)
+            standardize, layer = layers_without_hidden(network.projector)
             layer.bias.mul_(constant)
             if standardize is not None:
                 assert mean is not None
@@ -365,23 +278,13 @@ def keep_distances(networks: StudentTeacher) -> None:
         Whose projectors are linear; changed in place. Distances of d features are kept for d < D;
         of more, on average, as by any random projection.
     """
-    _, layer = _linear_projector(networks.student)
+    _, layer = layers_without_hidden(networks.student.projector)
     D, d = layer.weight.shape
     unit = torch.linalg.qr(torch.randn(max(d + 1, D), min(d + 1, D)))[0]
     columns = unit if len(unit) == D else unit.T * ((d + 1) / D) ** 0.5
     layer.weight.copy_(columns[:, :d])
     layer.bias.copy_(columns[:, d])
     networks.update_teacher(0.0)  # begins as the student does
-
-
-def _linear_projector(network: ClusterNetwork) -> tuple[Standardize | None, nn.Linear]:
-    """Layers of a projector that has no hidden ones."""
-    *before, layer = network.projector.children()
-    assert isinstance(layer, nn.Linear)
-    standardize = before.pop() if before else None
-    assert not before
-    assert standardize is None or isinstance(standardize, Standardize)
-    return standardize, layer
 
 
 def build_teacher(

@@ -21,8 +21,9 @@ from sklearn_excb.fingerprints import changes, of_parameters
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.generators import own_randomness
 from sklearn_excb.gradients import Divergence, Gradients
+from sklearn_excb.heads import predictor, uses_batch_norm
 from sklearn_excb.history import EpochRecord, entry
-from sklearn_excb.networks import ClusterNetwork, StudentTeacher, predictor, uses_batch_norm
+from sklearn_excb.networks import ClusterNetwork, StudentTeacher
 from sklearn_excb.optimization import Plan
 from sklearn_excb.packing import Snapshot, pack, unpack
 from sklearn_excb.preparing import facts_of, prepare

@@ -15,8 +15,9 @@ from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.channel_statistics import channel_statistics
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.frozen import Frozen, thawed
+from sklearn_excb.heads import uses_batch_norm
 from sklearn_excb.idle_taps import undefined_gradients
-from sklearn_excb.networks import StudentTeacher, build_networks, uses_batch_norm
+from sklearn_excb.networks import StudentTeacher, build_networks
 from sklearn_excb.pretrained import InputStatistics, input_statistics
 from sklearn_excb.row_views import RowRecipe, constant_feature, row_recipe
 from sklearn_excb.sources import Rows, Source, typical_shape

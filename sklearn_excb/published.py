@@ -15,7 +15,8 @@ from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import build_backbone
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.fitting import Fitted
-from sklearn_excb.networks import ClusterNetwork, build_teacher, uses_batch_norm
+from sklearn_excb.heads import uses_batch_norm
+from sklearn_excb.networks import ClusterNetwork, build_teacher
 from sklearn_excb.preparing import IMAGENET_MEAN
 from sklearn_excb.releases import Release, TeacherTensors, listed, teacher_tensors
 from sklearn_excb.torch_files import load_objects, plain_arguments

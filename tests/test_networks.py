@@ -10,7 +10,8 @@ from sklearn_excb import ExCBEstimator, rules
 from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import RowMLP, SmallCNN
 from sklearn_excb.batches import Batch
-from sklearn_excb.networks import CentroidLayer, HeadShape, build_networks, mlp
+from sklearn_excb.heads import HeadShape, mlp
+from sklearn_excb.networks import CentroidLayer, build_networks
 from sklearn_excb.optimization import Plan, build_optimizer, set_rates
 from sklearn_excb.schedules import cosine, warmup_cosine
 from sklearn_excb.training import start_centroids

@@ -25,7 +25,7 @@ from torchvision import transforms as T
 from evaluation import OccupancyDisplay, cluster_occupancy
 from sklearn_excb import ExCBEstimator, inference, reporting
 from sklearn_excb.batches import whole_images
-from sklearn_excb.networks import HeadShape, mlp
+from sklearn_excb.heads import HeadShape, mlp
 from sklearn_excb.pixels import image_tensor
 from tests import published_files as files
 
