@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import sklearn_excb.heads
 import sklearn_excb.networks
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.auto import Facts, resolve
@@ -111,7 +112,8 @@ def detached(value):
 @pytest.fixture(autouse=True)
 def few_dimensions(monkeypatch):
     """The loops of the reference are slow: a projection space of 5 dimensions instead of 256."""
-    monkeypatch.setattr(sklearn_excb.networks, "PROJECTION_DIM", D)
+    for room in (sklearn_excb.heads, sklearn_excb.networks):
+        monkeypatch.setattr(room, "PROJECTION_DIM", D)
 
 
 def networks_in_float64(batch_norm=True) -> StudentTeacher:
