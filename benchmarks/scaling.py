@@ -23,6 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import sklearn_excb.fake_phases as fake_phases
+import sklearn_excb.heads as heads
 import sklearn_excb.memory as memory
 import sklearn_excb.networks as networks_module
 from sklearn_excb import ExCBEstimator
@@ -75,11 +76,11 @@ DEVICES = (1, 8, 64)
 def dimensions(D: int) -> Iterator[None]:
     """Have projections of so many dimensions, which the estimator keeps at 256."""
     before = networks_module.PROJECTION_DIM
-    networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = D
+    heads.PROJECTION_DIM = networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = D
     try:
         yield
     finally:
-        networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = before
+        heads.PROJECTION_DIM = networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = before
 
 
 def views_of(settings: Settings, n: int) -> list[torch.Tensor]:
