@@ -4,18 +4,18 @@ Nothing here depends on how the arrays were made. FAISS, torch, openTSNE, UMAP a
 imported by the functions that use them, when they use them.
 """
 
-from evaluation.clustering import ClusteringScores, clustering_scores
-from evaluation.contact_sheet import ContactSheetDisplay
-from evaluation.duplicates import near_duplicates
-from evaluation.knn import KNNClassifier, KNNScores, knn_accuracy, knn_scores
-from evaluation.label_free import LabelFreeScores, label_free_scores, stability
-from evaluation.linear_probe import LinearProbe, ProbeScores, linear_probe_scores
-from evaluation.neighbors import nearest_neighbors
-from evaluation.occupancy import Occupancy, cluster_occupancy
-from evaluation.occupancy_display import OccupancyDisplay
-from evaluation.projection import Projection, ProjectionDisplay, project
-from evaluation.report import ReportSummary, write_report
-from evaluation.review import ClusterReview, review_clusters
+from .clustering import ClusteringScores, clustering_scores
+from .contact_sheet import ContactSheetDisplay
+from .duplicates import near_duplicates
+from .knn import KNNClassifier, KNNScores, knn_accuracy, knn_scores
+from .label_free import LabelFreeScores, label_free_scores, stability
+from .linear_probe import LinearProbe, ProbeScores, linear_probe_scores
+from .neighbors import nearest_neighbors
+from .occupancy import Occupancy, cluster_occupancy
+from .occupancy_display import OccupancyDisplay
+from .projection import Projection, ProjectionDisplay, project
+from .report import ReportSummary, write_report
+from .review import ClusterReview, review_clusters
 
 __all__ = [
     "ClusterReview",

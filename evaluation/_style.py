@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from evaluation._optional import require
+from ._optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from evaluation import _style
-from evaluation._checks import (
+from . import _style
+from ._checks import (
     SKIPPED,
     check_1d,
     check_choice,
@@ -17,7 +17,7 @@ from evaluation._checks import (
     check_finite,
     check_same_length,
 )
-from evaluation.pictures import Picture, as_rgb, fit_into
+from .pictures import Picture, as_rgb, fit_into
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation._checks import (
+from ._checks import (
     check_1d,
     check_choice,
     check_comparable,
@@ -22,9 +22,9 @@ from evaluation._checks import (
     check_same_length,
     missing_rows,
 )
-from evaluation.knn_classifier import KNNClassifier
-from evaluation.neighbors import Backend
-from evaluation.voting import predicted_codes
+from .knn_classifier import KNNClassifier
+from .neighbors import Backend
+from .voting import predicted_codes
 
 __all__ = ["KNNClassifier", "KNNScores", "knn_accuracy", "knn_scores"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from evaluation._checks import (
+from ._checks import (
     SKIPPED,
     check_choice,
     check_cluster_labels,
@@ -19,8 +19,8 @@ from evaluation._checks import (
     check_same_length,
     missing_rows,
 )
-from evaluation.neighbors import Backend, Index
-from evaluation.projection import RandomState, project
+from .neighbors import Backend, Index
+from .projection import RandomState, project
 
 __all__ = ["LabelFreeScores", "label_free_scores", "stability"]
 

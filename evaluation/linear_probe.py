@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
-from evaluation._checks import (
+from ._checks import (
     check_1d,
     check_comparable,
     check_count,
@@ -24,9 +24,9 @@ from evaluation._checks import (
     check_same_length,
     missing_rows,
 )
-from evaluation.probe_classifier import LinearProbe, Solver
-from evaluation.probe_settings import Views
-from evaluation.stratified import few_shot
+from .probe_classifier import LinearProbe, Solver
+from .probe_settings import Views
+from .stratified import few_shot
 
 __all__ = ["LinearProbe", "ProbeScores", "linear_probe_scores"]
 

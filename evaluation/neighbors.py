@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation._checks import check_choice, check_count, check_finite, check_rows
-from evaluation._fast_search import Backend, Floats, Ints, Propose
-from evaluation._fast_search import proposer as _proposer
+from ._checks import check_choice, check_count, check_finite, check_rows
+from ._fast_search import Backend, Floats, Ints, Propose
+from ._fast_search import proposer as _proposer
 
 __all__ = ["Backend", "Floats", "Ints", "nearest_neighbors"]
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation import _style
-from evaluation.occupancy import Occupancy, cluster_occupancy
+from . import _style
+from .occupancy import Occupancy, cluster_occupancy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

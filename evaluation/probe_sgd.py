@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation._checks import check_finite, check_rows
-from evaluation.probe_heads import Heads, resolve_device, score_heads, train_heads
-from evaluation.probe_settings import Scaling, SgdSettings, Views
-from evaluation.stratified import hold_out
+from ._checks import check_finite, check_rows
+from .probe_heads import Heads, resolve_device, score_heads, train_heads
+from .probe_settings import Scaling, SgdSettings, Views
+from .stratified import hold_out
 
 _RATES_FOR = 256  # the batch size that learning rates are stated for
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from evaluation._checks import (
+from ._checks import (
     check_1d,
     check_choice,
     check_count,
@@ -17,9 +17,9 @@ from evaluation._checks import (
     check_same_length,
     missing_rows,
 )
-from evaluation._optional import importable, require
-from evaluation.projection_display import ProjectionDisplay
-from evaluation.stratified import draw_rows
+from ._optional import importable, require
+from .projection_display import ProjectionDisplay
+from .stratified import draw_rows
 
 __all__ = ["Projection", "ProjectionDisplay", "project"]
 

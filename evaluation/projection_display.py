@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation import _style, thumbnails
-from evaluation._checks import check_1d, check_choice, check_count, check_finite, check_rows
-from evaluation.pictures import as_rgb
+from . import _style, thumbnails
+from ._checks import check_1d, check_choice, check_count, check_finite, check_rows
+from .pictures import as_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation._checks import (
+from ._checks import (
     SKIPPED,
     check_1d,
     check_cluster_labels,
@@ -22,15 +22,15 @@ from evaluation._checks import (
     check_same_length,
     missing_rows,
 )
-from evaluation.duplicates import group_pairs
-from evaluation.output_files import check_writable, replacing
-from evaluation.projection import FEWEST_ROWS, Projection, project
-from evaluation.report_charts import history_charts, meanings_list, occupancy_chart
-from evaluation.report_data import page_data
-from evaluation.report_figures import Model, figures_table, parameters_table
-from evaluation.report_images import Thumbnails, make_thumbnails
-from evaluation.report_sample import choose
-from evaluation.review import ClusterReview, review_clusters
+from .duplicates import group_pairs
+from .output_files import check_writable, replacing
+from .projection import FEWEST_ROWS, Projection, project
+from .report_charts import history_charts, meanings_list, occupancy_chart
+from .report_data import page_data
+from .report_figures import Model, figures_table, parameters_table
+from .report_images import Thumbnails, make_thumbnails
+from .report_sample import choose
+from .review import ClusterReview, review_clusters
 
 _N_OUTLIERS = 24
 _MOST_BLANK = 8  # of these
@@ -328,4 +328,5 @@ def _figure(svg: str, lines: Sequence[str]) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("evaluation").joinpath("report_page", name).read_text(encoding="utf-8")
+    package = __name__.rpartition(".")[0]
+    return files(package).joinpath("report_page", name).read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation._checks import SKIPPED
-from evaluation.projection import Projection
-from evaluation.report_images import Thumbnails
-from evaluation.review import ClusterReview
+from ._checks import SKIPPED
+from .projection import Projection
+from .report_images import Thumbnails
+from .review import ClusterReview
 
 _N_NEIGHBORS = 6  # of each image, in its details
 _NONE = 0xFFFFFFFF

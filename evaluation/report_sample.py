@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation._checks import SKIPPED
-from evaluation.review import ClusterReview
-from evaluation.stratified import draw_rows
+from ._checks import SKIPPED
+from .review import ClusterReview
+from .stratified import draw_rows
 
 _TYPICAL = 12  # of each cluster
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import _style
-from evaluation.pictures import Picture, fit_into
+from . import _style
+from .pictures import Picture, fit_into
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

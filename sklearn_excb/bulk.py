@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock
-from tqdm.auto import tqdm
 
-from evaluation.output_files import replacing
 from sklearn_excb.estimator import ExCBEstimator
+from sklearn_excb.evaluation import output_files
 from sklearn_excb.fingerprints import changes, of_source, of_tensors
 from sklearn_excb.joining import Place, place_of
+from sklearn_excb.progress import progress_bar
 
 Of = Literal["transform", "predict"]
 
@@ -112,13 +112,15 @@ class BulkResults:
                     f"{self.path} is there, and no {about.name} that says what it is a result of: "
                     "choose another file, or remove it."
                 )
-            with replacing(self._beside(".chunks")) as beside:  # first: what follows is ours then
+            with output_files.replacing(
+                self._beside(".chunks")
+            ) as beside:  # first: what follows is ours then
                 beside.write_bytes(_MISSING * self.n_chunks)
-            with replacing(self.path) as beside:
+            with output_files.replacing(self.path) as beside:
                 np.lib.format.open_memmap(
                     beside, mode="w+", dtype=self._dtype, shape=self._shape
                 ).flush()
-            with replacing(about) as beside:
+            with output_files.replacing(about) as beside:
                 beside.write_text(json.dumps(self._about))
 
     @property
@@ -179,7 +181,7 @@ class BulkResults:
             return False
         if self._beside(".skipped.jsonl").exists():
             self._put_in_order(self._beside(".skipped.jsonl"))
-        with replacing(self._beside(".json")) as beside:
+        with output_files.replacing(self._beside(".json")) as beside:
             beside.write_text(json.dumps(self._about | {"done": True}))
         self._beside(".chunks").unlink(missing_ok=True)
         self._beside(".lock").unlink(missing_ok=True)
@@ -196,7 +198,7 @@ class BulkResults:
                 left_out = result == -1 if self._of == "predict" else np.isnan(result)
                 if left_out.all():  # not so where a second try could read it
                     lines[index] = line
-        with replacing(skipped) as beside:
+        with output_files.replacing(skipped) as beside:
             beside.write_text("".join(f"{lines[index]}\n" for index in sorted(lines)))
 
 
@@ -244,8 +246,8 @@ def write_results(
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     results = BulkResults(excb, X, path, of=of, chunk=chunk)
     mine = [number for number in results.missing() if number % place.count == place.rank]
-    hidden = not verbose or place.rank > 0
-    for number in tqdm(mine, desc=f"ExCB: {of}", unit="chunk", disable=hidden):
+    shown = verbose and place.rank == 0
+    for number in progress_bar(mine, shown=shown, desc=f"ExCB: {of}", unit="chunk"):
         results.do(number)
     results.finish()
     return np.load(results.path, mmap_mode="r")

@@ -122,7 +122,7 @@ def nearest_centroids(
 ) -> tuple[Indices, FloatRows]:
     """Most similar centroid of each row, and how similar it is."""
     if device.type == "cpu":
-        from evaluation.neighbors import nearest_neighbors
+        from sklearn_excb.evaluation import nearest_neighbors
 
         similarity, index = nearest_neighbors(rows, centroids, 1, metric="dot")
         return index[:, 0].copy(), similarity[:, 0]

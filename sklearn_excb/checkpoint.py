@@ -63,7 +63,7 @@ def save_estimator(
     fitted : Fitted
         What it learned.
     """
-    from evaluation.output_files import replacing
+    from sklearn_excb.evaluation import output_files
 
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def save_estimator(
         }
     )
     checked = {**description, "checksum": _checksum(description)}
-    with replacing(folder / _DESCRIPTION) as beside:
+    with output_files.replacing(folder / _DESCRIPTION) as beside:
         beside.write_text(json.dumps(checked, indent=1, allow_nan=False), encoding="utf-8")
     for old in before:
         old.unlink(missing_ok=True)

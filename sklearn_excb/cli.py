@@ -196,8 +196,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from evaluation.output_files import check_writable
     from sklearn_excb import ExCBEstimator
+    from sklearn_excb.evaluation import output_files
 
     files = [file for file in (arguments.onnx, arguments.backbone) if file]
     if not files:
@@ -205,7 +205,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if not arguments.onnx and (arguments.embedding or arguments.dtype):
         raise ValueError("--embedding and --dtype are of an ONNX file: name it, --onnx FILE.")
     for file in files:
-        check_writable(file)
+        output_files.check_writable(file)
     estimator = ExCBEstimator.load(arguments.run)
     if arguments.embedding:
         estimator.set_params(embedding=arguments.embedding)

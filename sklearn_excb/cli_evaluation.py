@@ -85,18 +85,18 @@ def embed(arguments: argparse.Namespace) -> int:
     """Write embeddings to a memory-mapped file, which is renamed when it is whole."""
     import numpy as np
 
-    from evaluation.output_files import check_writable, replacing
+    from sklearn_excb.evaluation import output_files
     from sklearn_excb.images import open_source
 
-    out = check_writable(arguments.out)
+    out = output_files.check_writable(arguments.out)
     if arguments.names:
-        check_writable(arguments.names)
+        output_files.check_writable(arguments.names)
     if arguments.names and Path(arguments.names).resolve() == out:
         raise ValueError("--out and --names are the same file: name two.")
     estimator = load_run(arguments).set_params(embedding=arguments.embedding)
     names = open_source(arguments.folder, on_error=estimator.on_error).names or []
     shape = len(names), len(estimator.get_feature_names_out())
-    with replacing(out) as beside:
+    with output_files.replacing(out) as beside:
         rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
         estimator.transform(arguments.folder, out=rows)
         rows.flush()
@@ -110,12 +110,12 @@ def embed(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Write the page, and say what is in it."""
-    from evaluation.output_files import check_writable
     from sklearn_excb import reporting
+    from sklearn_excb.evaluation import output_files
     from sklearn_excb.images import open_source
 
     if arguments.json and arguments.json != "-":
-        check_writable(arguments.json)
+        output_files.check_writable(arguments.json)
     estimator = load_run(arguments)
     y = None
     if arguments.classes:
@@ -154,11 +154,11 @@ def report(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print a table, and write JSON where it is asked for."""
-    from evaluation.output_files import check_writable
     from sklearn_excb import reporting
+    from sklearn_excb.evaluation import output_files
 
     if arguments.json and arguments.json != "-":
-        check_writable(arguments.json)
+        output_files.check_writable(arguments.json)
     estimator = load_run(arguments)
     folders = [arguments.train, *([arguments.test] if arguments.test else [])]
     given: list[Any] = []
@@ -175,12 +175,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print a table of several fits, and draw the sizes of their clusters."""
-    from evaluation.output_files import check_writable
     from sklearn_excb import ExCBEstimator, reporting
+    from sklearn_excb.evaluation import output_files
 
     for file in (arguments.out, arguments.json):
         if file and file != "-":
-            check_writable(file)
+            output_files.check_writable(file)
     rows, display = reporting.compare({run: ExCBEstimator.load(run) for run in arguments.runs})
     if arguments.out:
         figure: Any = display.plot().figure_

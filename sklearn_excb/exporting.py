@@ -63,21 +63,20 @@ def export_onnx(
     RuntimeError
         If onnxruntime does not compute what torch does. Nothing is written then.
     """
-    from evaluation._optional import require
-    from evaluation.output_files import check_writable, replacing
+    from sklearn_excb.evaluation import _optional, output_files
 
     kind = "rows" if isinstance(fitted.recipe, RowRecipe) else "images"
     if dtype not in DTYPES[kind]:
         allowed = " or ".join(map(repr, DTYPES[kind]))
         raise ValueError(f"dtype={dtype!r} cannot be used: for {kind} it must be {allowed}.")
-    parts = [check_writable(path)]
+    parts = [output_files.check_writable(path)]
     file = parts[0]
     for module in ("onnx", "onnxscript", "onnxruntime"):
-        require(module, extra="onnx", purpose="Exporting to ONNX")
+        _optional.require(module, extra="onnx", purpose="Exporting to ONNX")
     network = _end_to_end(fitted, embedding)
     large = sum(tensor.nbytes for tensor in network.state_dict().values()) > _LARGEST_FILE
     if large:  # first, as the other one needs it
-        parts.insert(0, check_writable(file.with_name(f"{file.name}.data")))
+        parts.insert(0, output_files.check_writable(file.with_name(f"{file.name}.data")))
 
     program = _traced(network, _samples(fitted, _TRACED, dtype))
     said = {"K": fitted.settings.K, "embedding": embedding, "dtype": dtype}
@@ -88,7 +87,7 @@ def export_onnx(
         del program
         _check(Path(folder, file.name), network, fitted, dtype)
         for part in parts:
-            with replacing(part) as beside:
+            with output_files.replacing(part) as beside:
                 Path(folder, part.name).replace(beside)
 
 
@@ -222,7 +221,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from evaluation.output_files import check_writable, replacing
+    from sklearn_excb.evaluation import output_files
 
     settings, backbone = fitted.settings, thawed(fitted.teacher.backbone)
     if not settings.has_backbone:
@@ -230,7 +229,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
             "There is no backbone to write: rows are features already. export_onnx writes all "
             "that leads from a row to its embedding and its cluster."
         )
-    file = check_writable(path)
+    file = output_files.check_writable(path)
     how = rebuilding(
         settings.backbone,
         backbone,
@@ -243,7 +242,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
         for name, tensor in backbone.state_dict().items()
     }
     try:
-        with replacing(file) as beside:
+        with output_files.replacing(file) as beside:
             mode = beside.stat().st_mode
             save_file(state, beside, metadata=_metadata(fitted, {"format": "pt", **how}))
             beside.chmod(mode)  # safetensors makes a file anew, which only its owner can read

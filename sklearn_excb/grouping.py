@@ -238,7 +238,7 @@ def _nearest(
     queries: npt.NDArray[Any], database: npt.NDArray[Any], k: int, *, exclude_self: bool = False
 ) -> Ints:
     """Rows of the database, (n, k), that are nearest to each query."""
-    from evaluation.neighbors import nearest_neighbors
+    from sklearn_excb.evaluation import nearest_neighbors
 
     # <q, c> - |c|^2 / 2 is largest where |q - c| is smallest
     halves = np.einsum("kd,kd->k", database, database)[:, None] / -2

@@ -35,7 +35,7 @@ _FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
 def filling(labels: npt.NDArray[np.int64], n_clusters: int, suffix: str = "") -> dict[str, float]:
     """Occupancy of the clusters by some labels, under names with a suffix."""
-    from evaluation.occupancy import cluster_occupancy
+    from sklearn_excb.evaluation import cluster_occupancy
 
     occupancy = cluster_occupancy(labels, n_clusters)
     return {name + suffix: getattr(occupancy, name) for name in _FILLINGS}

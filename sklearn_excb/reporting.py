@@ -19,7 +19,7 @@ from sklearn_excb.resampling import to_unit
 from sklearn_excb.sources import ArrayImages, ItemImages
 
 if TYPE_CHECKING:
-    from evaluation import OccupancyDisplay, ReportSummary
+    from sklearn_excb.evaluation import OccupancyDisplay, ReportSummary
 
 _THUMBNAIL = 128  # pixels of the short side that are decoded, where the format allows
 _SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
@@ -128,13 +128,13 @@ def report(
     ValueError
         If the data cannot be used.
     """
-    from evaluation import write_report
-    from evaluation.output_files import check_writable
-    from evaluation.projection import FEWEST_ROWS
+    from sklearn_excb.evaluation import output_files, projection, write_report
 
-    check_writable(path)
-    if max_images < FEWEST_ROWS:
-        raise ValueError(f"max_images={max_images}, needed at least {FEWEST_ROWS}: a map of some.")
+    output_files.check_writable(path)
+    if max_images < projection.FEWEST_ROWS:
+        raise ValueError(
+            f"max_images={max_images}, needed at least {projection.FEWEST_ROWS}: a map of some."
+        )
     seen = see(estimator, X)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):
@@ -198,7 +198,7 @@ def evaluate(
     ValueError
         If only one of two collections has classes, or the data cannot be used.
     """
-    from evaluation import cluster_occupancy, clustering_scores
+    from sklearn_excb.evaluation import cluster_occupancy, clustering_scores
 
     if test is not None and (y_train is None) != (y_test is None):
         raise ValueError("Only one of the two collections has classes: needed both, or neither.")
@@ -225,7 +225,7 @@ def _accuracies(
     test: npt.NDArray[np.float32] | None = None,
     y_test: npt.NDArray[Any] | None = None,
 ) -> dict[str, Any]:
-    from evaluation import knn_scores, linear_probe_scores
+    from sklearn_excb.evaluation import knn_scores, linear_probe_scores
 
     neighbors = knn_scores(train, y_train, test, y_test)
     found: dict[str, Any] = {"knn": neighbors.accuracy}
@@ -253,7 +253,7 @@ def compare(
     display : OccupancyDisplay
         Sizes of the clusters, drawn when ``plot`` is called.
     """
-    from evaluation import OccupancyDisplay, cluster_occupancy
+    from sklearn_excb.evaluation import OccupancyDisplay, cluster_occupancy
 
     first = next(iter(estimators.values()))
     rows, occupancies = [], {}
@@ -276,7 +276,7 @@ def compare(
 
 def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
     """Agreement over the images of both, by name, or by place where none has a name."""
-    from evaluation import stability
+    from sklearn_excb.evaluation import stability
 
     a, b = one.labels_, other.labels_
     if hasattr(one, "sample_names_") and hasattr(other, "sample_names_"):
@@ -315,7 +315,7 @@ def _embed(estimator: ExCBEstimator, X: Any, embedding: str) -> npt.NDArray[np.f
 def _nearest(
     rows: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
-    from evaluation import nearest_neighbors
+    from sklearn_excb.evaluation import nearest_neighbors
 
     return nearest_neighbors(rows, centroids, 1, metric="dot")[1][:, 0]
 

@@ -149,10 +149,10 @@ class RunFolder:
         return sorted(_states_in(self.path), key=_step_of, reverse=True)
 
     def _keep_as_best(self, file: Path) -> None:
-        from evaluation.output_files import replacing
+        from sklearn_excb.evaluation import output_files
 
         try:
-            with replacing(self.path / "best.safetensors") as beside:
+            with output_files.replacing(self.path / "best.safetensors") as beside:
                 beside.unlink()
                 try:
                     os.link(file, beside)  # the same bytes under a second name

@@ -44,12 +44,12 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
     TypeError
         If a tensor is of a dtype that safetensors has not, such as complex numbers.
     """
-    from evaluation.output_files import replacing
+    from sklearn_excb.evaluation import output_files
 
     text = json.dumps(description)
     checksum = _checksum(tensors, text)
     try:
-        with replacing(file) as beside:
+        with output_files.replacing(file) as beside:
             mode = beside.stat().st_mode
             said = {"description": text, "checksum": checksum}
             save_file(dict(tensors), beside, metadata=said)

@@ -22,6 +22,7 @@ from tests.test_ranks import HERE, torchrun
 
 DIGITS = (load_digits().images[:90] / 16).astype(np.float32)
 SMALL = {"K": 5, "epochs": 1, "batch_size": 16, "n_local": 0, "random_state": 0, "n_jobs": 1}
+SMALL |= {"head_width": 16}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("ending", [".chunks", "", ".json"])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_beginning_that_was_cut_off_is_begun_again(ending, before, fitted, tmp_path, monkeypatch):
-    real, path = bulk.replacing, tmp_path / "x.npy"
+    real, path = bulk.output_files.replacing, tmp_path / "x.npy"
 
     @contextmanager
     def cut_off(file):
@@ -141,7 +142,7 @@ def test_a_beginning_that_was_cut_off_is_begun_again(ending, before, fitted, tmp
             yield beside
 
     with monkeypatch.context() as patched:
-        patched.setattr(bulk, "replacing", cut_off)
+        patched.setattr(bulk.output_files, "replacing", cut_off)
         with pytest.raises(Killed):
             write_results(fitted, DIGITS, path, chunk=32)
     np.testing.assert_array_equal(
