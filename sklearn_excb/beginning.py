@@ -19,6 +19,7 @@ from sklearn_excb.memory_budget import within_memory
 from sklearn_excb.networks import compiled
 from sklearn_excb.packing import Snapshot, pack, unpack
 from sklearn_excb.preparing import facts_of, prepare
+from sklearn_excb.progress import progress_bar
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
 from sklearn_excb.run_folder import RunFolder, run_folder
@@ -156,7 +157,7 @@ def begin(
         ),
     }
     shown = parameters["verbose"] and ranks.first
-    bar = stack.enter_context(tqdm(desc="ExCB: starting", unit="img", disable=not shown))
+    bar = stack.enter_context(progress_bar(shown=shown, desc="ExCB: starting", unit="img"))
     run = Run.of(networks, settings, device, per_epoch)
     if earlier is not None:
         step, within = earlier.first_step(settings, n_samples)

@@ -55,8 +55,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        native = device.type == "cpu" and _cpu_multiplies_in_bfloat16()
     return "bf16" if native else "32"
+
+
+def _cpu_multiplies_in_bfloat16() -> bool:
+    """Whether the CPU has the instructions, and torch may use them (``ATEN_CPU_CAPABILITY``)."""
+    allowed = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    return allowed and torch.cpu._is_avx512_bf16_supported()
 
 
 def available_memory(device: torch.device) -> int:
@@ -70,7 +76,7 @@ def available_memory(device: torch.device) -> int:
         return min([psutil.virtual_memory().available, *_left_in_cgroups()])
     if device.type == "mps":  # its memory is the system's
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    free, _ = torch.accelerator.get_memory_info(device)
+    free, _ = torch.get_device_module(device).mem_get_info(device)
     reserved = torch.accelerator.memory_reserved(device)
     return free + reserved - torch.accelerator.memory_allocated(device)
 

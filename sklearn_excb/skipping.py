@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import SkippedImageWarning, UnreadPicturesWarning
 from sklearn_excb.folders import unread_pictures
+from sklearn_excb.progress import progress_bar
 from sklearn_excb.ranks import Ranks
 from sklearn_excb.sources import ItemImages, Skipped, Source
 from sklearn_excb.threads import reading_threads
@@ -44,7 +44,7 @@ def leave_out_unusable(
         read = stack.enter_context(reading_threads(n_jobs))
         some = np.linspace(0, len(source) - 1, min(len(source), most or len(source))).astype(int)
         bar = stack.enter_context(
-            tqdm(total=len(some), desc="ExCB: trying the images", disable=not progress)
+            progress_bar(shown=progress, total=len(some), desc="ExCB: checking the images")
         )
         for first in range(0, len(some), _AT_ONCE):
             for _ in read(attempt, some[first : first + _AT_ONCE].tolist()):
