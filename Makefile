@@ -1,41 +1,63 @@
-# Set up once, then `make demo` or `make test`. Needs Python 3.11 or newer with venv, and make.
-PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# Every target first installs what it needs into .venv, once. `make demo` and `make test` need nothing
+# but Python 3.11 or newer with venv, and make. PYTHON, VENV and the variables of pip (PIP_INDEX_URL, ...)
+# choose another interpreter, folder or index.
+export PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# one thread a worker: two workers with two threads each get in each other's way on two cores
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-.PHONY: demo test slow lint docs dist clean
+.PHONY: demo test slow lint docs dist oldest clean
 
-demo: $(READY)
+demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py
 
-# one thread a worker: two workers with two threads each get in each other's way on two cores
-test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow"
 
-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow -q --durations=12
+slow: $(VENV)/.slow
+	$(PYTEST) -m slow --durations=12
 
-lint: $(READY)
+lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 # runs the examples that are pages of it; a warning is an error
-docs: $(READY)
+docs: $(VENV)/.docs
+	$(PYTEST) tests/test_docstrings.py
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
-dist: $(READY)
-	rm -rf dist
+# wheel and sdist; the wheel alone, in an empty environment, runs README's first lines
+dist: $(VENV)/.dist
+	rm -rf dist $(VENV)-wheel
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+	.ci/install $(VENV)-wheel dist/*.whl
+	$(VENV)-wheel/bin/python -I tests/first_minute.py README.md
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
+# the tests with the oldest packages that pyproject.toml admits
+oldest: VENV = .venv-oldest
+oldest: .venv-oldest/.oldest
+	$(PYTEST) -m "not slow"
+
+$(VENV)/.demo: pyproject.toml
+	.ci/install $(VENV) --group demo --editable .
+	touch $@
+
+$(VENV)/.test $(VENV)/.slow $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: pyproject.toml
+	.ci/install $(VENV) --group $* --editable ".[all]"
+	touch $@
+
+$(VENV)/.dist: pyproject.toml
+	.ci/install $(VENV) --group dist
+	touch $@
+
+.venv-oldest/.oldest: pyproject.toml
+	.ci/install .venv-oldest uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --group test --editable ".[all]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/auto_examples docs/generated .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-wheel build dist docs/_build docs/auto_examples docs/generated .pytest_cache .ruff_cache

@@ -38,6 +38,34 @@ def balance(z, sizes, below="linear"):
     return torch.stack(rows)
 
 
+def sinkhorn_knopp(z, temperature, n_iterations):
+    """Soft assignments of a batch to equal clusters. [Caron et al. 2020, SwAV, Appendix A]
+
+    By turns, columns (clusters) of exp(z / temperature) are scaled to 1/K and rows to 1/n.
+    """
+    q = torch.exp(z.double() / temperature)
+    n_rows, n_clusters = q.shape
+    for _ in range(n_iterations):
+        for k in range(n_clusters):
+            q[:, k] = q[:, k] / q[:, k].sum() / n_clusters
+        for i in range(n_rows):
+            q[i] = q[i] / q[i].sum() / n_rows
+    return q * n_rows
+
+
+def centred(z, center, temperature):
+    """Targets of DINO: softmax after the running mean is subtracted. [Caron et al. 2021, Alg. 1]"""
+    return torch.stack([softmax((row - center) / temperature) for row in z.double()])
+
+
+def center_update(center, z, momentum):
+    """Running mean of the similarities to each cluster. [Caron et al. 2021, equation 4]"""
+    mean = torch.zeros_like(center)
+    for row in z.double():
+        mean = mean + row / len(z)
+    return momentum * center + (1 - momentum) * mean
+
+
 def labels_of(z):
     """Hard labels: the argmax of each row, the first index on ties. [METHOD.md 4]"""
     labels = []

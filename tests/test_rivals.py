@@ -1,11 +1,9 @@
-"""The rivals of balancing by size, against lightly's versions of them."""
+"""The rivals of balancing by size, against their equations and lightly's versions of them."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightly.loss import DINOLoss
-from lightly.loss.swav_loss import sinkhorn
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
@@ -13,6 +11,7 @@ from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.balancing import ClusterSizes
 from sklearn_excb.loss import excb_loss, teacher_targets
 from sklearn_excb.rivals import Centering, NoBalancing, Sinkhorn, build_balancing
+from tests import reference
 
 G, B, D, K = 2, 12, 16, 3000  # more clusters than a block holds
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
@@ -38,16 +37,27 @@ def test_nothing_is_the_softmax():
     torch.testing.assert_close(p, torch.softmax(similarity / 0.04, dim=-1), rtol=1e-4, atol=1e-7)
 
 
+def lightlys_sinkhorn(z, temperature, n_iterations):
+    from lightly.loss.swav_loss import sinkhorn
+
+    return sinkhorn(z.double(), iterations=n_iterations, epsilon=temperature)
+
+
+ORACLES = [reference.sinkhorn_knopp, pytest.param(lightlys_sinkhorn, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("n_clusters", [7, K])
-def test_sinkhorn_is_that_of_swav(n_clusters):
+def test_sinkhorn_is_that_of_swav(n_clusters, oracle):
     rows, centroids, similarity = batch(n_clusters=n_clusters)
     ours = Sinkhorn(n_clusters, rows_a_cluster=0)
     _, p = probabilities(ours, rows, centroids, 0.05)
-    theirs = sinkhorn(similarity.flatten(0, 1).double(), iterations=3, epsilon=0.05)
+    theirs = oracle(similarity.flatten(0, 1), 0.05, 3)
     torch.testing.assert_close(p.flatten(0, 1), theirs.float(), rtol=1e-3, atol=1e-6)
 
 
-def test_sinkhorn_keeps_earlier_rows_where_a_batch_has_few():
+@pytest.mark.parametrize("oracle", ORACLES)
+def test_sinkhorn_keeps_earlier_rows_where_a_batch_has_few(oracle):
     n_clusters = 20  # 30 rows wanted, 24 a batch
     ours = Sinkhorn(n_clusters)
     rows, centroids, _ = batch(0, n_clusters)
@@ -57,12 +67,28 @@ def test_sinkhorn_keeps_earlier_rows_where_a_batch_has_few():
     _, p = probabilities(ours, later, centroids, 0.05)
     unit = F.normalize(centroids, dim=-1)
     together = torch.cat([later.flatten(0, 1), rows.flatten(0, 1)[:6]])
-    theirs = sinkhorn((F.normalize(together, dim=-1) @ unit.T).double(), epsilon=0.05)
+    theirs = oracle(F.normalize(together, dim=-1) @ unit.T, 0.05, 3)
     torch.testing.assert_close(p.flatten(0, 1), theirs[:24].float(), rtol=1e-3, atol=1e-6)
 
 
+def test_centering_subtracts_the_running_mean():
+    n_clusters = 300
+    ours, center = Centering(n_clusters), torch.zeros(n_clusters, dtype=torch.float64)
+    for seed in range(3):
+        rows, centroids, similarity = batch(seed, n_clusters)
+        targets, p = probabilities(ours, rows, centroids, 0.07)
+        expected = reference.centred(similarity.flatten(0, 1), center, 0.07)
+        torch.testing.assert_close(p.flatten(0, 1), expected.float(), rtol=1e-4, atol=1e-7)
+        ours.update(targets.labels)
+        center = reference.center_update(center, similarity.flatten(0, 1), 0.9)
+
+
+@pytest.mark.slow
 def test_centering_gives_the_loss_of_dino():
-    theirs = DINOLoss(K, warmup_teacher_temp=0.07, teacher_temp=0.07, warmup_teacher_temp_epochs=0)
+    from lightly.loss import DINOLoss
+
+    rates = {"warmup_teacher_temp": 0.07, "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 0}
+    theirs = DINOLoss(K, **rates)
     ours = Centering(K)
     for seed in range(3):
         rows, centroids, similarity = batch(seed)
@@ -94,6 +120,9 @@ def test_fits_with_a_rival(balancing):
         epochs=2,
         batch_size=32,
         micro_batch=20,
+        image_size=12,
+        local_size=8,
+        head_width=16,
         balancing=balancing,
         teacher_temperature=(0.04, 0.07),
         random_state=0,

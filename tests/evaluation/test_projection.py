@@ -32,7 +32,10 @@ def blobs():
     return (3 * np.eye(3, 16)[y] + 0.4 * rng.normal(size=(150, 16))).astype(np.float32), y
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+UMAP = pytest.param("umap", marks=pytest.mark.slow)  # Numba compiles it in each process
+
+
+@pytest.mark.parametrize("method", ["tsne", UMAP])
 def test_projection_is_reproducible_and_keeps_neighbours(blobs, method):
     x, _ = blobs
     first = project(x, method, random_state=3)
@@ -69,7 +72,7 @@ def test_three_dimensions(blobs):
     assert project(blobs[0][:30], n_components=3, random_state=0).coordinates.shape == (30, 3)
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", ["tsne", UMAP])
 @pytest.mark.parametrize("n", [4, 5, 12, 25])
 def test_few_rows_lower_the_number_of_neighbours(blobs, method, n):
     found = project(blobs[0][:n], method, random_state=0)

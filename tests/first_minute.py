@@ -1,0 +1,36 @@
+"""The first minute of a user: README's first lines, with the package as it is installed here.
+
+Run by ``make dist``, with the wheel alone: python -I tests/first_minute.py README.md
+"""
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from sklearn.datasets import load_digits
+
+README = Path(sys.argv[1]).resolve()
+
+
+def first_lines():
+    """The first block of Python in the README."""
+    return re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)
+    Path("photos").mkdir()
+    for number, image in enumerate(load_digits().images[:40].astype("uint8") * 15):
+        Image.fromarray(image).save(f"photos/{number}.png")
+    exec(compile(first_lines(), str(README), "exec"))
+
+    import evaluation
+    import sklearn_excb
+    import sklearn_excb.evaluation
+
+    assert README.parent not in Path(sklearn_excb.__file__).parents, "this is the checkout"
+    assert sklearn_excb.evaluation.knn_accuracy is evaluation.knn_accuracy
+    os.chdir("/")
