@@ -24,7 +24,7 @@ junk = random.random((12, 8, 8))
 images = np.concatenate([digits, copies, junk])
 first_copy, first_junk = len(digits), len(digits) + len(copies)
 
-excb = ExCBEstimator(K=26, epochs=12, random_state=0).fit(images)
+excb = ExCBEstimator(K=26, epochs=12, image_size=16, random_state=0).fit(images)
 projections = excb.transform(images)
 
 # %%

@@ -30,7 +30,7 @@ K = 92
 warnings.simplefilter("ignore", CollapseWarning)
 models = {"ExCB": {"settle_passes": 0}, "DINO's centering": {"balancing": "centering"}}
 fitted = {
-    name: ExCBEstimator(K=K, epochs=12, random_state=0, **how).fit(images)
+    name: ExCBEstimator(K=K, epochs=12, image_size=16, random_state=0, **how).fit(images)
     for name, how in models.items()
 }
 for name, excb in fitted.items():

@@ -21,7 +21,7 @@ images, y = digits.images / 16, digits.target  # y is what the person knows
 # The person is shown the most typical image of each cluster.
 
 K = 60
-excb = ExCBEstimator(K=K, epochs=12, random_state=0).fit(images)
+excb = ExCBEstimator(K=K, epochs=12, image_size=16, random_state=0).fit(images)
 similarity = excb.set_params(embedding="similarity").transform(images)
 shown = similarity.argmax(axis=0)
 names = y[shown]

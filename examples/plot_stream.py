@@ -27,7 +27,7 @@ K, AT_ONCE = 60, 100
 random = np.random.default_rng(0)
 by_class = [np.argsort(y_train, kind="stable")] * 3
 shuffled = [random.permutation(len(train)) for _ in range(2)]
-excb = ExCBEstimator(K, random_state=0)
+excb = ExCBEstimator(K, image_size=16, random_state=0)
 calls, in_use, n_calls = [], [], 0
 for order in by_class + shuffled:
     for rows in np.array_split(order, len(order) // AT_ONCE):

@@ -19,7 +19,7 @@ FITTED = Path("fitted-by-ray").absolute()  # on a cluster: a folder that all mac
 def work() -> None:
     """Fit, as each worker does; all of them have the result, and the first one keeps it."""
     images = load_digits().images / 16
-    excb = ExCBEstimator(K=50, epochs=3, random_state=0).fit(images)
+    excb = ExCBEstimator(K=50, epochs=3, image_size=16, random_state=0).fit(images)
     if train.get_context().get_world_rank() == 0:
         excb.save(FITTED)
 

@@ -30,7 +30,12 @@ arguments = parser.parse_args()
 
 images = load_digits().images / 16
 excb = ExCBEstimator(
-    K=50, epochs=3, random_state=0, devices=arguments.devices, checkpoint_dir=arguments.run
+    K=50,
+    epochs=3,
+    image_size=16,  # twice the size of the digits: a fit of seconds
+    random_state=0,
+    devices=arguments.devices,
+    checkpoint_dir=arguments.run,
 ).fit(images)
 
 if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # all have the same result
