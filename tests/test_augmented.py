@@ -24,7 +24,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def excb(images):
-    return ExCBEstimator(K=12, epochs=1, embedding="backbone", flip=0.5, random_state=0).fit(images)
+    small = {"K": 12, "epochs": 1, "image_size": 16, "local_size": 8, "head_width": 16}
+    return ExCBEstimator(**small, embedding="backbone", flip=0.5, random_state=0).fit(images)
 
 
 def by_hand(excb, images, epoch, rows, *, seed, smallest, flip):

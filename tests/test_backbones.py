@@ -9,17 +9,21 @@ from sklearn_excb import ExCBEstimator
 from sklearn_excb.backbones import build_backbone, output_dim
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-NAMES = [
-    "resnet18",
+LARGE = [
     "resnet50",
     "torchvision:resnet50",
-    "vit_tiny_patch16_224",
     "vit_small_patch16_224",
     "convnext_atto",
     "mobilenetv3_small_050",
     "efficientnet_b0",
     "regnetx_002",
     "deit_tiny_patch16_224",
+]
+NAMES = [
+    "resnet18",
+    "torchvision:resnet18",
+    "vit_tiny_patch16_224",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE),
     nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
 ]
 
@@ -43,7 +47,7 @@ def test_a_module_may_view_what_it_computes(n_channels):
 @pytest.mark.parametrize("backbone", NAMES, ids=lambda b: b if isinstance(b, str) else "module")
 def test_builds_by_name_and_takes_a_step_at_64_pixels(backbone):
     excb = ExCBEstimator(K=2, backbone=backbone, epochs=1, batch_size=4, n_local=2, random_state=0)
-    excb.set_params(warmup_epochs=0, teacher_momentum=0.5)
+    excb.set_params(warmup_epochs=0, teacher_momentum=0.5, head_width=16)
     before = ExCBEstimator(**excb.get_params()).set_params(epochs=0).fit(PHOTOS)
     excb.fit(PHOTOS)
     assert np.isfinite(excb.history_[1]["loss"])

@@ -41,7 +41,8 @@ def test(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    ExCBEstimator(K=12, epochs=2, random_state=0).fit(train).save(folder)
+    small = {"K": 12, "epochs": 2, "image_size": 12, "local_size": 8, "head_width": 16}
+    ExCBEstimator(**small, random_state=0).fit(train).save(folder)
     return folder
 
 
@@ -148,7 +149,7 @@ def test_without_classes_there_are_only_clusters(run, tmp_path, capsys):
 
 def test_compare_puts_fits_side_by_side(run, train, tmp_path, capsys):
     other = tmp_path / "other"
-    excb = ExCBEstimator(K=5, epochs=1, random_state=1).fit(train)
+    excb = ExCBEstimator(K=5, epochs=1, image_size=12, local_size=8, random_state=1).fit(train)
     excb.save(other)
     plot = tmp_path / "sizes.png"
     assert main(["compare", str(run), str(other), "-o", str(plot), "--json", "-"]) == 0

@@ -146,17 +146,21 @@ def test_precision_follows_the_device_unless_it_is_named(monkeypatch):
     cpu = torch.device("cpu")
     for native, found in ((True, "bf16"), (False, "32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
         assert resolve_precision("auto", cpu) == found
         assert resolve_precision("32", cpu) == "32"
         assert resolve_precision("bf16", cpu) == "bf16"
-        excb = ExCBEstimator(K=4, epochs=1, device="cpu", random_state=0).fit(IMAGES[:40])
+        excb = ExCBEstimator(K=4, epochs=0, device="cpu", random_state=0).fit(IMAGES[:40])
         assert excb.resolved_params_["precision"] == found
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        assert resolve_precision("auto", cpu) == "32"  # as ATEN_CPU_CAPABILITY asks for
     assert resolve_precision("auto", torch.device("mps")) == "32"
 
 
 def test_bfloat16_products_leave_weights_and_inference_in_float32():
+    few = {"K": 5, "epochs": 2, "image_size": 16, "local_size": 12, "head_width": 64}
     fits = [
-        ExCBEstimator(K=5, epochs=3, precision=precision, device="cpu", random_state=0).fit(IMAGES)
+        ExCBEstimator(**few, precision=precision, device="cpu", random_state=0).fit(IMAGES)
         for precision in ("32", "bf16")
     ]
     whole, half = fits
@@ -180,6 +184,7 @@ def test_precision_that_cannot_be(precision):
 
 def test_float16_products_leave_weights_and_inference_in_float32():
     few = {"K": 4, "epochs": 1, "batch_size": 16, "n_local": 1, "random_state": 0, "device": "cpu"}
+    few |= {"image_size": 16, "local_size": 12, "head_width": 64}
     whole, half = (
         ExCBEstimator(precision=precision, **few).fit(IMAGES[:32]) for precision in ("32", "fp16")
     )

@@ -44,7 +44,7 @@ def test_a_fit_warns_whoever_called_it_once(monkeypatch):
     monkeypatch.setattr(durations, "_SECONDS", 0.0)
     images = load_digits().images[:200] / 16
     with pytest.warns(DurationWarning, match=r"will take about .* on cpu") as told:
-        ExCBEstimator(K=5, epochs=2, random_state=0).fit(images)
+        ExCBEstimator(K=5, epochs=2, image_size=12, random_state=0).fit(images)
     (warning,) = told
     assert warning.filename == __file__
 
@@ -52,12 +52,19 @@ def test_a_fit_warns_whoever_called_it_once(monkeypatch):
 @pytest.mark.parametrize(
     "chosen",
     [
-        {"backbone": "mobilenetv3_small_050", "pretrained": True, "image_size": 32},
-        {"image_size": 24, "local_size": 24},
-        {"image_size": 24, "n_local": 0},
-        {"backbone": "vit_tiny_patch16_224", "image_size": 32},
+        pytest.param(
+            {"backbone": "mobilenetv3_small_050", "pretrained": True, "image_size": 32},
+            id="pretrained",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"image_size": 12, "local_size": 12}, id="one size"),
+        pytest.param({"image_size": 12, "n_local": 0}, id="no local views"),
+        pytest.param(
+            {"backbone": "vit_tiny_patch16_224", "image_size": 32},
+            id="transformer",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["pretrained", "one size", "no local views", "transformer"],
 )
 def test_advice_ends_no_fit(monkeypatch, tmp_path, chosen):
     """Of whatever kind, and without fetching or reading weights again."""

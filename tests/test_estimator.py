@@ -12,18 +12,24 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import (
+    check_clustering,
+    check_fit_idempotent,
+    parametrize_with_checks,
+)
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.validation import check_columns
+from tests.tiers import others_slow
 
 DIGITS = load_digits()
 IMAGES = (DIGITS.images[:120] / 16).astype(np.float32)
-SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "random_state": 0}
+SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "head_width": 16, "random_state": 0}
+OF_IMAGES = {"image_size": 12, "local_size": 8}
 
 
 def history(excb):
@@ -32,6 +38,10 @@ def history(excb):
 
 
 def small(**parameters):
+    return ExCBEstimator(**(SMALL | OF_IMAGES | parameters))
+
+
+def small_of_rows(**parameters):
     return ExCBEstimator(**(SMALL | parameters))
 
 
@@ -41,21 +51,29 @@ def fitted():
 
 
 @parametrize_with_checks(
-    [ExCBEstimator(K=3, epochs=5, batch_size=16, n_local=0, head_width=16)],
+    [ExCBEstimator(K=3, epochs=5, batch_size=64, n_local=0, head_width=8, settle_passes=2)],
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([ExCBEstimator()])
-def test_scikit_learns_checks_of_the_defaults(estimator, check):
+@parametrize_with_checks(
+    [ExCBEstimator(K=3, backbone="mlp", epochs=5, batch_size=64, n_local=0, head_width=8)]
+)
+def test_scikit_learns_checks_of_hidden_layers(estimator, check):
     check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [check_clustering, check_fit_idempotent])
+def test_scikit_learns_checks_of_what_the_defaults_learn(check):
+    check("ExCBEstimator", ExCBEstimator())
 
 
 def test_rows_find_blobs():
     X, y = make_blobs(300, centers=3, n_features=5, random_state=0)
-    labels = ExCBEstimator(K=3, random_state=0).fit_predict(X)
+    labels = ExCBEstimator(K=3, epochs=10, random_state=0).fit_predict(X)
     assert adjusted_rand_score(y, labels) > 0.9
 
 
@@ -137,7 +155,7 @@ def test_dropout_and_drop_path_are_seeded_too():
     backbone = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.LazyLinear(8), torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(8)
     )
-    backbone(torch.zeros(2, 1, 24, 24))
+    backbone(torch.zeros(2, 1, 12, 12))
     first, second = (
         small(backbone=backbone, n_local=0).fit(IMAGES).cluster_centers_ for _ in range(2)
     )
@@ -150,7 +168,7 @@ def test_the_number_of_threads_that_read_changes_nothing():
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("how", ["pickle", "joblib", "save"])
+@pytest.mark.parametrize("how", others_slow(["pickle", "joblib", "save"]))
 def test_what_is_written_predicts_the_same_in_another_process(fitted, tmp_path, how):
     images, file = tmp_path / "images.npy", tmp_path / "estimator"
     np.save(images, IMAGES)
@@ -209,7 +227,7 @@ def test_load_refuses_what_it_does_not_know(fitted, tmp_path):
 def test_a_backbone_of_ones_own_is_asked_for_when_loading(tmp_path):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
     X = np.random.default_rng(0).standard_normal((40, 8))
-    excb = small(backbone=module, K=3).fit(X)
+    excb = small_of_rows(backbone=module, K=3).fit(X)
     excb.save(tmp_path)
     with pytest.raises(ValueError, match=r"backbone of your own, Sequential.*backbone=module"):
         ExCBEstimator.load(tmp_path)
@@ -225,7 +243,7 @@ def test_clone_copies_parameters_and_nothing_learned(fitted):
 
 def test_pipeline_and_grid_search():
     y = DIGITS.target[:120]
-    pipeline = make_pipeline(small(), LogisticRegression(max_iter=1000))
+    pipeline = make_pipeline(small(embedding="backbone"), RidgeClassifier())
     assert pipeline.fit(IMAGES, y).score(IMAGES, y) > 0.3
     search = GridSearchCV(pipeline, {"excbestimator__K": [4, 8]}, cv=2).fit(IMAGES, y)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
@@ -273,7 +291,7 @@ def test_a_run_that_diverges_stops_and_loses_nothing():
 
 def test_rows_far_from_zero_keep_their_digits():
     X, y = make_blobs(200, centers=3, n_features=5, random_state=0)
-    labels = ExCBEstimator(K=3, random_state=0).fit_predict(X + 1.7e9)
+    labels = ExCBEstimator(K=3, epochs=10, random_state=0).fit_predict(X + 1.7e9)
     assert adjusted_rand_score(y, labels) > 0.9
 
 
@@ -292,7 +310,7 @@ def test_tied_weights_are_saved_too(tmp_path):
     linear = torch.nn.Linear(8, 8)
     module = torch.nn.Sequential(linear, torch.nn.BatchNorm1d(8), linear)
     X = np.random.default_rng(0).standard_normal((40, 8))
-    excb = small(backbone=module, K=3, epochs=1).fit(X)
+    excb = small_of_rows(backbone=module, K=3, epochs=1).fit(X)
     excb.save(tmp_path)
     loaded = ExCBEstimator.load(tmp_path, backbone=module)
     np.testing.assert_array_equal(loaded.predict(X), excb.labels_)
@@ -386,7 +404,7 @@ def test_bad_data_gets_a_clear_error_and_loses_nothing(X, message):
 def test_images_and_rows_are_not_mixed_up(fitted):
     with pytest.raises(ValueError, match=r"X holds 2-D rows, but .* was fitted on images"):
         fitted.predict(IMAGES.reshape(120, -1))
-    rows = small().fit(IMAGES.reshape(120, -1))
+    rows = small_of_rows().fit(IMAGES.reshape(120, -1))
     with pytest.raises(ValueError, match=r"X holds images, but .* was fitted on 2-D rows"):
         rows.predict(IMAGES)
     with pytest.raises(ValueError, match=r"with 3 channels.*fitted on images with 1"):
@@ -394,7 +412,7 @@ def test_images_and_rows_are_not_mixed_up(fitted):
 
 
 def test_what_was_meant_is_told_by_its_shape(fitted):
-    rows = small(epochs=0).fit(IMAGES.reshape(120, -1))
+    rows = small_of_rows(epochs=0).fit(IMAGES.reshape(120, -1))
     colour = small(epochs=0).fit(np.stack([IMAGES] * 3, axis=-1))
     for estimator, X, meant in [
         (fitted, IMAGES[0], r"X\[None\]"),
@@ -448,7 +466,7 @@ def test_one_thing_is_not_a_collection():
 
 def test_what_only_images_have_is_refused_for_rows():
     with pytest.raises(ValueError, match=r"image_size=64 is for images, but X holds 2-D rows"):
-        small(image_size=64).fit(IMAGES.reshape(120, -1))
+        small_of_rows(image_size=64).fit(IMAGES.reshape(120, -1))
 
 
 def test_not_fitted_yet():

@@ -23,7 +23,7 @@ from sklearn_excb.end_to_end import EndToEnd, WholeImages, _rounded
 from sklearn_excb.row_views import standardize
 from sklearn_excb.views import ViewRecipe
 
-SMALL = {"K": 6, "epochs": 4, "batch_size": 32, "n_local": 0, "random_state": 0}
+SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 0, "head_width": 16, "random_state": 0}
 DIGITS = (load_digits().images[:120] / 16).astype(np.float32)
 ROWS, _ = make_blobs(120, centers=6, n_features=5, random_state=0)
 COLOUR = np.random.default_rng(0).integers(0, 256, (24, 20, 30, 3), dtype=np.uint8)

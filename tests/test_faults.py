@@ -27,6 +27,7 @@ from tests.small_runs import (
     states,
     trains,
 )
+from tests.tiers import others_slow
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_a_row_that_cannot_be_read_is_named_and_no_step_lost(tmp_path):
     assert_same_bits(taken_up, small(**many).fit(images))
 
 
-@pytest.mark.parametrize("error", [MemoryError, SystemExit, RuntimeError])
+@pytest.mark.parametrize("error", others_slow([MemoryError, SystemExit, RuntimeError]))
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_thread_that_dies_hangs_nothing(error, n_jobs, tmp_path, never):
     def die():

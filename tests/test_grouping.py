@@ -39,7 +39,9 @@ def precision(request, monkeypatch):
 @pytest.fixture(scope="module")
 def fitted():
     """Too short a fit for a good one; eleven clusters have images."""
-    excb = ExCBEstimator(K=12, epochs=6, n_local=0, batch_size=50, random_state=0)
+    excb = ExCBEstimator(
+        K=12, epochs=6, n_local=0, batch_size=50, image_size=12, head_width=64, random_state=0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return excb.fit(IMAGES)
@@ -318,7 +320,7 @@ def test_a_single_cluster_has_a_tree_without_merges():
 
 def test_pipelines_and_searches_need_no_routing_for_it():
     rows = IMAGES.reshape(150, -1)
-    excb = ExCBEstimator(K=6, epochs=1, batch_size=50, n_local=0, random_state=0)
+    excb = ExCBEstimator(K=6, epochs=1, batch_size=50, n_local=0, head_width=16, random_state=0)
     pipe = make_pipeline(FunctionTransformer(), excb)
     with sklearn.config_context(enable_metadata_routing=True):
         assert excb.get_metadata_routing().predict.requests == {}

@@ -77,6 +77,7 @@ def test_a_backbone_is_looked_at_as_it_runs_and_left_as_it_was():
 @pytest.mark.parametrize(("local_size", "precision"), [(16, "32"), (32, "bf16")])
 def test_auto_is_bf16_where_its_gradients_are_defined(monkeypatch, local_size, precision):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     excb = ExCBEstimator(**{**SMALL, "image_size": 64, "local_size": local_size}).fit(IMAGES)
     assert excb.resolved_params_["precision"] == precision
 

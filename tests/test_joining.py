@@ -74,6 +74,7 @@ def fit_under(environment, parameters=""):
     return done.stderr, time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_a_meeting_that_nobody_comes_to_ends():
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -96,6 +97,7 @@ def test_a_port_in_use_is_named():
     assert "in use" in said
 
 
+@pytest.mark.slow
 def test_one_device_is_alone_under_a_launcher():
     said, _ = fit_under(TORCHRUN | {"SKLEARN_EXCB_RENDEZVOUS_SECONDS": "1"}, "devices=1, epochs=0")
     assert not said

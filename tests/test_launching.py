@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import ImageError, RankError, SkippedImageWarning
 from sklearn_excb.launching import number_of_devices
-from tests.small_runs import DIGITS, assert_same_bits, small, states
+from tests.small_runs import DIGITS, STEPS_PER_EPOCH, assert_same_bits, small, states
 from tests.test_ranks import HERE, torchrun
 
 TWO = {"device": "cpu", "devices": 2}
@@ -43,10 +43,10 @@ def call(out, parameters=""):
     return CALL.format(here=str(HERE.parent), parameters=parameters, out=str(out))
 
 
-def test_is_the_fit_of_one_up_to_rounding(two):
-    assert two.resolved_params_["devices"] == 2
+def test_is_the_fit_of_one_up_to_rounding():
     gently = {"epochs": 1, "learning_rate": 1e-4, "settle_passes": 0, "precision": "32"}
     alone, together = small(**gently).fit(DIGITS), small(**gently, **TWO).fit(DIGITS)
+    assert together.resolved_params_["devices"] == 2
     np.testing.assert_array_equal(together.labels_, alone.labels_)
     np.testing.assert_allclose(together.cluster_centers_, alone.cluster_centers_, atol=1e-4)
     assert together.history_[-1]["loss"] == pytest.approx(alone.history_[-1]["loss"], rel=1e-4)
@@ -87,6 +87,7 @@ def test_of_a_frozen_backbone_is_the_fit_of_one_up_to_rounding():
     np.testing.assert_allclose(together.transform(DIGITS), alone.transform(DIGITS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_works_from_standard_input_without_a_guard(two, tmp_path):
     script = call(tmp_path / "out", "devices=2")
     run = [sys.executable, "-"]
@@ -106,6 +107,7 @@ class Squared:
         return DIGITS[index] ** 2
 
 
+@pytest.mark.slow
 def test_what_one_process_raises_is_raised():
     with pytest.raises(ImageError, match=r"7.*row 7 is not there") as raised:
         small(**TWO).fit(Squared())
@@ -137,9 +139,15 @@ def test_a_process_that_is_killed_ends_the_fit_which_can_be_resumed(two, tmp_pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_fitted_estimator():
-    estimator = small(**TWO, epochs=2000)
-    threading.Timer(45, signal.raise_signal, [signal.SIGINT]).start()
+def test_ctrl_c_leaves_a_fitted_estimator(tmp_path):
+    def press_ctrl_c():
+        """Once the first epoch is done."""
+        while max(states(tmp_path), default=0) < STEPS_PER_EPOCH:
+            time.sleep(0.2)
+        signal.raise_signal(signal.SIGINT)
+
+    estimator = small(**TWO, epochs=2000, checkpoint_dir=tmp_path, checkpoint_every=1)
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
     with pytest.raises(KeyboardInterrupt, match="stopped in epoch"):
         estimator.fit(DIGITS)
     assert 0 < estimator.history_[-1]["epoch"] < 2000
@@ -205,6 +213,7 @@ def test_what_cannot_be_sent_says_so():
         small(**TWO).fit(Connected())
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_go_round():
     with pytest.raises(ValueError, match=r"batch_size=2 .* 3 devices.*batch_size to 6"):
         small(device="cpu", devices=3, batch_size=2).fit(DIGITS)

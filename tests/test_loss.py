@@ -283,8 +283,9 @@ def digits_curve(monkeypatch, loss_of=None):
             patched.setattr(sklearn_excb.training, "teacher_targets", plain_targets)
             patched.setattr(sklearn_excb.training, "excb_loss", plain)
             patched.setattr(sklearn_excb.training, "mean_entropies", no_entropies)
+        small = {"batch_size": 16, "image_size": 16, "precision": "32", "random_state": 0}
         with pytest.raises(Enough):
-            ExCBEstimator(batch_size=16, precision="32", random_state=0).fit(images)
+            ExCBEstimator(**small).fit(images)
     return np.array(losses)
 
 

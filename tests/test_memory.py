@@ -29,7 +29,7 @@ from sklearn_excb.sources import ArrayImages
 from sklearn_excb.training import split, train_step
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
-SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 2, "random_state": 0}
+SMALL = {"K": 6, "epochs": 1, "batch_size": 32, "n_local": 2, "head_width": 64, "random_state": 0}
 MB = 10**6
 
 
@@ -120,6 +120,7 @@ def test_a_fit_takes_what_was_estimated():
     assert 300 * MB < peak < taken < needed < 2 * peak + 300 * MB
 
 
+@pytest.mark.slow
 def test_more_clusters_take_their_centroids_and_nothing_else():
     few, many = (
         ExCBEstimator(K=K, batch_size=64, backbone="resnet18", image_size=64).estimate_memory(
@@ -185,7 +186,7 @@ def test_rows_have_an_estimate():
 
 
 def test_every_thread_has_an_image_open_and_no_more(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
+    pixels = np.zeros((1000, 1500, 3), np.uint8)
     for i in range(12):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png", compress_level=1)
     excb = ExCBEstimator(K=2, epochs=1, image_size=32, n_jobs=1, backbone="cnn", device="cpu")
@@ -222,15 +223,30 @@ def test_fit_warns_when_the_device_has_less(monkeypatch):
 @pytest.mark.parametrize(
     ("X", "parameters"),
     [
-        (IMAGES, {"K": 6, "batch_size": 64}),
-        ([*IMAGES[:80], *photos(40, 90)[..., 0]], {"K": 6, "batch_size": 64}),
-        (photos(200, 64), {"K": 10, "batch_size": 64}),
-        (photos(200, 64), {"K": 10, "backbone": "vit_tiny_patch16_224", "image_size": 64}),
-        (photos(40, 300), {"K": 4, "backbone": "resnet50", "image_size": 96, "batch_size": 8}),
-        (np.zeros((5000, 2), np.float32), {"K": 300, "batch_size": 512}),
-        (np.zeros((900, 3000), np.float32), {"K": 30, "optimizer": "adamw"}),
+        pytest.param(IMAGES, {"K": 6, "batch_size": 64}, id="digits"),
+        pytest.param(
+            [*IMAGES[:80], *photos(40, 90)[..., 0]], {"K": 6, "batch_size": 64}, id="a list"
+        ),
+        pytest.param(photos(200, 64), {"K": 10, "batch_size": 64}, id="photos"),
+        pytest.param(
+            photos(200, 64),
+            {"K": 10, "backbone": "vit_tiny_patch16_224", "image_size": 64},
+            id="ViT",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            photos(40, 300),
+            {"K": 4, "backbone": "resnet50", "image_size": 96, "batch_size": 8},
+            id="ResNet-50",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            np.zeros((5000, 2), np.float32), {"K": 300, "batch_size": 512}, id="narrow rows"
+        ),
+        pytest.param(
+            np.zeros((900, 3000), np.float32), {"K": 30, "optimizer": "adamw"}, id="wide rows"
+        ),
     ],
-    ids=["digits", "a list", "ResNet-18", "ViT", "ResNet-50", "narrow rows", "wide rows"],
 )
 def test_what_is_not_looked_at_is_far_from_short(X, parameters, monkeypatch):
     bounds = []

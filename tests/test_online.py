@@ -267,7 +267,7 @@ def test_classes_that_come_one_after_another_keep_clusters_in_use():
     held_out = np.arange(len(DIGITS)) % 5 == 0
     train = np.flatnonzero(~held_out)
     by_class = train[np.argsort(Y[train], kind="stable")]
-    excb = ExCBEstimator(K=74, batch_size=64, random_state=0)
+    excb = ExCBEstimator(K=74, batch_size=64, image_size=16, random_state=0)
     stream(excb, lambda n: by_class, 2)
     after_sorted = cluster_occupancy(excb.predict(DIGITS[train]), 74)
     assert after_sorted.empty_fraction < 0.1

@@ -28,6 +28,7 @@ from sklearn_excb.batches import whole_images
 from sklearn_excb.heads import HeadShape, mlp
 from sklearn_excb.pixels import image_tensor
 from tests import published_files as files
+from tests.tiers import others_slow
 
 K = 11
 LENGTHS = torch.linspace(0.7, 1.3, K)  # of prototypes of DINO
@@ -110,7 +111,7 @@ def small_dino(lengths=None):
     return changed(checkpoint, "module.head.last_layer.weight_g", lengths[:, None])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", others_slow(CASES))
 def test_a_published_network_computes_what_its_tensors_say(case, images, tmp_path):
     arch, make, options = CASES[case]
     checkpoint = make(arch, **options)
@@ -196,8 +197,8 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("make", [small_excb, small_dino])
+@pytest.mark.parametrize("form", others_slow(FORMS, default=4))
+@pytest.mark.parametrize("make", [small_excb, pytest.param(small_dino, marks=pytest.mark.slow)])
 def test_other_forms_of_the_same_file(make, form, images, tmp_path):
     checkpoint = make()
     found = read(FORMS[form](checkpoint), tmp_path)
@@ -231,7 +232,15 @@ def test_numbers_of_numpy_under_their_old_name_as_in_dinos_files(images, tmp_pat
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("widths", [(8,), (16, 8), (12, 16, 8), (16, 12, 20, 8)])
+@pytest.mark.parametrize(
+    "widths",
+    [
+        (16, 8),
+        pytest.param((8,), marks=pytest.mark.slow),
+        pytest.param((12, 16, 8), marks=pytest.mark.slow),
+        pytest.param((16, 12, 20, 8), marks=pytest.mark.slow),
+    ],
+)
 def test_heads_of_dino_of_any_depth(widths, batch_norm, tmp_path):
     checkpoint, draw = small_dino(), files.Tensors(5)
     layers = files.mlp(draw, "module.head.mlp", 512, widths, batch_norm)
@@ -263,7 +272,7 @@ def test_the_activation_of_excb_is_that_of_its_arguments(tmp_path):
         read(checkpoint, tmp_path)
 
 
-@pytest.mark.parametrize("patch", [8, 16])
+@pytest.mark.parametrize("patch", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_vit_by_its_tensors_or_by_its_arguments(patch, tmp_path):
     draw = files.Tensors(0)
     checkpoint = small_dino()
@@ -297,7 +306,7 @@ def alone(checkpoint, prefix=""):
     }
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "vit_small"])
+@pytest.mark.parametrize("arch", ["resnet18", pytest.param("vit_small", marks=pytest.mark.slow)])
 def test_a_backbone_alone_gives_features(arch, images, tmp_path):
     checkpoint = files.dino(arch, **SMALL)
     expected = embedded(read(checkpoint, tmp_path), images, "backbone")
@@ -412,7 +421,7 @@ def test_the_figure_of_the_paper(published, images, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["pickle", "joblib", "save"])
-@pytest.mark.parametrize("make", [small_excb, lambda: small_dino(lengths=LENGTHS)])
+@pytest.mark.parametrize("make", others_slow([small_excb, lambda: small_dino(lengths=LENGTHS)]))
 def test_it_is_kept(how, make, images, tmp_path):
     published = read(make(), tmp_path, embedding="similarity")
     if how == "pickle":
@@ -745,7 +754,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", others_slow(WRONG, default=8))
 def test_what_does_not_fit_is_named(wrong, tmp_path):
     change, message = WRONG[wrong]
     file = written(change(small_excb()), tmp_path)

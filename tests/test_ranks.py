@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
@@ -19,6 +21,7 @@ def torchrun(*arguments, n=2, cwd=None):
     )
 
 
+@pytest.mark.slow
 def test_what_two_processes_have_to_be_to_each_other():
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-rfE"]
     done = torchrun("-m", "pytest", *options, HERE / "on_two_ranks.py")

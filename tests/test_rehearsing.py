@@ -17,6 +17,8 @@ from tests.small_runs import BreaksOffError, breaking_off
 
 DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
 SMALL = {"K": 6, "epochs": 3, "batch_size": 20, "n_local": 1, "random_state": 0, "device": "cpu"}
+SMALL |= {"image_size": 12, "local_size": 8, "head_width": 16}
+OF_ROWS = {"image_size": "auto", "local_size": "auto"}
 
 
 def small(**parameters):
@@ -107,7 +109,7 @@ def test_errors_are_those_of_the_fit(parameters, message, tmp_path, monkeypatch)
     ("X", "parameters"),
     [
         (DIGITS[:3], {"K": 2, "batch_size": "auto"}),
-        (DIGITS.reshape(60, 64), {}),
+        (DIGITS.reshape(60, 64), OF_ROWS),
         (DIGITS, {"epochs": 0}),
         (DIGITS, {"micro_batch": "auto", "settle_passes": 0}),
         (iter(DIGITS), {}),

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import shutil
 import warnings
 
 import numpy as np
@@ -72,7 +73,13 @@ def fit(X, parameters, **more):
         return small(**(parameters | own | more)).fit(X)
 
 
-@pytest.mark.parametrize("case", CASES)
+EXEMPLARY = {"local views", "rows", "micro-batches", "backbone that draws"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case in EXEMPLARY else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_a_run_taken_up_is_the_run_that_was_never_broken_off(case, tmp_path):
     X, parameters = CASES[case]
     never = fit(X, parameters)
@@ -87,13 +94,25 @@ def test_a_run_taken_up_is_the_run_that_was_never_broken_off(case, tmp_path):
     assert_same_bits(again, never)
 
 
-@pytest.fixture
-def broken_off(tmp_path):
+@pytest.fixture(scope="module")
+def broken_off_once(tmp_path_factory):
     """Folder of a run with states after its steps 3 and 4."""
+    folder = tmp_path_factory.mktemp("run")
     with breaking_off(after=5), pytest.raises(BreaksOffError):
-        small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(DIGITS)
-    assert states(tmp_path) == [4, 3]
-    return tmp_path
+        small(checkpoint_dir=folder, checkpoint_every=1).fit(DIGITS)
+    assert states(folder) == [4, 3]
+    return folder
+
+
+@pytest.fixture
+def broken_off(broken_off_once, tmp_path):
+    """Copy of that folder, to be damaged."""
+    return shutil.copytree(broken_off_once, tmp_path, dirs_exist_ok=True)
+
+
+def contents(folder):
+    """Bytes of each file of a folder."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +186,16 @@ def test_a_state_of_another_version_is_refused(broken_off, monkeypatch):
         ({"resume": False}, DIGITS, "resume=False, but .* holds a run"),
     ],
 )
-def test_what_has_changed_is_named_and_nothing_lost(changed, X, said, broken_off, never):
+def test_what_has_changed_is_named_and_nothing_lost(changed, X, said, broken_off):
+    before = contents(broken_off)
     with pytest.raises(ValueError, match=said):
         small(checkpoint_dir=broken_off, **changed).fit(X)
+    assert contents(broken_off) == before
+
+
+def test_what_was_refused_before_goes_on_when_it_is_as_it_was(broken_off, never):
+    with pytest.raises(ValueError, match="K was 4, now 5"):
+        small(checkpoint_dir=broken_off, K=5).fit(DIGITS)
     assert_same_bits(small(checkpoint_dir=broken_off, resume=True).fit(DIGITS), never)
 
 

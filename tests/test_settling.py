@@ -91,7 +91,7 @@ def test_projections_that_are_one_direction_are_left_alone(rows):
 
 def test_only_the_centroids_of_a_fit_settle():
     X, _ = make_blobs(300, centers=4, n_features=8, random_state=0)
-    params = {"K": 15, "epochs": 8, "random_state": 0}
+    params = {"K": 15, "epochs": 4, "head_width": 64, "random_state": 0}
     as_trained = ExCBEstimator(**params, settle_passes=0).fit(X)
     settled = ExCBEstimator(**params).fit(X)
     np.testing.assert_array_equal(as_trained.transform(X), settled.transform(X))

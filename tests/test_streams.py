@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sklearn_excb import ExCBEstimator, images, running, stream_batches, threads
 from sklearn_excb.exceptions import DivergenceWarning, ImageError, SkippedImageWarning
+from tests.tiers import others_slow
 
 IMAGES = list(np.random.default_rng(0).integers(0, 255, (70, 12, 12, 3), dtype=np.uint8))
 BROKEN = 66  # in the second part of a stream
@@ -71,8 +72,9 @@ def with_a_broken_one():
     return (b"no image" if i == BROKEN else image for i, image in enumerate(IMAGES))
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_a_stream_and_a_list_are_the_same_whatever_the_items(form, fitted):
+@pytest.mark.parametrize("name", others_slow(FORMS, default=4))
+def test_a_stream_and_a_list_are_the_same_whatever_the_items(name, fitted):
+    form = FORMS[name]
     of_list = small().fit([form(image) for image in IMAGES])
     of_stream = small().fit(Stream(form))
     np.testing.assert_array_equal(of_list.labels_, fitted.labels_)
@@ -231,7 +233,7 @@ def test_of_a_stream_only_a_part_and_the_next_are_in_memory():
     assert max(left) <= 2 * 16 + 2
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", others_slow(FORMS))
 def test_a_stream_begins_again_when_it_ends(form):
     few = {"steps_per_epoch": 3, "on_error": "raise"}
     excb = small(**few).fit(Stream(FORMS[form]))

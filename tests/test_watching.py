@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from sklearn_excb import ExCBEstimator
 from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.watching import collapse
 
-DIGITS = (load_digits().images[:400] / 16).astype(np.float32)
+DIGITS = (load_digits().images[:240] / 16).astype(np.float32)
+SMALL = {"image_size": 12, "local_size": 8, "n_local": 1, "head_width": 32}
 HEALTHY = {
     "epoch": 30,
     "loss": 2.1,
@@ -102,7 +102,8 @@ def test_few_images_cannot_fill_many_clusters():
 
 
 def test_labels_in_few_clusters_are_told_at_the_end_of_a_short_run():
-    excb = ExCBEstimator(K=40, epochs=2, batch_size=8, balancing="none", random_state=0)
+    soon = {"epochs": 2, "batch_size": 4, "learning_rate": 0.5}
+    excb = ExCBEstimator(K=40, balancing="none", random_state=0, **SMALL, **soon)
     with pytest.warns(ConvergenceWarning, match='have collapsed: labels_ .*"linear"') as caught:
         excb.fit(DIGITS)
     assert len(caught) == 1
@@ -131,7 +132,7 @@ def test_other_state_than_parameters_is_no_divergence():
 
 
 def test_a_fit_without_balancing_is_told_so():
-    excb = ExCBEstimator(K=40, epochs=6, balancing="none", random_state=0)
+    excb = ExCBEstimator(K=40, epochs=6, balancing="none", random_state=0, **SMALL)
     with pytest.warns(
         ConvergenceWarning, match=r'collapsing: in epoch .*"none".*"linear"'
     ) as caught:
@@ -141,16 +142,9 @@ def test_a_fit_without_balancing_is_told_so():
 
 
 def test_a_fit_that_learns_nothing_is_told_so():
-    excb = ExCBEstimator(K=40, epochs=6, learning_rate=1e-6, random_state=0)
+    excb = ExCBEstimator(K=40, epochs=6, learning_rate=1e-6, random_state=0, **SMALL)
     with pytest.warns(ConvergenceWarning, match=r'Set learning_rate="auto", .* \(now 1e-06\)'):
         excb.fit(DIGITS)
-
-
-@pytest.mark.slow
-def test_the_defaults_are_not_warned_of():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        ExCBEstimator(random_state=0).fit(DIGITS)
 
 
 def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
@@ -166,7 +160,7 @@ def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
             yield report
 
     monkeypatch.setattr(sklearn_excb.running, "train", poisoned)
-    excb = ExCBEstimator(K=6, epochs=4, batch_size=64, settle_passes=0, random_state=0)
+    excb = ExCBEstimator(K=6, epochs=4, batch_size=64, settle_passes=0, random_state=0, **SMALL)
     with pytest.warns(ConvergenceWarning, match="diverged in epoch 3 of 4.*after epoch 2"):
         excb.fit(DIGITS)
     assert [entry["epoch"] for entry in excb.history_] == [0, 1, 2]
