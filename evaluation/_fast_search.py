@@ -3,6 +3,7 @@
 Names: ``queries`` (rows, d), ``database`` (n, d), ``width`` candidates a query.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -83,4 +84,6 @@ def _torch_proposer(rows: Floats) -> tuple[Propose, float]:
         assert best is not None  # the database has at least k rows, and k is at least 1
         return best[0].cpu().numpy(), best[1].cpu().numpy()
 
-    return propose, rounding[torch.get_float32_matmul_precision()]
+    with warnings.catch_warnings(action="ignore"):  # torch 2.9 warns of its name
+        precision = torch.get_float32_matmul_precision()
+    return propose, rounding[precision]

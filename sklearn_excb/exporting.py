@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sklearn_excb.backbones import rebuilding
 from sklearn_excb.batches import whole_images, whole_side
+from sklearn_excb.compat import dimension
 from sklearn_excb.end_to_end import EndToEnd, StandardRows, WholeImages
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.frozen import thawed
@@ -114,7 +115,7 @@ def _traced(network: EndToEnd, samples: Tensor) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     names = ("n",) if samples.ndim == 2 else ("n", None, "height", "width")
-    sizes = {place: torch.export.Dim(name) for place, name in enumerate(names) if name}
+    sizes = {place: dimension(name) for place, name in enumerate(names) if name}
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sklearn_excb.callers import caller, warn_caller
+from sklearn_excb.compat import launch_config
 from sklearn_excb.exceptions import RankError
 from sklearn_excb.fitting import Fitted, fit_source
 from sklearn_excb.job_files import read_job, write_job
@@ -172,9 +173,10 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
     """Run the processes to their end, by which they may have failed."""
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
-    config = LaunchConfig(
+    config, started = launch_config(
+        _SIGNALS,
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=n_processes,
@@ -184,10 +186,9 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
         local_addr="localhost",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),  # or they would stay
-        signals_to_handle=_SIGNALS,
     )
     try:
-        with _found_there(), _quiet(), _handlers_kept():
+        with _found_there(), _quiet(), _handlers_kept(), started:
             elastic_launch(config, sys.executable)(
                 "-m", "sklearn_excb._worker", str(folder), str(os.getpid())
             )

@@ -13,6 +13,7 @@ import torch
 from sklearn_excb import rules
 from sklearn_excb.auto import Facts, resolve
 from sklearn_excb.backbones import build_backbone
+from sklearn_excb.compat import weightless
 from sklearn_excb.devices import resolve_precision
 from sklearn_excb.fitting import Fitted
 from sklearn_excb.heads import uses_batch_norm
@@ -142,7 +143,7 @@ def _network(tensors: TeacherTensors, args: dict[str, Any]) -> Published:
     K, size, g = len(tensors.directions), tensors.image_size, tensors.lengths
     # of one length, the cosine decides alone
     with_gain = K > 0 and not ((g == g[0]).all() and g[0] > 0)
-    with torch.device("meta"):  # no weights are drawn
+    with weightless():
         backbone = build_backbone(tensors.architecture, n_channels=3, image_size=size).eval()
         n_features = backbone(torch.empty(1, 3, size, size)).shape[1]
         teacher = build_teacher(

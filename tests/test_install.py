@@ -49,6 +49,7 @@ def make(tmp_path):
         return subprocess.run(
             ["make", "--no-print-directory", f".venv/{target}", f"PYTHON={python}"],
             cwd=tmp_path,
+            env={name: of for name, of in os.environ.items() if not name.startswith("M")},
             capture_output=True,
             text=True,
             check=False,

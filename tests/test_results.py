@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+pytest.importorskip("lightly", reason="installed by `make slow`")
 from benchmarks import cells, learning, results
 from benchmarks.cells import Cell
 from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, MORE_HELD_OUT, load
@@ -15,6 +16,8 @@ from evaluation import cluster_occupancy, clustering_scores
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.auto import Facts
 from tests.small_runs import BreaksOffError, breaking_off
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_page_has_a_place_for_every_table():
