@@ -1,11 +1,14 @@
 # Every target first installs what it needs into .venv, once. `make demo` and `make test` need nothing
 # but Python 3.11 or newer with venv, and make. PYTHON, VENV and the variables of pip (PIP_INDEX_URL, ...)
-# choose another interpreter, folder or index.
+# choose another interpreter, folder or index; `make oldest` takes those of uv (UV_INDEX_URL, ...).
 export PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # one thread a worker: two workers with two threads each get in each other's way on two cores
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# targets install into one environment
+.NOTPARALLEL:
 
 .PHONY: demo test slow lint docs dist oldest clean
 
@@ -38,7 +41,7 @@ dist: $(VENV)/.dist
 	$(VENV)-wheel/bin/python -I tests/first_minute.py README.md
 
 # the tests with the oldest packages that pyproject.toml admits
-oldest: VENV = .venv-oldest
+oldest: override VENV = .venv-oldest
 # (what these deprecate of each other is not ours to mend)
 oldest: .venv-oldest/.oldest
 	$(PYTEST) -m "not slow" -W default::DeprecationWarning

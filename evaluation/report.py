@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -328,5 +327,4 @@ def _figure(svg: str, lines: Sequence[str]) -> str:
 
 
 def _asset(name: str) -> str:
-    package = __name__.rpartition(".")[0]
-    return files(package).joinpath("report_page", name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "report_page" / name).read_text(encoding="utf-8")

@@ -7,10 +7,8 @@ has that name. ``sklearn_excb`` itself imports it from here.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,20 +29,15 @@ def _is_ours() -> bool:
     return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == _FILE
 
 
-def _load() -> ModuleType:
-    """Load the package under the name of this module."""
-    spec = spec_from_file_location(__name__, _FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    package = sys.modules[__name__] = module_from_spec(spec)
-    spec.loader.exec_module(package)
-    return package
-
-
+# this module becomes a package: its modules are found where those of ``evaluation`` are
+__path__ = [str(_FILE.parent)]
 if _is_ours():
-    sys.modules[__name__] = import_module("evaluation")
-    # its modules too: none is loaded a second time
+    import evaluation as _package
+
     for _name in [name for name in sys.modules if name.startswith("evaluation.")]:
-        sys.modules[f"sklearn_excb.{_name}"] = sys.modules[_name]
+        sys.modules[f"sklearn_excb.{_name}"] = sys.modules[_name]  # loaded once, under two names
+    _own = ("__name__", "__package__", "__path__", "__file__", "__spec__", "__loader__")
+    globals().update({name: of for name, of in vars(_package).items() if name not in _own})
 else:
-    _load()
+    __package__ = __name__
+    exec(compile(_FILE.read_bytes(), str(_FILE), "exec"))

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 
 _FIRST, _LONGEST = 60.0, 600.0  # seconds between two lines of a log: doubled from one to the other
+_UP = "\x1b[A"  # how tqdm goes back to the bar above
 
 
 def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> tqdm[Any]:
@@ -19,13 +20,17 @@ def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> tqdm[A
     iterable : iterable, optional
         What is counted.
     shown : bool
-        Whether the bar writes anything.
+        Whether the bar writes anything. It does not where there is no standard error, as in a
+        service.
     **options
         Other arguments of tqdm.
     """
-    redrawn = sys.stderr.isatty() or "ipykernel" in sys.modules
-    file = sys.stderr if redrawn else LogLines(sys.stderr)
-    return tqdm(iterable, disable=not shown, file=file, **options)
+    stream = sys.stderr
+    if not shown or stream is None or getattr(stream, "closed", False):
+        return tqdm(iterable, disable=True, **options)
+    if "ipykernel" in sys.modules or (hasattr(stream, "isatty") and stream.isatty()):
+        return tqdm(iterable, file=stream, **options)
+    return tqdm(iterable, file=LogLines(stream), position=0, **options)
 
 
 class LogLines:
@@ -47,8 +52,10 @@ class LogLines:
 
     def write(self, text: str) -> None:
         """Keep a state; write it if it is the last one or a line is due."""
-        self._state = text.strip() or self._state
-        if text != "\n" and time.monotonic() < self._due:
+        state = " ".join(text.replace(_UP, "").split())
+        self._state = state or self._state
+        ends = text == "\n"
+        if not ends and not (state and time.monotonic() >= self._due):
             return
         self._stream.write(f"{self._state}\n")
         self._pause = min(2 * self._pause, _LONGEST)

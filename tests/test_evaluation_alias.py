@@ -35,6 +35,34 @@ assert cluster_occupancy(labels, n_clusters=4).n_samples == len(digits)
 """
 
 
+RACE = """
+import sys, threading
+{before}
+import sklearn_excb
+sys.setswitchinterval(1e-5)
+failed, barrier = [], threading.Barrier(6)
+
+def load():
+    barrier.wait()
+    try:
+        from sklearn_excb.evaluation import cluster_occupancy, nearest_neighbors, write_report
+    except ImportError as error:
+        failed.append(error)
+
+threads = [threading.Thread(target=load) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+"""
+
+
+@pytest.mark.parametrize("before", ["", "sys.modules['evaluation'] = type(sys)('evaluation')"])
+def test_threads_that_import_it_at_once_get_all_of_it(before):
+    subprocess.run([sys.executable, "-c", RACE.format(before=before)], cwd=HERE, check=True)
+
+
 @pytest.mark.parametrize("name", evaluation.__all__)
 def test_names_are_those_of_the_package(name):
     assert getattr(sklearn_excb.evaluation, name) is getattr(evaluation, name)

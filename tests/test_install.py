@@ -18,6 +18,7 @@ case "$*" in
   *version_info*) exit {is_old} ;;
   *ensurepip*) exit {lacks_venv} ;;
   "-m venv"*) {venv} ;;
+  "-m pip --version") ;;
   "-m pip"*) echo "$*" >> calls; {pip} ;;
 esac
 """
@@ -25,7 +26,7 @@ SOUND = {
     "version": "3.12.1",
     "is_old": 0,
     "lacks_venv": 0,
-    "venv": 'mkdir -p "$3/bin"; ln -s "$0" "$3/bin/python"',
+    "venv": 'mkdir -p "$4/bin"; touch "$4/pyvenv.cfg"; ln -sf "$0" "$4/bin/python"',
     "pip": "true",
 }
 
@@ -70,7 +71,8 @@ def make(tmp_path):
             "The disk of .venv is full",
         ),
         ({"pip": failing("NewConnectionError: Failed")}, "cannot reach the package index"),
-        ({"pip": failing("ERROR: no version of it (from versions: none)")}, "cannot reach"),
+        ({"pip": failing("ERROR: no version of it (from versions: none)")}, "no such package for"),
+        ({"pip": failing("error: metadata-generation-failed")}, "metadata-generation-failed"),
         ({"pip": failing("ERROR: Cannot install a and b")}, "pip failed: ERROR: Cannot install a"),
     ],
 )
@@ -96,3 +98,19 @@ def test_a_target_installs_once_and_another_what_it_lacks(make, tmp_path):
 def test_what_failed_is_tried_again(make):
     assert make(".test", pip=failing("NewConnectionError")).returncode != 0
     assert make(".test").returncode == 0
+
+
+def test_an_environment_that_was_left_half_made_is_made_again(make, tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "pyvenv.cfg").touch()
+    (tmp_path / ".venv" / "bin" / "python").symlink_to("/no/such/python")
+    assert make(".test").returncode == 0
+
+
+def test_what_is_no_environment_is_left_alone(make, tmp_path):
+    (tmp_path / ".venv").mkdir()
+    precious = tmp_path / ".venv" / "thesis.txt"
+    precious.write_text("mine")
+    done = make(".test", venv=failing("never called"))
+    assert ".venv is no virtual environment" in done.stderr
+    assert precious.read_text() == "mine"

@@ -14,7 +14,7 @@ from sklearn_excb import ExCBEstimator
 
 
 @pytest.mark.slow
-def test_defaults_on_digits():
+def test_digits_at_twice_their_size():
     digits = load_digits()
     images, y = digits.images / 16, digits.target
     train, test, y_train, y_test = train_test_split(

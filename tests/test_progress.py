@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+from tqdm import tqdm
 
 from sklearn_excb import progress
 from sklearn_excb.progress import LogLines, progress_bar
@@ -48,6 +49,25 @@ def test_nothing_is_written_unless_it_is_shown(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         assert list(progress_bar(range(9), shown=False)) == list(range(9))
         assert not stream.getvalue()
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO(), object()], ids=["none", "closed", "bare"])
+def test_a_fit_does_not_need_standard_error(monkeypatch, stream):
+    if isinstance(stream, io.StringIO):
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    for shown in (False, stream is None or isinstance(stream, io.StringIO)):
+        assert list(progress_bar(range(9), shown=shown)) == list(range(9))
+
+
+def test_a_bar_within_one_of_the_users_is_a_line_too(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    for _ in tqdm(range(2), file=io.StringIO()):
+        written(monkeypatch, log)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all("1000/1000" in line for line in lines)
 
 
 def test_lines_of_a_long_run_are_minutes_apart(clock):

@@ -11,6 +11,7 @@ from sklearn.manifold import trustworthiness
 
 from evaluation import Projection, ProjectionDisplay, project
 from evaluation.stratified import draw_rows
+from tests.tiers import others_slow
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -72,8 +73,10 @@ def test_three_dimensions(blobs):
     assert project(blobs[0][:30], n_components=3, random_state=0).coordinates.shape == (30, 3)
 
 
-@pytest.mark.parametrize("method", ["tsne", UMAP])
-@pytest.mark.parametrize("n", [4, 5, 12, 25])
+@pytest.mark.parametrize(
+    ("method", "n"),
+    [*(("tsne", n) for n in (4, 5, 12, 25)), *others_slow(("umap", n) for n in (12, 4, 5, 25))],
+)
 def test_few_rows_lower_the_number_of_neighbours(blobs, method, n):
     found = project(blobs[0][:n], method, random_state=0)
     assert found.coordinates.shape == (n, 2)
