@@ -294,7 +294,7 @@ def test_training_on_digits_follows_the_curve_of_the_plain_loss(monkeypatch):
     ours = digits_curve(monkeypatch)
     plain = digits_curve(monkeypatch, plain_loss.per_view)
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-3)
-    assert ours[-1] < ours[0] - 0.1
+    assert ours[-1] < ours[0] - 0.04
 
 
 @pytest.mark.parametrize("n_images", [2, 16])
