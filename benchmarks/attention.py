@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.loss import seconds
-from sklearn_excb.attention import attend, lengths
+from sklearn_excb.method.attention import attend, lengths
 
 ROWS, K, D, TEMPERATURE, REPEATS = 1792, 65_536, 256, 0.1, 5
 

@@ -24,12 +24,12 @@ from PIL import Image
 
 from benchmarks.views import RECIPE, write_photos
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.folders import list_images
-from sklearn_excb.images import open_source
-from sklearn_excb.preparing import view_recipe
-from sklearn_excb.sources import ItemImages
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data.folders import list_images
+from sklearn_excb.data.open_source import open_source
+from sklearn_excb.data.sources import ItemImages
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training.build import view_recipe
+from sklearn_excb.views.multicrop import ViewRecipe
 
 
 def ratios(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:

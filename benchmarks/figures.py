@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.data_sets import Split
 from evaluation import cluster_occupancy, clustering_scores, knn_accuracy, project
-from sklearn_excb.auto import Settings
-from sklearn_excb.centroids import unit_rows
-from sklearn_excb.settling import settle
+from sklearn_excb.method.kmeans import unit_rows
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.settling import settle
 
 Labels = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]

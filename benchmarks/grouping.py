@@ -37,7 +37,7 @@ from sklearn.datasets import load_digits
 
 from evaluation import clustering_scores
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.grouping import cut, group_centroids, merge_tree
+from sklearn_excb.training.coarse_groups import cut, group_centroids, merge_tree
 
 SIZES = (1_000, 8_000, 65_536)
 DIM = 256

@@ -3,7 +3,7 @@
 ``MALLOC_PERTURB_=1 python -m benchmarks.idle_taps``: with it glibc fills memory that is given
 away, so that what torch leaves as it was there cannot pass for zeros. Lists the convolutions whose
 gradient differs from that in float64 by more than a tenth, and whether
-:mod:`sklearn_excb.idle_taps` knows them.
+:mod:`sklearn_excb.networks.bf16_gradients` knows them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.idle_taps import undefined_gradient
+from sklearn_excb.networks.bf16_gradients import undefined_gradient
 
 IMAGES, CHANNELS = 20, 64
 KERNELS, STRIDES, SIDES = (3, 5, 7), (1, 2), range(1, 5)

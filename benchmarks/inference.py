@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from benchmarks.views import write_photos
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.batches import inference_inputs
-from sklearn_excb.images import open_source
-from sklearn_excb.inference import embed
+from sklearn_excb.data.open_source import open_source
+from sklearn_excb.training.inference import embed
+from sklearn_excb.views.batches import inference_inputs
 
 BATCH = 256  # images that inference takes at once
 NUMBERS = (1_000, 10_000, 100_000)

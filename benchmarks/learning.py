@@ -38,11 +38,11 @@ from benchmarks.cells import DRAWN, K_MEANS, METHODS, STUDIES, Cell, resolved, s
 from benchmarks.data_sets import MOST, Split, load, parts_of
 from benchmarks.figures import Outcome, figures, k_means, settled_k_means
 from sklearn_excb import ExCBEstimator, __version__
-from sklearn_excb.auto import Facts, Settings
-from sklearn_excb.devices import resolve_precision
-from sklearn_excb.images import are_rows, open_source
-from sklearn_excb.preparing import facts_of
-from sklearn_excb.sources import Rows
+from sklearn_excb.data.open_source import are_rows, open_source
+from sklearn_excb.data.sources import Rows
+from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.settings.settings import Facts, Settings
+from sklearn_excb.training.build import facts_of
 
 NO_NETWORK = ("raw pixels", *K_MEANS)
 

@@ -25,14 +25,15 @@ from torch import Tensor, nn
 
 from benchmarks.data_sets import Split
 from benchmarks.figures import Outcome
-from sklearn_excb import ExCBEstimator, images
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
-from sklearn_excb.devices import resolve_precision
-from sklearn_excb.generators import own_randomness
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.preparing import build, facts_of, view_recipe
-from sklearn_excb.training import in_precision
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.data import open_source as images
+from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.build import build, facts_of, view_recipe
+from sklearn_excb.training.loop import in_precision
+from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch, ViewBatches, inference_inputs
 
 DEVICE = torch.device("cpu")
 QUEUE_STARTS = 15 / 400  # of the run, in the paper

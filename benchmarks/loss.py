@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import plain_loss
-from sklearn_excb.balancing import affine_form
-from sklearn_excb.loss import excb_loss, teacher_targets
+from sklearn_excb.method.balancing import affine_form
+from sklearn_excb.method.loss import excb_loss, teacher_targets
 
 G, L, D = 2, 6, 256
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1

@@ -2,7 +2,7 @@
 
 ``per_pair`` follows Algorithm 1 to the letter, a log-softmax for every pair of views. ``per_view``
 is the best of this kind: targets are summed first, one log-softmax a student view. Both give what
-``sklearn_excb.loss.excb_loss`` gives, and the tests hold the three together.
+``sklearn_excb.method.loss.excb_loss`` gives, and the tests hold the three together.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.balancing import Affine
-from sklearn_excb.loss import Loss
+from sklearn_excb.method.balancing import Affine
+from sklearn_excb.method.loss import Loss
 
 
 @torch.no_grad()

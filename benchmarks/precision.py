@@ -18,13 +18,13 @@ from collections.abc import Callable
 import torch
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts
-from sklearn_excb.batches import Batch
-from sklearn_excb.devices import resolve_precision
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.preparing import build
-from sklearn_excb.rivals import build_balancing
-from sklearn_excb.training import train_step
+from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.settings.settings import Facts
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.build import build
+from sklearn_excb.training.loop import train_step
+from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch
 
 VARIANTS = {
     "float32, NCHW": ("32", torch.contiguous_format, False),

@@ -26,7 +26,7 @@ from scipy.cluster.hierarchy import linkage
 from scipy.ndimage import gaussian_filter
 
 from evaluation import Projection, write_report
-from evaluation.report_images import Thumbnails, make_thumbnails
+from evaluation.report.images import Thumbnails, make_thumbnails
 
 PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # every picture decoded: those of the bare pages, and all sheets of the report, in view or not

@@ -24,7 +24,7 @@ from benchmarks.data_sets import TITLES, parts_of
 from benchmarks.learning import clusters_of, seconds_of
 from evaluation import OccupancyDisplay, ProjectionDisplay
 from evaluation._style import INK, LINES, MUTED, quiet
-from sklearn_excb.balancing import Below, balance
+from sklearn_excb.method.balancing import Below, balance
 
 DOCS = Path(__file__).parent.parent / "docs"
 PLOTTED = ("ExCB", "centering")

@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import sklearn_excb.fake_phases as fake_phases
-import sklearn_excb.heads as heads
-import sklearn_excb.memory as memory
-import sklearn_excb.networks as networks_module
+import sklearn_excb.fitting.fake_steps as fake_phases
+import sklearn_excb.fitting.memory_estimate as memory
+import sklearn_excb.networks.heads as heads
+import sklearn_excb.networks.student_teacher as networks_module
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts, Settings
-from sklearn_excb.batches import Batch
-from sklearn_excb.live_bytes import fake, size, tensors_of
-from sklearn_excb.memory import estimate_memory
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.preparing import build, prepare
-from sklearn_excb.rivals import build_balancing
-from sklearn_excb.sources import ArrayImages
-from sklearn_excb.training import train_step
+from sklearn_excb.data.sources import ArrayImages
+from sklearn_excb.fitting.memory_estimate import estimate_memory
+from sklearn_excb.fitting.tensor_memory import fake, size, tensors_of
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.settings.settings import Facts, Settings
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.build import build, prepare
+from sklearn_excb.training.loop import train_step
+from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch
 
 BASE: dict[str, Any] = {
     "K": 1024,

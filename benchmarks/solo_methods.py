@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import lightly_methods
-from sklearn_excb.auto import Settings
-from sklearn_excb.optimization import TeacherRates
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.optimizer import TeacherRates
 
 
 def _file(name: str) -> ModuleType:

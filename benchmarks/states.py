@@ -22,11 +22,11 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts
-from sklearn_excb.optimization import build_optimizer
-from sklearn_excb.packing import pack, unpack
-from sklearn_excb.preparing import build
-from sklearn_excb.tensor_files import read_tensors, write_tensors
+from sklearn_excb.settings.settings import Facts
+from sklearn_excb.storage.packing import pack, unpack
+from sklearn_excb.storage.tensor_files import read_tensors, write_tensors
+from sklearn_excb.training.build import build
+from sklearn_excb.training.optimizer import build_optimizer
 
 NETWORKS = {
     "digits at the defaults": ({}, Facts(1437, "images", (8, 8), 1)),

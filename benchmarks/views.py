@@ -35,14 +35,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from sklearn_excb import files, finishing
-from sklearn_excb.batches import ViewBatches
-from sklearn_excb.images import open_source
-from sklearn_excb.making_views import begin_crops
-from sklearn_excb.preparing import IMAGENET_MEAN, IMAGENET_STD
-from sklearn_excb.sources import ItemImages
-from sklearn_excb.threads import reading_threads
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data import image_files as files
+from sklearn_excb.data.open_source import open_source
+from sklearn_excb.data.sources import ItemImages
+from sklearn_excb.runtime.threads import reading_threads
+from sklearn_excb.training.build import IMAGENET_MEAN, IMAGENET_STD
+from sklearn_excb.views import augmentation as finishing
+from sklearn_excb.views.batches import ViewBatches
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.view_maker import begin_crops
 
 GLOBAL, LOCAL, N_GLOBAL, N_LOCAL = 224, 96, 2, 6
 SCALE, LOCAL_SCALE = (0.25, 1.0), (0.05, 0.25)

@@ -4,18 +4,18 @@ Nothing here depends on how the arrays were made. FAISS, torch, openTSNE, UMAP a
 imported by the functions that use them, when they use them.
 """
 
-from .clustering import ClusteringScores, clustering_scores
-from .contact_sheet import ContactSheetDisplay
-from .duplicates import near_duplicates
-from .knn import KNNClassifier, KNNScores, knn_accuracy, knn_scores
-from .label_free import LabelFreeScores, label_free_scores, stability
-from .linear_probe import LinearProbe, ProbeScores, linear_probe_scores
-from .neighbors import nearest_neighbors
-from .occupancy import Occupancy, cluster_occupancy
-from .occupancy_display import OccupancyDisplay
-from .projection import Projection, ProjectionDisplay, project
-from .report import ReportSummary, write_report
-from .review import ClusterReview, review_clusters
+from .clusters.contact_sheet import ContactSheetDisplay
+from .clusters.duplicates import near_duplicates
+from .clusters.label_free import LabelFreeScores, label_free_scores, stability
+from .clusters.occupancy import Occupancy, cluster_occupancy
+from .clusters.occupancy_display import OccupancyDisplay
+from .clusters.review import ClusterReview, review_clusters
+from .clusters.scores import ClusteringScores, clustering_scores
+from .maps.projection import Projection, ProjectionDisplay, project
+from .neighbors.knn import KNNClassifier, KNNScores, knn_accuracy, knn_scores
+from .neighbors.search import nearest_neighbors
+from .probes.linear_probe import LinearProbe, ProbeScores, linear_probe_scores
+from .report.report import ReportSummary, write_report
 
 __all__ = [
     "ClusterReview",

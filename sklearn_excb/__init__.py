@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         UnreadPicturesWarning,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "AugmentedViews",
     "CheckpointWarning",

@@ -17,13 +17,13 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
+from sklearn_excb.data.sources import Rows
+from sklearn_excb.data.unusable_images import skipped_of
 from sklearn_excb.estimator import ExCBEstimator
-from sklearn_excb.inference import Embedding, embed
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.skipping import skipped_of
-from sklearn_excb.sources import Rows
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.training.inference import Embedding, embed
+from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
+from sklearn_excb.views.multicrop import ViewRecipe
 
 __all__ = ["AugmentedViews", "augmented_views"]
 

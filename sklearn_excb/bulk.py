@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 
+from sklearn_excb.data.fingerprints import changes, of_source, of_tensors
 from sklearn_excb.estimator import ExCBEstimator
 from sklearn_excb.evaluation import output_files
-from sklearn_excb.fingerprints import changes, of_source, of_tensors
-from sklearn_excb.joining import Place, place_of
-from sklearn_excb.progress import progress_bar
+from sklearn_excb.runtime.progress import progress_bar
+from sklearn_excb.runtime.rendezvous import Place, place_of
 
 Of = Literal["transform", "predict"]
 

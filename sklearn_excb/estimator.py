@@ -25,31 +25,15 @@ from sklearn.utils import check_random_state, metadata_routing
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import inference_inputs, number_of_jobs
-from sklearn_excb.callers import warn_caller
-from sklearn_excb.checkpoint import load_estimator, save_estimator
-from sklearn_excb.devices import resolve_device
-from sklearn_excb.exceptions import DeviceWarning
-from sklearn_excb.fitting import Fitted, fit_source
-from sklearn_excb.grouping import check_n_groups, cut, merge_tree
-from sklearn_excb.images import StreamPart, are_rows, is_stream, open_source
-from sklearn_excb.inference import Embedding, assign, embed, of_stream, on_each
-from sklearn_excb.joining import join, place_of
-from sklearn_excb.launching import fit_on, number_of_devices
-from sklearn_excb.memory import MemoryEstimate
-from sklearn_excb.memory_budget import memory_of
-from sklearn_excb.mismatch import (
+from sklearn_excb.data.input_errors import (
     check_several,
     images_for_rows,
     one_image_for_several,
     rows_for_images,
 )
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.online import OnlineFit
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.recipes import recipe
-from sklearn_excb.skipping import (
+from sklearn_excb.data.open_source import StreamPart, are_rows, is_stream, open_source
+from sklearn_excb.data.sources import ItemImages, Rows, Skipped, Source
+from sklearn_excb.data.unusable_images import (
     labels_of_all,
     leave_out_unusable,
     skipped_of,
@@ -57,12 +41,28 @@ from sklearn_excb.skipping import (
     warn_of_unread,
     without_skipped,
 )
-from sklearn_excb.sources import ItemImages, Rows, Skipped, Source
-from sklearn_excb.streaming import fit_stream
-from sklearn_excb.validation import check_columns, check_out, check_parameters
+from sklearn_excb.exceptions import DeviceWarning
+from sklearn_excb.fitting.fit import Fitted, fit_source
+from sklearn_excb.fitting.launch import fit_on, number_of_devices
+from sklearn_excb.fitting.memory_budget import memory_of
+from sklearn_excb.fitting.memory_estimate import MemoryEstimate
+from sklearn_excb.fitting.partial_fit import OnlineFit
+from sklearn_excb.fitting.stream import fit_stream
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.runtime.devices import resolve_device
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.runtime.rendezvous import join, place_of
+from sklearn_excb.saving.saved_estimator import load_estimator, save_estimator
+from sklearn_excb.settings.recipes import recipe
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.validation import check_columns, check_out, check_parameters
+from sklearn_excb.training.coarse_groups import check_n_groups, cut, merge_tree
+from sklearn_excb.training.inference import Embedding, assign, embed, of_stream, on_each
+from sklearn_excb.views.batches import inference_inputs, number_of_jobs
 
 if TYPE_CHECKING:  # what a fit does not need is imported where it is
-    from sklearn_excb.rehearsing import Rehearsal
+    from sklearn_excb.fitting.dry_run import Rehearsal
 
 _INPUT_FACTS = (
     "n_features_in_",
@@ -170,7 +170,8 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         What keeps clusters from collapsing. "linear" is the method, "exponential" its ablation:
         forms of the operator for clusters smaller than 1/K, see
         :func:`sklearn_excb.balancing.balance`. For comparison, with nothing else changed: the
-        centering of DINO, the Sinkhorn-Knopp of SwAV (:mod:`sklearn_excb.rivals`), or nothing.
+        centering of DINO, the Sinkhorn-Knopp of SwAV (:mod:`sklearn_excb.method.baselines`), or
+        nothing.
     count_labels : {"balanced", "plain"}, default="balanced"
         Whether sizes are measured from labels after or before balancing. "plain" is there for
         comparison: it left 70 to 99 % of the clusters of digits empty (``docs/results.md``).
@@ -239,9 +240,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     linkage_ : ndarray of shape (K - 1, 4), float64
         Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``), of
         which :meth:`predict` gives the groups: Ward's method on the clusters' means in the
-        backbone's features (:func:`sklearn_excb.grouping.group_centroids`), each weighing
-        ``relative_cluster_sizes_``; without training samples on the centroids, all weighing the
-        same. Made when it is first asked for.
+        backbone's features (:func:`sklearn_excb.training.coarse_groups.group_centroids`), each
+        weighing ``relative_cluster_sizes_``; without training samples on the centroids, all
+        weighing the same. Made when it is first asked for.
     history_ : list of dict
         An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
         was measured. Losses;
@@ -391,7 +392,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
             "tiny" is for images of 8 to 32 pixels, or a first look at larger ones, and takes a CPU
             minutes; "small" is meant for 10,000 photos and more; the others are as
-            published, for ImageNet. See :mod:`sklearn_excb.recipes`.
+            published, for ImageNet. See :mod:`sklearn_excb.settings.recipes`.
         **params
             Parameters that replace the recipe's or add to them.
 
@@ -759,7 +760,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         one takes its share of each batch, and their messages are not in the times. With
         ``on_error="skip"`` a thousand of the images are tried beforehand.
         """
-        from sklearn_excb.rehearsing import rehearse
+        from sklearn_excb.fitting.dry_run import rehearse
 
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
@@ -967,7 +968,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         and the similarities that :meth:`transform` gives stay those of unit vectors, and g is
         ``cluster_gains_``. See ``docs/published.md``.
         """
-        from sklearn_excb.published import read_published
+        from sklearn_excb.saving.published import read_published
 
         check_parameters(cls(**params).get_params(deep=False))
         published = read_published(path)
@@ -1018,7 +1019,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         the samples are prepared, K, and the versions are in the file's metadata. See
         ``docs/exporting.md``.
         """
-        from sklearn_excb.exporting import export_onnx
+        from sklearn_excb.saving.export import export_onnx
 
         check_is_fitted(self)
         self._need_clusters("export_onnx")
@@ -1048,7 +1049,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         and gives in evaluation mode what :meth:`transform` does with ``embedding="backbone"``.
         ``docs/exporting.md`` has the others.
         """
-        from sklearn_excb.exporting import export_backbone
+        from sklearn_excb.saving.export import export_backbone
 
         check_is_fitted(self)
         export_backbone(self._fitted, path)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evaluation import *  # noqa: F403
     from evaluation import _optional as _optional
+    from evaluation import maps as maps
     from evaluation import output_files as output_files
-    from evaluation import projection as projection
 
 _FILE = Path(__file__).resolve().parent.parent / "evaluation" / "__init__.py"
 

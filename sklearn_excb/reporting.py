@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_excb.centroids import spherical_kmeans, unit_rows
+from sklearn_excb.data.open_source import are_rows, is_stream, open_source
+from sklearn_excb.data.resampling import to_unit
+from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.estimator import ExCBEstimator
-from sklearn_excb.history import MEANINGS
-from sklearn_excb.images import are_rows, is_stream, open_source
-from sklearn_excb.resampling import to_unit
-from sklearn_excb.sources import ArrayImages, ItemImages
+from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
+from sklearn_excb.training.history import MEANINGS
 
 if TYPE_CHECKING:
     from sklearn_excb.evaluation import OccupancyDisplay, ReportSummary
@@ -128,13 +128,12 @@ def report(
     ValueError
         If the data cannot be used.
     """
-    from sklearn_excb.evaluation import output_files, projection, write_report
+    from sklearn_excb.evaluation import maps, output_files, write_report
 
     output_files.check_writable(path)
-    if max_images < projection.FEWEST_ROWS:
-        raise ValueError(
-            f"max_images={max_images}, needed at least {projection.FEWEST_ROWS}: a map of some."
-        )
+    fewest = maps.projection.FEWEST_ROWS
+    if max_images < fewest:
+        raise ValueError(f"max_images={max_images}, needed at least {fewest}: a map of some.")
     seen = see(estimator, X)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):

@@ -12,21 +12,21 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.backbones import RowMLP
-from sklearn_excb.batches import ViewBatches
-from sklearn_excb.centroids import spherical_kmeans
+from sklearn_excb.data.sources import Rows
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.joining import join
-from sklearn_excb.joint_batch_norm import joint_batch_norm
-from sklearn_excb.networks import build_networks
-from sklearn_excb.optimization import Plan, build_optimizer
-from sklearn_excb.ranks import ALONE
-from sklearn_excb.rivals import build_balancing
-from sklearn_excb.row_views import row_recipe
-from sklearn_excb.settling import settle, told_apart
-from sklearn_excb.sources import Rows
-from sklearn_excb.training import start_centroids, train
+from sklearn_excb.method.kmeans import spherical_kmeans
+from sklearn_excb.networks.backbones import RowMLP
+from sklearn_excb.networks.student_teacher import build_networks
+from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.runtime.ranks import ALONE
+from sklearn_excb.runtime.rendezvous import join
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.loop import start_centroids, train
+from sklearn_excb.training.optimizer import Plan, build_optimizer
+from sklearn_excb.training.settling import settle, told_apart
+from sklearn_excb.views.batches import ViewBatches
+from sklearn_excb.views.row_views import row_recipe
 from tests.small_runs import tell_threads_at_the_end
 
 tell_threads_at_the_end()

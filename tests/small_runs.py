@@ -16,8 +16,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-import sklearn_excb.running
-import sklearn_excb.tensor_files
+import sklearn_excb.fitting.run
+import sklearn_excb.storage.tensor_files
 from sklearn_excb import ExCBEstimator
 
 DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
@@ -93,7 +93,7 @@ def interrupting(*, after):
 @contextmanager
 def acting(act, *, after):
     """Do something after so many steps of a fit."""
-    train = sklearn_excb.running.train
+    train = sklearn_excb.fitting.run.train
 
     def broken(*arguments, **options):
         for number, report in enumerate(train(*arguments, **options), 1):
@@ -102,14 +102,16 @@ def acting(act, *, after):
             yield report
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sklearn_excb.running, "train", broken)
+        patched.setattr(sklearn_excb.fitting.run, "train", broken)
         yield
 
 
 def trains():
     """Whether training steps are what this is called for, in whichever thread."""
     frames = sys._current_frames().values()
-    return any(frame.f_code is sklearn_excb.running.train_on.__code__ for frame in walked(frames))
+    return any(
+        frame.f_code is sklearn_excb.fitting.run.train_on.__code__ for frame in walked(frames)
+    )
 
 
 def walked(frames):
@@ -161,19 +163,19 @@ def fit_in_a_process(folder, out, parameters, limit=None):
 
 def wait_before_each_step(seconds):
     """Slow a fit of this process down, so that signals come within a step's time."""
-    train = sklearn_excb.running.train
+    train = sklearn_excb.fitting.run.train
 
     def slow(*arguments, **options):
         for report in train(*arguments, **options):
             time.sleep(seconds)
             yield report
 
-    sklearn_excb.running.train = slow
+    sklearn_excb.fitting.run.train = slow
 
 
 def dying(stage, number):
     """Kill this process with SIGKILL at a stage of the n-th write of a state."""
-    write, count = sklearn_excb.tensor_files.save_file, 0
+    write, count = sklearn_excb.storage.tensor_files.save_file, 0
     replace = Path.replace
 
     def save_file(tensors, file, metadata):
@@ -194,7 +196,7 @@ def dying(stage, number):
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    sklearn_excb.tensor_files.save_file = save_file
+    sklearn_excb.storage.tensor_files.save_file = save_file
     Path.replace = replaced
 
 

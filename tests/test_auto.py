@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from sklearn_excb import ExCBEstimator, rules
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.recipes import RECIPES
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings.recipes import RECIPES
+from sklearn_excb.settings.settings import Facts, resolve
 
 DEFAULTS = ExCBEstimator().get_params()
 PHOTOS = Facts(rules.IMAGENET, "images", (375, 500), 3)

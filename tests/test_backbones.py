@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.backbones import build_backbone, output_dim
+from sklearn_excb.networks.backbones import build_backbone, output_dim
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 LARGE = [

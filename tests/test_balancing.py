@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_excb.balancing import ClusterSizes, affine_form, balance
+from sklearn_excb.method.balancing import ClusterSizes, affine_form, balance
 from tests import reference
 
 SIZES = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sklearn_excb import centroids
-from sklearn_excb.centroids import most_start_rows, spherical_kmeans
+from sklearn_excb.method import kmeans as centroids
+from sklearn_excb.method.kmeans import most_start_rows, spherical_kmeans
 
 
 def blobs(n_clusters=4, n_each=50, seed=0):

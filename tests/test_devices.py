@@ -14,21 +14,22 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from sklearn_excb import ExCBEstimator, transfers
-from sklearn_excb.auto import Facts
-from sklearn_excb.batches import Batch
-from sklearn_excb.devices import resolve_precision
-from sklearn_excb.gradients import Gradients
-from sklearn_excb.history import EpochRecord
-from sklearn_excb.joint_batch_norm import joint_batch_norm
-from sklearn_excb.making_views import Drawn, array_views
-from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.preparing import build
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.rivals import build_balancing
-from sklearn_excb.sources import ArrayImages
-from sklearn_excb.training import StepReport, train_step
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.data.sources import ArrayImages
+from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.runtime import transfers
+from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.settings.settings import Facts
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.build import build
+from sklearn_excb.training.gradients import Gradients
+from sklearn_excb.training.history import EpochRecord
+from sklearn_excb.training.loop import StepReport, train_step
+from sklearn_excb.training.optimizer import UNSCALED, Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.view_maker import Drawn, array_views
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sklearn_excb.draws import permutation, philox, uniforms
+from sklearn_excb.runtime.philox import permutation, philox, uniforms
 
 
 @pytest.mark.parametrize("counter", [(1, 0, 0, 0), (5, 7, 2, 3), (2**63, 2**64 - 1, 9, 2**40)])

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from sklearn_excb import DurationWarning, ExCBEstimator, durations
-from sklearn_excb.auto import Facts
-from sklearn_excb.durations import Pace, advice_if_long, duration, work
-from sklearn_excb.recipes import RECIPES
+from sklearn_excb import DurationWarning, ExCBEstimator
+from sklearn_excb.fitting import duration as durations
+from sklearn_excb.fitting.duration import Pace, advice_if_long, duration, work
+from sklearn_excb.settings.recipes import RECIPES
+from sklearn_excb.settings.settings import Facts
 
 CPU = torch.device("cpu")
 PHOTOS = Facts(3_000, "images", (160, 160), 3)

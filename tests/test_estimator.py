@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.validation import check_columns
+from sklearn_excb.settings.validation import check_columns
 from tests.tiers import others_slow
 
 DIGITS = load_digits()

@@ -69,9 +69,9 @@ def test_names_are_those_of_the_package(name):
 
 
 def test_modules_are_those_of_the_package():
-    from sklearn_excb.evaluation.knn import knn_accuracy as by_the_other_name
+    from sklearn_excb.evaluation.neighbors.knn import knn_accuracy as by_the_other_name
 
-    from evaluation.knn import knn_accuracy
+    from evaluation.neighbors.knn import knn_accuracy
 
     assert by_the_other_name is knn_accuracy
 

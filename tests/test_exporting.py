@@ -15,13 +15,14 @@ from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from sklearn_excb import ExCBEstimator, exporting
-from sklearn_excb.backbones import RowMLP, SmallCNN
-from sklearn_excb.batches import whole_images
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
-from sklearn_excb.end_to_end import EndToEnd, WholeImages, _rounded
-from sklearn_excb.row_views import standardize
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.networks.backbones import RowMLP, SmallCNN
+from sklearn_excb.saving import export as exporting
+from sklearn_excb.training.traceable import EndToEnd, WholeImages, _rounded
+from sklearn_excb.views.batches import whole_images
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import standardize
 
 SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 0, "head_width": 16, "random_state": 0}
 DIGITS = (load_digits().images[:120] / 16).astype(np.float32)

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.running
+import sklearn_excb.fitting.run
 from sklearn_excb import CheckpointWarning, DivergedError, ImageError
 from tests.small_runs import (
     DIGITS,
@@ -60,7 +60,7 @@ def test_a_full_disk_ends_no_fit(tmp_path, never):
 
 
 def test_a_disk_that_fills_up_leaves_the_states_before(tmp_path, never, monkeypatch):
-    write, count = sklearn_excb.run_folder.write_tensors, 0
+    write, count = sklearn_excb.storage.checkpoint_folder.write_tensors, 0
 
     def into_little_room(*arguments):
         nonlocal count
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_leaves_the_states_before(tmp_path, never, monkeypa
             return write(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sklearn_excb.run_folder, "write_tensors", into_little_room)
+        patched.setattr(sklearn_excb.storage.checkpoint_folder, "write_tensors", into_little_room)
         with pytest.warns(CheckpointWarning, match="step-000000004.* is the last that was") as told:
             fitted = small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(list(DIGITS))
     assert_same_bits(fitted, never)
@@ -178,7 +178,7 @@ def test_a_divergence_names_the_rows_and_the_gradients():
 
 
 def poisoned(at, networks_of):
-    train = sklearn_excb.running.train
+    train = sklearn_excb.fitting.run.train
 
     def train_poisoned(networks, *arguments, first_step=0, **options):
         for report in train(networks, *arguments, first_step=first_step, **options):
@@ -193,7 +193,7 @@ def test_weights_are_finite_whenever_a_fit_ends(tmp_path, monkeypatch):
     """A student that is NaN after step 5 is seen in step 6, and no state of it is written."""
     with monkeypatch.context() as patched:
         bad = poisoned(5, lambda networks: networks.student.projector[0].weight)
-        patched.setattr(sklearn_excb.running, "train", bad)
+        patched.setattr(sklearn_excb.fitting.run, "train", bad)
         excb = small(checkpoint_dir=tmp_path, checkpoint_every=1)
         with pytest.warns(ConvergenceWarning, match=r"epoch 3 of 3, step 7.*after epoch 2") as told:
             excb.fit(DIGITS)
@@ -261,7 +261,7 @@ def terminating():
 
 def test_a_sigterm_that_comes_again_does_not_cut_off_the_save(tmp_path, terminating, monkeypatch):
     """As of schedulers, which send it to a step of a job and again to the job."""
-    write, came = sklearn_excb.run_folder.write_tensors, []
+    write, came = sklearn_excb.storage.checkpoint_folder.write_tensors, []
 
     def come():
         came.append("SIGTERM")
@@ -272,7 +272,7 @@ def test_a_sigterm_that_comes_again_does_not_cut_off_the_save(tmp_path, terminat
             come()
         return write(*arguments)
 
-    monkeypatch.setattr(sklearn_excb.run_folder, "write_tensors", write_and_hear)
+    monkeypatch.setattr(sklearn_excb.storage.checkpoint_folder, "write_tensors", write_and_hear)
     with acting(come, after=5), pytest.raises(TerminatedError):
         small(checkpoint_dir=tmp_path, checkpoint_every=10**6).fit(DIGITS)
     assert len(came) == 2
@@ -315,9 +315,9 @@ def test_a_fit_in_a_thread_takes_no_signals(never):
 
 def test_the_largest_gradients_are_told_apart():
     """Those that are not finite first, then by size."""
-    from sklearn_excb.gradients import Gradients
-    from sklearn_excb.optimization import UNSCALED
-    from sklearn_excb.training import StepReport
+    from sklearn_excb.training.gradients import Gradients
+    from sklearn_excb.training.loop import StepReport
+    from sklearn_excb.training.optimizer import UNSCALED
 
     module = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(5)))
     for layer, value in zip(module, (1.0, 3.0, math.inf, 2.0, 0.0), strict=True):

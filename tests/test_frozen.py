@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from evaluation import cluster_occupancy, knn_accuracy
-from sklearn_excb import ExCBEstimator, running
-from sklearn_excb.resuming import Earlier
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.fitting import run as running
+from sklearn_excb.fitting.resume import Earlier
 
 digits = load_digits()
 IMAGES = (digits.images[:600] / 16).astype(np.float32)

@@ -18,8 +18,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from sklearn_excb import ExCBEstimator, grouping, ward
-from sklearn_excb.grouping import cut, group_centroids, merge_tree
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.method import ward
+from sklearn_excb.training import coarse_groups as grouping
+from sklearn_excb.training.coarse_groups import cut, group_centroids, merge_tree
 
 IMAGES = (load_digits().images[:150] / 16).astype(np.float32)
 

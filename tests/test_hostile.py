@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sklearn_excb import ExCBEstimator, ImageError, SkippedImageWarning
-from sklearn_excb.images import open_source
+from sklearn_excb.data.open_source import open_source
 from tests.hostile import broken_files, sound_files, write_folder
 
 pytestmark = [

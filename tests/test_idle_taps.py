@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.backbones import build_backbone
-from sklearn_excb.idle_taps import idle_taps, undefined_gradient, undefined_gradients
+from sklearn_excb.networks.backbones import build_backbone
+from sklearn_excb.networks.bf16_gradients import idle_taps, undefined_gradient, undefined_gradients
 
 # kernel, stride, pixels a side, padding half the kernel: what differed from float64 by more than a
 # tenth with MALLOC_PERTURB_=1, torch 2.14.1 on a CPU with AVX512-BF16; of kernels of 3, 5 and 7,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sklearn_excb.batches import whole_images
-from sklearn_excb.channel_statistics import channel_statistics
+from sklearn_excb.data.channel_statistics import channel_statistics
+from sklearn_excb.data.folders import list_images
+from sklearn_excb.data.open_source import are_rows, open_source
+from sklearn_excb.data.sources import ArrayImages, typical_shape
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.folders import list_images
-from sklearn_excb.images import are_rows, open_source
-from sklearn_excb.sources import ArrayImages, typical_shape
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.views.batches import whole_images
+from sklearn_excb.views.multicrop import ViewRecipe
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sklearn_excb.joining import Place, first_host, place_of
+from sklearn_excb.runtime.rendezvous import Place, first_host, place_of
 from tests.test_ranks import HERE
 
 TORCHRUN = {

@@ -8,14 +8,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sklearn_excb.running
-import sklearn_excb.training
+import sklearn_excb.fitting.run
+import sklearn_excb.training.loop
 from benchmarks import plain_loss
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.attention import attend, lengths, nearest
-from sklearn_excb.balancing import TIE_FLOOR, ClusterSizes, affine_form
-from sklearn_excb.entropies import mean_entropies
-from sklearn_excb.loss import excb_loss, teacher_targets
+from sklearn_excb.method.attention import attend, lengths, nearest
+from sklearn_excb.method.balancing import TIE_FLOOR, ClusterSizes, affine_form
+from sklearn_excb.method.entropy import mean_entropies
+from sklearn_excb.method.loss import excb_loss, teacher_targets
 
 B, D = 3, 16
 PLAIN = {"per pair": plain_loss.per_pair, "per view": plain_loss.per_view}
@@ -250,7 +250,7 @@ def digits_curve(monkeypatch, loss_of=None):
     the two plain losses part by .02 as well.
     """
     losses = []
-    step, train = sklearn_excb.training.train_step, sklearn_excb.training.train
+    step, train = sklearn_excb.training.loop.train_step, sklearn_excb.training.loop.train
 
     def recorded(*arguments):
         report = step(*arguments)
@@ -277,12 +277,12 @@ def digits_curve(monkeypatch, loss_of=None):
 
     images = (load_digits().images / 16).astype(np.float32)
     with monkeypatch.context() as patched:
-        patched.setattr(sklearn_excb.training, "train_step", recorded)
-        patched.setattr(sklearn_excb.running, "train", in_float64)
+        patched.setattr(sklearn_excb.training.loop, "train_step", recorded)
+        patched.setattr(sklearn_excb.fitting.run, "train", in_float64)
         if loss_of is not None:
-            patched.setattr(sklearn_excb.training, "teacher_targets", plain_targets)
-            patched.setattr(sklearn_excb.training, "excb_loss", plain)
-            patched.setattr(sklearn_excb.training, "mean_entropies", no_entropies)
+            patched.setattr(sklearn_excb.training.loop, "teacher_targets", plain_targets)
+            patched.setattr(sklearn_excb.training.loop, "excb_loss", plain)
+            patched.setattr(sklearn_excb.training.loop, "mean_entropies", no_entropies)
         small = {"batch_size": 16, "image_size": 16, "precision": "32", "random_state": 0}
         with pytest.raises(Enough):
             ExCBEstimator(**small).fit(images)

@@ -9,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sklearn_excb import files, finishing
-from sklearn_excb.batches import ViewBatches, n_ahead
-from sklearn_excb.draws import permutation
+from sklearn_excb.data import image_files as files
+from sklearn_excb.data.image_files import EncodedPicture
+from sklearn_excb.data.open_source import open_source
+from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.files import EncodedPicture
-from sklearn_excb.images import open_source
-from sklearn_excb.making_views import Drawn, begin_crops, begin_views, finish_crops
-from sklearn_excb.sources import ArrayImages, ItemImages
-from sklearn_excb.threads import finished, reading_threads
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.runtime.philox import permutation
+from sklearn_excb.runtime.threads import finished, reading_threads
+from sklearn_excb.views import augmentation as finishing
+from sklearn_excb.views.batches import ViewBatches, n_ahead
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.view_maker import Drawn, begin_crops, begin_views, finish_crops
 
 RECIPE = ViewRecipe(
     64, 32, 2, 3, (0.5, 0.3), 0.1, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), flip=0.5
@@ -142,7 +143,7 @@ def test_an_accelerator_gets_the_crops_that_a_cpu_makes_views_of(photos):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("all_blurred", [False, True])
 def test_compiled_loops_do_what_tensors_do(n_channels, dtype, all_blurred, without_numba):
-    loops = pytest.importorskip("sklearn_excb.fused_color")
+    loops = pytest.importorskip("sklearn_excb.data.compiled_color")
     recipe = replace(RECIPE, mean=(0.4, 0.5, 0.6, 0.7)[:n_channels], std=(0.3,) * n_channels)
     kind = recipe.kinds(0.0)[0]
     blur = (1.0, 1.0) if all_blurred else kind.blur

@@ -13,20 +13,20 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-import sklearn_excb.devices
-import sklearn_excb.memory_budget
+import sklearn_excb.fitting.memory_budget
+import sklearn_excb.runtime.devices
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.balancing import ClusterSizes
-from sklearn_excb.batches import Batch
-from sklearn_excb.devices import available_memory
-from sklearn_excb.live_bytes import LiveBytes
-from sklearn_excb.memory import estimate_memory
-from sklearn_excb.networks import build_networks
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.sources import ArrayImages
-from sklearn_excb.training import split, train_step
+from sklearn_excb.data.sources import ArrayImages
+from sklearn_excb.fitting.memory_estimate import estimate_memory
+from sklearn_excb.fitting.tensor_memory import LiveBytes
+from sklearn_excb.method.balancing import ClusterSizes
+from sklearn_excb.networks.student_teacher import build_networks
+from sklearn_excb.runtime.devices import available_memory
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.loop import split, train_step
+from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch
 
 IMAGES = (load_digits().images[:120] / 16).astype(np.float32)
 SMALL = {"K": 6, "epochs": 1, "batch_size": 32, "n_local": 2, "head_width": 64, "random_state": 0}
@@ -203,7 +203,9 @@ def test_every_thread_has_an_image_open_and_no_more(tmp_path):
 
 
 def has(monkeypatch, available):
-    monkeypatch.setattr(sklearn_excb.memory_budget, "available_memory", lambda device: available)
+    monkeypatch.setattr(
+        sklearn_excb.fitting.memory_budget, "available_memory", lambda device: available
+    )
 
 
 def test_fit_says_what_it_will_take(capsys):
@@ -250,13 +252,13 @@ def test_fit_warns_when_the_device_has_less(monkeypatch):
 )
 def test_what_is_not_looked_at_is_far_from_short(X, parameters, monkeypatch):
     bounds = []
-    bound = sklearn_excb.memory_budget.generous_bound
+    bound = sklearn_excb.fitting.memory_budget.generous_bound
 
     def recorded(*arguments):
         bounds.append(bound(*arguments))
         raise Enough
 
-    monkeypatch.setattr(sklearn_excb.memory_budget, "generous_bound", recorded)
+    monkeypatch.setattr(sklearn_excb.fitting.memory_budget, "generous_bound", recorded)
     excb = ExCBEstimator(random_state=0, **parameters)
     with pytest.raises(Enough):
         excb.fit(X)
@@ -267,7 +269,7 @@ def test_a_fit_that_is_small_beside_the_memory_is_not_looked_at(monkeypatch):
     def looked_at(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(sklearn_excb.memory_budget, "estimate_memory", looked_at)
+    monkeypatch.setattr(sklearn_excb.fitting.memory_budget, "estimate_memory", looked_at)
     has(monkeypatch, 10**12)
     small(epochs=1).fit(IMAGES)
 
@@ -450,8 +452,8 @@ def test_the_limit_of_a_batch_job_counts(tmp_path, monkeypatch, membership, name
     (limit.parent / names[1]).write_text("4000000\n")
     (limit.parent / "memory.stat").write_text("anon 3000000\ninactive_file 500000\n")
     (tmp_path / "cgroup").write_text(membership)
-    monkeypatch.setattr(sklearn_excb.devices, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(sklearn_excb.devices, "_MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(sklearn_excb.runtime.devices, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(sklearn_excb.runtime.devices, "_MEMBERSHIP", tmp_path / "cgroup")
     assert available_memory(torch.device("cpu")) == 1_500_000
     limit.write_text("max\n")
     assert available_memory(torch.device("cpu")) > 100 * MB

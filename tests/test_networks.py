@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_excb import ExCBEstimator, rules
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.backbones import RowMLP, SmallCNN
-from sklearn_excb.batches import Batch
-from sklearn_excb.heads import HeadShape, mlp
-from sklearn_excb.networks import CentroidLayer, build_networks
-from sklearn_excb.optimization import Plan, build_optimizer, set_rates
-from sklearn_excb.schedules import cosine, warmup_cosine
-from sklearn_excb.training import start_centroids
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.method.schedules import cosine, warmup_cosine
+from sklearn_excb.networks.backbones import RowMLP, SmallCNN
+from sklearn_excb.networks.heads import HeadShape, mlp
+from sklearn_excb.networks.student_teacher import CentroidLayer, build_networks
+from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training.loop import start_centroids
+from sklearn_excb.training.optimizer import Plan, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from evaluation import cluster_occupancy, knn_accuracy
-from sklearn_excb import ExCBEstimator, online, reservoir
+from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import DivergedError, ImageError
-from sklearn_excb.optimization import Plan, TeacherRates
-from sklearn_excb.reservoir import Reservoir
+from sklearn_excb.fitting import partial_fit as online
+from sklearn_excb.training.optimizer import Plan, TeacherRates
+from sklearn_excb.views import reservoir
+from sklearn_excb.views.reservoir import Reservoir
 
 X, Y = load_digits(return_X_y=True)
 DIGITS = (X.reshape(-1, 8, 8) / 16).astype(np.float32)

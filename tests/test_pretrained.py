@@ -11,7 +11,7 @@ from torchvision import models
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import PretrainedWeightsError
-from sklearn_excb.preparing import IMAGENET_MEAN, IMAGENET_STD
+from sklearn_excb.training.build import IMAGENET_MEAN, IMAGENET_STD
 
 NAME = "mobilenetv3_small_050"
 HALVES = "tf_mobilenetv3_small_minimal_100"  # trained on images of mean and deviation .5

@@ -6,8 +6,8 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from sklearn_excb import progress
-from sklearn_excb.progress import LogLines, progress_bar
+from sklearn_excb.runtime import progress
+from sklearn_excb.runtime.progress import LogLines, progress_bar
 
 
 class Terminal(io.StringIO):

@@ -23,10 +23,11 @@ from sklearn.exceptions import NotFittedError
 from torchvision import transforms as T
 
 from evaluation import OccupancyDisplay, cluster_occupancy
-from sklearn_excb import ExCBEstimator, inference, reporting
-from sklearn_excb.batches import whole_images
-from sklearn_excb.heads import HeadShape, mlp
-from sklearn_excb.pixels import image_tensor
+from sklearn_excb import ExCBEstimator, reporting
+from sklearn_excb.data.pixels import image_tensor
+from sklearn_excb.networks.heads import HeadShape, mlp
+from sklearn_excb.training import inference
+from sklearn_excb.views.batches import whole_images
 from tests import published_files as files
 from tests.tiers import others_slow
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-import sklearn_excb.heads
-import sklearn_excb.networks
+import sklearn_excb.networks.heads
+import sklearn_excb.networks.student_teacher
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.backbones import RowMLP
-from sklearn_excb.balancing import ClusterSizes, affine_form
-from sklearn_excb.batches import Batch
-from sklearn_excb.loss import excb_loss, teacher_targets
-from sklearn_excb.networks import ClusterNetwork, StudentTeacher, build_networks
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.schedules import cosine
-from sklearn_excb.training import train_step
+from sklearn_excb.method.balancing import ClusterSizes, affine_form
+from sklearn_excb.method.loss import excb_loss, teacher_targets
+from sklearn_excb.method.schedules import cosine
+from sklearn_excb.networks.backbones import RowMLP
+from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher, build_networks
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training.loop import train_step
+from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.views.batches import Batch
 from tests import reference
 from tests.test_balancing import SIZES, sizes_of
 from tests.tiers import others_slow
@@ -112,7 +112,7 @@ def detached(value):
 @pytest.fixture(autouse=True)
 def few_dimensions(monkeypatch):
     """The loops of the reference are slow: a projection space of 5 dimensions instead of 256."""
-    for room in (sklearn_excb.heads, sklearn_excb.networks):
+    for room in (sklearn_excb.networks.heads, sklearn_excb.networks.student_teacher):
         monkeypatch.setattr(room, "PROJECTION_DIM", D)
 
 

@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
-from sklearn_excb.rehearsing import rehearse
-from sklearn_excb.sources import ArrayImages
+from sklearn_excb.data.sources import ArrayImages
+from sklearn_excb.fitting.dry_run import rehearse
 from tests.small_runs import BreaksOffError, breaking_off
 
 DIGITS = (load_digits().images[:60] / 16).astype(np.float32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.running
+import sklearn_excb.fitting.run
 from sklearn_excb import CheckpointWarning
 from tests.small_runs import (
     DIGITS,
@@ -168,7 +168,7 @@ def test_nothing_is_trained_anew_unasked_when_no_state_can_be_read(broken_off):
 
 
 def test_a_state_of_another_version_is_refused(broken_off, monkeypatch):
-    monkeypatch.setattr(sklearn_excb.run_folder, "FORMAT", 99)
+    monkeypatch.setattr(sklearn_excb.storage.checkpoint_folder, "FORMAT", 99)
     with pytest.raises(ValueError, match=r"has format 2; this version .* reads format 99"):
         small(checkpoint_dir=broken_off).fit(DIGITS)
 
@@ -212,7 +212,7 @@ def test_resume_true_needs_a_state(tmp_path):
 
 
 def test_other_packages_are_told(broken_off, monkeypatch):
-    monkeypatch.setattr(sklearn_excb.resuming, "_version", lambda package: "0.0")
+    monkeypatch.setattr(sklearn_excb.fitting.resume, "_version", lambda package: "0.0")
     with pytest.warns(CheckpointWarning, match="torch was .*, now '0.0'") as caught:
         small(checkpoint_dir=broken_off).fit(DIGITS)
     assert caught[0].filename == __file__
@@ -222,7 +222,7 @@ def test_the_last_states_and_the_best_are_kept(tmp_path):
     fitted = small(checkpoint_dir=tmp_path, checkpoint_every=2, n_checkpoints=3).fit(DIGITS)
     assert states(tmp_path) == [9, 8, 6]  # every two steps, and at the end of each epoch
     losses = [entry["loss"] for entry in fitted.history_[1:]]
-    best = sklearn_excb.run_folder.read_state(tmp_path / "best.safetensors")
+    best = sklearn_excb.storage.checkpoint_folder.read_state(tmp_path / "best.safetensors")
     assert best["step"] == 3 * (1 + int(np.argmin(losses)))
     assert best["history"][-1]["loss"] == min(losses)
 

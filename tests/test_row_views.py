@@ -10,7 +10,12 @@ from sklearn.neighbors import NearestNeighbors
 
 from evaluation import cluster_occupancy
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.row_views import constant_feature, neighborhood_radius, row_recipe, row_statistics
+from sklearn_excb.views.row_views import (
+    constant_feature,
+    neighborhood_radius,
+    row_recipe,
+    row_statistics,
+)
 
 ROWS = np.random.default_rng(0).standard_normal((600, 7)) * np.arange(1, 8)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import sklearn_excb.checkpoint
+import sklearn_excb.saving.saved_estimator
 from sklearn_excb import DamagedFileError, ExCBEstimator
-from sklearn_excb.tensor_files import text_checksum
+from sklearn_excb.storage.tensor_files import text_checksum
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
 from tests.test_resuming import Payload, backbone, cut, empty, flip
 
@@ -121,11 +121,11 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(saved, fitted, monkeypatch
 
     other = small(random_state=1, epochs=0).fit(DIGITS)
     with monkeypatch.context() as patched:
-        patched.setattr(sklearn_excb.checkpoint.json, "dumps", cut_off)
+        patched.setattr(sklearn_excb.saving.saved_estimator.json, "dumps", cut_off)
         with pytest.raises(CutOffError):
             other.save(saved)
     with monkeypatch.context() as patched:  # after the tensors, before the description
-        patched.setattr(sklearn_excb.checkpoint, "_checksum", cut_off)
+        patched.setattr(sklearn_excb.saving.saved_estimator, "_checksum", cut_off)
         with pytest.raises(CutOffError):
             other.save(saved)
     assert_same_bits(ExCBEstimator.load(saved), fitted)

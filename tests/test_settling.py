@@ -10,9 +10,10 @@ from sklearn.datasets import make_blobs
 from sklearn.preprocessing import normalize
 
 from evaluation import cluster_occupancy
-from sklearn_excb import ExCBEstimator, settling
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.settling import settle, settling_sample, told_apart
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training import settling
+from sklearn_excb.training.settling import settle, settling_sample, told_apart
 
 K = 12
 FACTS = Facts(n_samples=600, kind="rows", shape=(0, 0), n_channels=16)

@@ -15,8 +15,12 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import DataLoader, IterableDataset
 
-from sklearn_excb import ExCBEstimator, images, running, stream_batches, threads
+from sklearn_excb import ExCBEstimator
+from sklearn_excb.data import open_source as images
 from sklearn_excb.exceptions import DivergenceWarning, ImageError, SkippedImageWarning
+from sklearn_excb.fitting import run as running
+from sklearn_excb.runtime import threads
+from sklearn_excb.views import stream_batches
 from tests.tiers import others_slow
 
 IMAGES = list(np.random.default_rng(0).integers(0, 255, (70, 12, 12, 3), dtype=np.uint8))

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from sklearn_excb.backbones import build_backbone
-from sklearn_excb.tiny_maps import TinyMapConv2d, taps_of_pixels, with_products
+from sklearn_excb.networks.backbones import build_backbone
+from sklearn_excb.networks.small_map_convolution import TinyMapConv2d, taps_of_pixels, with_products
 
 GEOMETRIES = [
     (sides, kernel, stride, padding, dilation)

@@ -7,11 +7,11 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sklearn_excb import color
-from sklearn_excb.batches import whole_images
-from sklearn_excb.finishing import finish_views
-from sklearn_excb.resampling import crop_resize, resize_weights
-from sklearn_excb.views import (
+from sklearn_excb.data import color
+from sklearn_excb.data.resampling import crop_resize, resize_weights
+from sklearn_excb.views.augmentation import finish_views
+from sklearn_excb.views.batches import whole_images
+from sklearn_excb.views.multicrop import (
     ViewKind,
     ViewRecipe,
     draw_attempts,
@@ -90,7 +90,7 @@ def test_crops_equal_torchvisions_antialiased_bicubic(size, monkeypatch):
         ]
     ).clamp(0, 1)
     torch.testing.assert_close(crop_resize(IMAGES, boxes, size), expected, rtol=0, atol=2e-6)
-    monkeypatch.setattr("sklearn_excb.resampling._MATRIX_LIMIT", 0)  # one by one
+    monkeypatch.setattr("sklearn_excb.data.resampling._MATRIX_LIMIT", 0)  # one by one
     torch.testing.assert_close(crop_resize(IMAGES, boxes, size), expected, rtol=0, atol=2e-6)
 
 

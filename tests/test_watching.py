@@ -10,10 +10,10 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.running
+import sklearn_excb.fitting.run
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.auto import Facts, resolve
-from sklearn_excb.watching import collapse
+from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.training.collapse import collapse
 
 DIGITS = (load_digits().images[:240] / 16).astype(np.float32)
 SMALL = {"image_size": 12, "local_size": 8, "n_local": 1, "head_width": 32}
@@ -148,7 +148,7 @@ def test_a_fit_that_learns_nothing_is_told_so():
 
 
 def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
-    train, sound = sklearn_excb.running.train, {}
+    train, sound = sklearn_excb.fitting.run.train, {}
 
     def poisoned(networks, *arguments, **options):
         for report in train(networks, *arguments, **options):
@@ -159,7 +159,7 @@ def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
                 sound.update(copy.deepcopy(networks.teacher.state_dict()))
             yield report
 
-    monkeypatch.setattr(sklearn_excb.running, "train", poisoned)
+    monkeypatch.setattr(sklearn_excb.fitting.run, "train", poisoned)
     excb = ExCBEstimator(K=6, epochs=4, batch_size=64, settle_passes=0, random_state=0, **SMALL)
     with pytest.warns(ConvergenceWarning, match="diverged in epoch 3 of 4.*after epoch 2"):
         excb.fit(DIGITS)

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from . import _style
-from ._checks import (
+from .. import _style
+from .._checks import (
     SKIPPED,
     check_1d,
     check_choice,
@@ -17,7 +17,7 @@ from ._checks import (
     check_finite,
     check_same_length,
 )
-from .pictures import Picture, as_rgb, fit_into
+from ..maps.pictures import Picture, as_rgb, fit_into
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,16 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ._checks import (
+from .._checks import (
     check_count,
     check_positive,
     check_rows,
     check_same_length,
     missing_rows,
 )
-from ._optional import require
-from .neighbors import nearest_neighbors
-from .pictures import as_rgb
+from .._optional import require
+from ..maps.pictures import as_rgb
+from ..neighbors.search import nearest_neighbors
 
 _SIDE = 16  # of the small pictures that are compared
 _LEAST_WITH_PIXELS, _LEAST_ALONE = 0.8, 0.995

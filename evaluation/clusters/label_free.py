@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from ._checks import (
+from .._checks import (
     SKIPPED,
     check_choice,
     check_cluster_labels,
@@ -19,8 +19,8 @@ from ._checks import (
     check_same_length,
     missing_rows,
 )
-from .neighbors import Backend, Index
-from .projection import RandomState, project
+from ..maps.projection import RandomState, project
+from ..neighbors.search import Backend, Index
 
 __all__ = ["LabelFreeScores", "label_free_scores", "stability"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._checks import SKIPPED, check_cluster_labels, check_count, check_ids_below
+from .._checks import SKIPPED, check_cluster_labels, check_count, check_ids_below
 
 
 @dataclass(frozen=True, eq=False)

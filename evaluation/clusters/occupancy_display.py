@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _style
+from .. import _style
 from .occupancy import Occupancy, cluster_occupancy
 
 if TYPE_CHECKING:

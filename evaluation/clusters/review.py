@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from sklearn.utils import check_random_state
 
-from ._checks import (
+from .._checks import (
     SKIPPED,
     check_cluster_labels,
     check_count,
@@ -20,7 +20,7 @@ from ._checks import (
     check_same_length,
     missing_rows,
 )
-from .neighbors import nearest_neighbors
+from ..neighbors.search import nearest_neighbors
 
 RandomState = int | np.random.RandomState | None
 

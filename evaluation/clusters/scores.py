@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.special import gammaln
 from sklearn.metrics import adjusted_rand_score
 
-from ._checks import SKIPPED, check_1d, check_cluster_labels, check_same_length
+from .._checks import SKIPPED, check_1d, check_cluster_labels, check_same_length
 
 Counts = NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._optional import require
+from .._optional import require
 
 Picture = NDArray[np.uint8]
 """Pixels of shape (h, w, 3)."""

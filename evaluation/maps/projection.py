@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from ._checks import (
+from .._checks import (
     check_1d,
     check_choice,
     check_count,
@@ -17,9 +17,9 @@ from ._checks import (
     check_same_length,
     missing_rows,
 )
-from ._optional import importable, require
+from .._optional import importable, require
+from ..probes.stratified import draw_rows
 from .projection_display import ProjectionDisplay
-from .stratified import draw_rows
 
 __all__ = ["Projection", "ProjectionDisplay", "project"]
 

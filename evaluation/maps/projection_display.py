@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _style, thumbnails
-from ._checks import check_1d, check_choice, check_count, check_finite, check_rows
+from .. import _style
+from .._checks import check_1d, check_choice, check_count, check_finite, check_rows
+from . import thumbnails
 from .pictures import as_rgb
 
 if TYPE_CHECKING:

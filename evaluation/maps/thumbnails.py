@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _style
+from .. import _style
 from .pictures import Picture, fit_into
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ._optional import importable, require
+from .._optional import importable, require
 
 Backend = Literal["auto", "faiss", "torch"]
 Floats = NDArray[np.float32]

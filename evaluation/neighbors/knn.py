@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._checks import (
+from .._checks import (
     check_1d,
     check_choice,
     check_comparable,
@@ -23,7 +23,7 @@ from ._checks import (
     missing_rows,
 )
 from .knn_classifier import KNNClassifier
-from .neighbors import Backend
+from .search import Backend
 from .voting import predicted_codes
 
 __all__ = ["KNNClassifier", "KNNScores", "knn_accuracy", "knn_scores"]

@@ -8,8 +8,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._checks import check_count, check_positive
-from .neighbors import Backend, Index
+from .._checks import check_count, check_positive
+from .search import Backend, Index
 from .voting import TOGETHER, predicted_codes, votes_of
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._checks import check_choice, check_count, check_finite, check_rows
+from .._checks import check_choice, check_count, check_finite, check_rows
 from ._fast_search import Backend, Floats, Ints, Propose
 from ._fast_search import proposer as _proposer
 

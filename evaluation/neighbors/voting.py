@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .neighbors import Backend, Floats, Index
+from .search import Backend, Floats, Index
 
 TOGETHER = 4096
 """Queries looked up at once."""

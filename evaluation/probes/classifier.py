@@ -23,8 +23,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._checks import check_choice, check_count, check_positive
-from .probe_settings import Scaling, SgdSettings, Views
+from .._checks import check_choice, check_count, check_positive
+from .settings import Scaling, SgdSettings, Views
 
 if TYPE_CHECKING:
     import torch
@@ -278,7 +278,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             self.n_iter_ = int(model.n_iter_[0])
             rate, scores = np.nan, np.full(1, np.nan)
         else:
-            from .probe_sgd import train_and_choose
+            from .sgd import train_and_choose
 
             chosen = train_and_choose(X, codes, settings, scaling=scaling, views=views)
             weights, intercept = chosen.weights, chosen.intercept

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
-from ._checks import (
+from .._checks import (
     check_1d,
     check_comparable,
     check_count,
@@ -24,8 +24,8 @@ from ._checks import (
     check_same_length,
     missing_rows,
 )
-from .probe_classifier import LinearProbe, Solver
-from .probe_settings import Views
+from .classifier import LinearProbe, Solver
+from .settings import Views
 from .stratified import few_shot
 
 __all__ = ["LinearProbe", "ProbeScores", "linear_probe_scores"]

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._checks import check_finite, check_rows
-from .probe_heads import Heads, resolve_device, score_heads, train_heads
-from .probe_settings import Scaling, SgdSettings, Views
+from .._checks import check_finite, check_rows
+from .heads import Heads, resolve_device, score_heads, train_heads
+from .settings import Scaling, SgdSettings, Views
 from .stratified import hold_out
 
 _RATES_FOR = 256  # the batch size that learning rates are stated for

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import SKIPPED
-from .projection import Projection
-from .report_images import Thumbnails
-from .review import ClusterReview
+from .._checks import SKIPPED
+from ..clusters.review import ClusterReview
+from ..maps.projection import Projection
+from .images import Thumbnails
 
 _N_NEIGHBORS = 6  # of each image, in its details
 _NONE = 0xFFFFFFFF

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import SKIPPED, missing_rows
-from ._style import percent
-from .clustering import clustering_scores
-from .knn import knn_accuracy
-from .occupancy import cluster_occupancy
-from .review import ClusterReview, review_clusters
+from .._checks import SKIPPED, missing_rows
+from .._style import percent
+from ..clusters.occupancy import cluster_occupancy
+from ..clusters.review import ClusterReview, review_clusters
+from ..clusters.scores import clustering_scores
+from ..neighbors.knn import knn_accuracy
 
 _K = 20  # neighbours of the accuracy
 _MOST_QUERIES = 20_000  # rows of leave-one-out

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._optional import require
-from .pictures import Picture, as_rgb, fit_into
+from .._optional import require
+from ..maps.pictures import Picture, as_rgb, fit_into
 
 _LARGEST_TILE, _SMALLEST_TILE = 128, 32
 _EXACT_TILE = 32

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._checks import (
+from .._checks import (
     SKIPPED,
     check_1d,
     check_cluster_labels,
@@ -21,15 +21,15 @@ from ._checks import (
     check_same_length,
     missing_rows,
 )
-from .duplicates import group_pairs
-from .output_files import check_writable, replacing
-from .projection import FEWEST_ROWS, Projection, project
-from .report_charts import history_charts, meanings_list, occupancy_chart
-from .report_data import page_data
-from .report_figures import Model, figures_table, parameters_table
-from .report_images import Thumbnails, make_thumbnails
-from .report_sample import choose
-from .review import ClusterReview, review_clusters
+from ..clusters.duplicates import group_pairs
+from ..clusters.review import ClusterReview, review_clusters
+from ..maps.projection import FEWEST_ROWS, Projection, project
+from ..output_files import check_writable, replacing
+from .charts import history_charts, meanings_list, occupancy_chart
+from .data import page_data
+from .figures import Model, figures_table, parameters_table
+from .images import Thumbnails, make_thumbnails
+from .sample import choose
 
 _N_OUTLIERS = 24
 _MOST_BLANK = 8  # of these

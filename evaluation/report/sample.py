@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ._checks import SKIPPED
-from .review import ClusterReview
-from .stratified import draw_rows
+from .._checks import SKIPPED
+from ..clusters.review import ClusterReview
+from ..probes.stratified import draw_rows
 
 _TYPICAL = 12  # of each cluster
 

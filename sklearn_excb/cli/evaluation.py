@@ -85,8 +85,8 @@ def embed(arguments: argparse.Namespace) -> int:
     """Write embeddings to a memory-mapped file, which is renamed when it is whole."""
     import numpy as np
 
+    from sklearn_excb.data.open_source import open_source
     from sklearn_excb.evaluation import output_files
-    from sklearn_excb.images import open_source
 
     out = output_files.check_writable(arguments.out)
     if arguments.names:
@@ -111,8 +111,8 @@ def embed(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     """Write the page, and say what is in it."""
     from sklearn_excb import reporting
+    from sklearn_excb.data.open_source import open_source
     from sklearn_excb.evaluation import output_files
-    from sklearn_excb.images import open_source
 
     if arguments.json and arguments.json != "-":
         output_files.check_writable(arguments.json)
@@ -215,7 +215,7 @@ def _written(value: Any) -> str:
 
 
 def _write_json(found: Any, file: str) -> None:
-    from sklearn_excb.checkpoint import plain
+    from sklearn_excb.saving.saved_estimator import plain
 
     text = json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
     if file == "-":

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sklearn_excb.cli_evaluation import COMMANDS, add_commands, load_run
-from sklearn_excb.recipes import RECIPES
+from sklearn_excb.cli.evaluation import COMMANDS, add_commands, load_run
+from sklearn_excb.settings.recipes import RECIPES
 
 _BYTES = "surrogateescape"
 _STOPPED = 130  # as shells have it after Ctrl-C
@@ -110,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fit(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
-    from sklearn_excb.checkpoint import is_saved
-    from sklearn_excb.run_folder import has_states
+    from sklearn_excb.saving.saved_estimator import is_saved
+    from sklearn_excb.storage.checkpoint_folder import has_states
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
@@ -174,7 +174,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from sklearn_excb.images import open_source
+    from sklearn_excb.data.open_source import open_source
 
     if arguments.csv:
         _check_writable(Path(arguments.csv).parent)

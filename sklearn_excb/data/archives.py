@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sklearn_excb.files import EncodedPicture
-from sklearn_excb.folders import IMAGE_SUFFIXES, is_image_file
+from sklearn_excb.data.folders import IMAGE_SUFFIXES, is_image_file
+from sklearn_excb.data.image_files import EncodedPicture
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 

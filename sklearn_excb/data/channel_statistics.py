@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_excb.resampling import to_unit
-from sklearn_excb.sources import ArrayImages, ItemImages, probes
+from sklearn_excb.data.resampling import to_unit
+from sklearn_excb.data.sources import ArrayImages, ItemImages, probes
 
 _LOOKED_AT = 1024  # images
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.transfers import to_device
+from sklearn_excb.runtime.transfers import to_device
 
 _LUMA = (0.2989, 0.587, 0.114)
 

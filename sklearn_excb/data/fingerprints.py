@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.generators import generators_kept
-from sklearn_excb.pretrained import existing
-from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source, probes
+from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source, probes
+from sklearn_excb.runtime.generator_state import generators_kept
+from sklearn_excb.storage.weight_files import existing
 
 _ALL_BYTES = 2**30  # of arrays up to this every byte is looked at, of larger ones 1,024 samples
 _SAMPLES = 1024

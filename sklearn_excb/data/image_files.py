@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.data.pixels import is_gray
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.pixels import is_gray
-from sklearn_excb.scratch import Scratch
+from sklearn_excb.runtime.buffers import Scratch
 
 try:
     import simplejpeg

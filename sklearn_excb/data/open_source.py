@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from sklearn_excb.archives import Member, is_archive, list_members
-from sklearn_excb.devices import available_memory
+from sklearn_excb.data.archives import Member, is_archive, list_members
+from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, list_images
+from sklearn_excb.data.image_files import EncodedPicture, open_file
+from sklearn_excb.data.pixels import is_picture, tensor_array
+from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.files import EncodedPicture, open_file
-from sklearn_excb.folders import IMAGE_SUFFIXES, Listing, list_images
-from sklearn_excb.pixels import is_picture, tensor_array
-from sklearn_excb.sources import ArrayImages, ItemImages
+from sklearn_excb.runtime.devices import available_memory
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict
 _FILE_KEYS = ("bytes", "path")  # of a picture that Hugging Face has not decoded

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.color import to_gray
+from sklearn_excb.data.color import to_gray
+from sklearn_excb.data.resampling import to_unit
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.resampling import to_unit
 
 _BLOCK = 1 << 24  # pixels checked at a time
 _MOST_CHANNELS = 16  # more than that is the width of a channels-first image

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.scratch import Scratch
-from sklearn_excb.transfers import to_device
+from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.transfers import to_device
 
 _A = -0.5  # Keys' cubic convolution, as in Pillow
 _MATRIX_LIMIT = 96  # sides up to which the matrix products beat one resize a crop on a CPU

@@ -18,9 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.exceptions import ImageError
-from sklearn_excb.files import EncodedPicture
-from sklearn_excb.pixels import (
+from sklearn_excb.data.image_files import EncodedPicture
+from sklearn_excb.data.pixels import (
     channels_first,
     check_layout,
     check_pixels,
@@ -28,7 +27,8 @@ from sklearn_excb.pixels import (
     is_gray,
     is_picture,
 )
-from sklearn_excb.scratch import Scratch
+from sklearn_excb.exceptions import ImageError
+from sklearn_excb.runtime.buffers import Scratch
 
 _PROBES = 64  # images looked at to learn what a collection is like
 

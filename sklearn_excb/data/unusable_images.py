@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_excb.callers import warn_caller
+from sklearn_excb.data.folders import unread_pictures
+from sklearn_excb.data.sources import ItemImages, Skipped, Source
 from sklearn_excb.exceptions import SkippedImageWarning, UnreadPicturesWarning
-from sklearn_excb.folders import unread_pictures
-from sklearn_excb.progress import progress_bar
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.sources import ItemImages, Skipped, Source
-from sklearn_excb.threads import reading_threads
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.runtime.progress import progress_bar
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.runtime.threads import reading_threads
 
 _AT_ONCE = 1024  # images that wait for a thread
 

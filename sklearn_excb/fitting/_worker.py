@@ -1,4 +1,4 @@
-"""One process of a fit on several devices: ``python -m sklearn_excb._worker FOLDER PARENT``."""
+"""A process of a fit on several devices: python -m sklearn_excb.fitting._worker FOLDER PARENT."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.job_files import read_job, write_job
-from sklearn_excb.joining import join
-from sklearn_excb.launching import ERROR, INTERRUPTED, JOB, PROCESS, RESULT, WARNING, Job
+from sklearn_excb.fitting.launch import ERROR, INTERRUPTED, JOB, PROCESS, RESULT, WARNING, Job
+from sklearn_excb.runtime.job_files import read_job, write_job
+from sklearn_excb.runtime.rendezvous import join
 
 
 def _end_after(parent: int, folder: Path) -> None:

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from sklearn_excb.auto import Facts, Settings
-from sklearn_excb.batches import Batches, ViewBatches
-from sklearn_excb.descriptions import describe
-from sklearn_excb.durations import warn_if_long
-from sklearn_excb.generators import generators_kept, own_randomness, set_generators
-from sklearn_excb.memory_budget import within_memory
-from sklearn_excb.networks import compiled
-from sklearn_excb.packing import Snapshot, pack, unpack
-from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.progress import progress_bar
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.resuming import about, earlier_of, make_sure_of, warn_of_no_epochs
-from sklearn_excb.run_folder import RunFolder, run_folder
-from sklearn_excb.running import Ending, Run, train_on
-from sklearn_excb.sources import Source
-from sklearn_excb.validation import check_devices
+from sklearn_excb.data.sources import Source
+from sklearn_excb.fitting.duration import warn_if_long
+from sklearn_excb.fitting.memory_budget import within_memory
+from sklearn_excb.fitting.resume import about, earlier_of, make_sure_of, warn_of_no_epochs
+from sklearn_excb.fitting.run import Ending, Run, train_on
+from sklearn_excb.networks.student_teacher import compiled
+from sklearn_excb.runtime.generator_state import generators_kept, own_randomness, set_generators
+from sklearn_excb.runtime.progress import progress_bar
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.settings.settings import Facts, Settings
+from sklearn_excb.settings.validation import check_devices
+from sklearn_excb.storage.checkpoint_folder import RunFolder, run_folder
+from sklearn_excb.storage.packing import Snapshot, pack, unpack
+from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.network_description import describe
+from sklearn_excb.views.batches import Batches, ViewBatches
 
 _OF_FOLDER = ("checkpoint_dir", "checkpoint_every", "n_checkpoints")
 
@@ -70,7 +70,7 @@ class Beginning:
     keeps_state: bool
 
     def train(self, run: Run, batches: Batches) -> Ending:
-        """Train to the end; see :func:`sklearn_excb.running.train_on`."""
+        """Train to the end; see :func:`sklearn_excb.fitting.run.train_on`."""
         with compiled(run.networks, wanted=self.compiles):
             return train_on(
                 run, batches, self.settings, self.bar, self.folder, self.about, self.tell
@@ -109,7 +109,7 @@ def begin(
     n_samples : int
         Of an epoch.
     parameters, seed, device, kept, fitted_before, ranks
-        As of :func:`sklearn_excb.fitting.fit_source`.
+        As of :func:`sklearn_excb.fitting.fit.fit_source`.
 
     Returns
     -------

@@ -12,24 +12,24 @@ from typing import Any
 
 import torch
 
-from sklearn_excb.centroids import N_ITERATIONS, most_start_rows
-from sklearn_excb.devices import available_memory
-from sklearn_excb.durations import advice_if_long, duration
-from sklearn_excb.fingerprints import of_source
-from sklearn_excb.generators import own_randomness
-from sklearn_excb.memory import MemoryEstimate, readable
-from sklearn_excb.memory_budget import advice_if_short, of_share, settle_memory
-from sklearn_excb.networks import compiled
-from sklearn_excb.optimization import Plan
-from sklearn_excb.packing import Snapshot, unpack
-from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.resuming import Earlier, about, earlier_of, make_sure_of
-from sklearn_excb.run_folder import RunFolder
-from sklearn_excb.settling import settling_sample
-from sklearn_excb.sources import Source
-from sklearn_excb.trial import Clock, Trial
-from sklearn_excb.validation import check_devices
+from sklearn_excb.data.fingerprints import of_source
+from sklearn_excb.data.sources import Source
+from sklearn_excb.fitting.duration import advice_if_long, duration
+from sklearn_excb.fitting.memory_budget import advice_if_short, of_share, settle_memory
+from sklearn_excb.fitting.memory_estimate import MemoryEstimate, readable
+from sklearn_excb.fitting.resume import Earlier, about, earlier_of, make_sure_of
+from sklearn_excb.fitting.timed_steps import Clock, Trial
+from sklearn_excb.method.kmeans import N_ITERATIONS, most_start_rows
+from sklearn_excb.networks.student_teacher import compiled
+from sklearn_excb.runtime.devices import available_memory
+from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.settings.validation import check_devices
+from sklearn_excb.storage.checkpoint_folder import RunFolder
+from sklearn_excb.storage.packing import Snapshot, unpack
+from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.optimizer import Plan
+from sklearn_excb.training.settling import settling_sample
 
 _A_LINE = 6  # parameters
 _COMPARISONS = 2  # of a projection with all centroids in a pass of settling: labels, then sizes
@@ -151,7 +151,7 @@ def rehearse(
     Parameters
     ----------
     source, parameters, seed, device, ranks
-        As in :func:`sklearn_excb.fitting.fit_source`.
+        As in :func:`sklearn_excb.fitting.fit.fit_source`.
     kept, fitted_before
         As there.
     n_devices : int, default=1

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_excb import rules
-from sklearn_excb.auto import Facts, Settings, resolve_backbone
-from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import DurationWarning
-from sklearn_excb.generators import own_randomness
-from sklearn_excb.live_bytes import fake
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.preparing import build
-from sklearn_excb.recipes import recipe
+from sklearn_excb.fitting.tensor_memory import fake
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings.recipes import recipe
+from sklearn_excb.settings.settings import Facts, Settings, resolve_backbone
+from sklearn_excb.training.build import build
 
 _LONG = 3600.0  # seconds, from which a warning is worth its lines
 _STEPS, _SECONDS = 3, 5.0  # that a pace is taken from, at the least

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sklearn_excb.attention import nearest
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import Batch
-from sklearn_excb.heads import PROJECTION_DIM
-from sklearn_excb.inference import outputs
-from sklearn_excb.live_bytes import LiveBytes, fake, tensors_of
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.optimization import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.rivals import build_balancing
-from sklearn_excb.settling import PARTS, settling_sample
-from sklearn_excb.training import train_step
+from sklearn_excb.fitting.tensor_memory import LiveBytes, fake, tensors_of
+from sklearn_excb.method.attention import nearest
+from sklearn_excb.networks.heads import PROJECTION_DIM
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.inference import outputs
+from sklearn_excb.training.loop import train_step
+from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
+from sklearn_excb.training.settling import PARTS, settling_sample
+from sklearn_excb.views.batches import Batch
 
 Bytes = dict[str, int]
 Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
@@ -86,7 +86,7 @@ def of_assigning(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
 
 
 def of_settling(n_samples: int, n_clusters: int) -> Bytes:
-    """Arrays of :func:`sklearn_excb.settling.settle`: all rows, those of a part, old and new means.
+    """Arrays of :func:`sklearn_excb.training.settling.settle`: rows, a part of them, two means.
 
     A part is indexed, copied and normalised.
     """
@@ -97,6 +97,6 @@ def of_settling(n_samples: int, n_clusters: int) -> Bytes:
 
 
 def of_k_means(n_rows: int, n_clusters: int) -> Bytes:
-    """Arrays of :func:`sklearn_excb.centroids.spherical_kmeans`, which are NumPy's."""
+    """Arrays of :func:`sklearn_excb.method.kmeans.spherical_kmeans`, which are NumPy's."""
     row = PROJECTION_DIM * FLOAT
     return {"projections": 2 * n_rows * row, "k-means": 4 * n_clusters * row}

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.history import filling
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.settling import settle_teacher
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.history import filling
+from sklearn_excb.training.settling import settle_teacher
 
 Labels = npt.NDArray[np.int64]
 

@@ -12,24 +12,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.beginning import begin, take_up_generators
-from sklearn_excb.feature_batches import feature_batches, features_of
-from sklearn_excb.fingerprints import of_source
-from sklearn_excb.generators import generator_states
-from sklearn_excb.grouping import group_centroids
-from sklearn_excb.history import entry
-from sklearn_excb.inference import assign
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.packing import Snapshot
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.settled import settled_labels
-from sklearn_excb.settling import settling_sample
-from sklearn_excb.skipping import tell_of_skipped
-from sklearn_excb.sources import Source
-from sklearn_excb.training import start_centroids
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data.fingerprints import of_source
+from sklearn_excb.data.sources import Source
+from sklearn_excb.data.unusable_images import tell_of_skipped
+from sklearn_excb.fitting.begin import begin, take_up_generators
+from sklearn_excb.fitting.finish import settled_labels
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.generator_state import generator_states
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.storage.packing import Snapshot
+from sklearn_excb.training.coarse_groups import group_centroids
+from sklearn_excb.training.frozen_features import feature_batches, features_of
+from sklearn_excb.training.history import entry
+from sklearn_excb.training.inference import assign
+from sklearn_excb.training.loop import start_centroids
+from sklearn_excb.training.settling import settling_sample
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sklearn_excb.callers import caller, warn_caller
-from sklearn_excb.compat import launch_config
+from sklearn_excb.data.sources import ItemImages, Source
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.fitting import Fitted, fit_source
-from sklearn_excb.job_files import read_job, write_job
-from sklearn_excb.packing import Snapshot
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.sources import ItemImages, Source
+from sklearn_excb.fitting.fit import Fitted, fit_source
+from sklearn_excb.runtime.call_site import caller, warn_caller
+from sklearn_excb.runtime.compat import launch_config
+from sklearn_excb.runtime.job_files import read_job, write_job
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.storage.packing import Snapshot
 
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
 INTERRUPTED = "interrupted"
@@ -39,7 +39,7 @@ _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
 
 
 class Job(NamedTuple):
-    """A fit that several processes share; see :func:`sklearn_excb.fitting.fit_source`.
+    """A fit that several processes share; see :func:`sklearn_excb.fitting.fit.fit_source`.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
     try:
         with _found_there(), _quiet(), _handlers_kept(), started:
             elastic_launch(config, sys.executable)(
-                "-m", "sklearn_excb._worker", str(folder), str(os.getpid())
+                "-m", "sklearn_excb.fitting._worker", str(folder), str(os.getpid())
             )
     except (ChildFailedError, SignalException) as error:
         return error

@@ -10,18 +10,23 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import ViewBatches
-from sklearn_excb.callers import warn_caller
-from sklearn_excb.devices import available_memory
+from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import MemoryWarning
-from sklearn_excb.generators import own_randomness
-from sklearn_excb.memory import MemoryEstimate, estimate_memory, generous_bound, readable
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.ranks import ALONE
-from sklearn_excb.sources import Source
-from sklearn_excb.validation import check_devices
+from sklearn_excb.fitting.memory_estimate import (
+    MemoryEstimate,
+    estimate_memory,
+    generous_bound,
+    readable,
+)
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.runtime.devices import available_memory
+from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.ranks import ALONE
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.validation import check_devices
+from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.views.batches import ViewBatches
 
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
 
@@ -46,7 +51,7 @@ def fit_into(
     available : int
         Bytes that the device has left.
     networks, settings, batches
-        As in :func:`sklearn_excb.memory.estimate_memory`.
+        As in :func:`sklearn_excb.fitting.memory_estimate.estimate_memory`.
     """
     estimate = estimate_memory(networks, settings, batches)
     while estimate.needed > available and settings.micro_batch > _SMALLEST_PART:

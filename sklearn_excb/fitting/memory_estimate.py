@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import ViewBatches
-from sklearn_excb.centroids import most_start_rows
-from sklearn_excb.fake_phases import (
+from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows
+from sklearn_excb.fitting.fake_steps import (
     FLOAT,
     Bytes,
     Shape,
@@ -28,12 +26,14 @@ from sklearn_excb.fake_phases import (
     of_settling,
     of_step,
 )
-from sklearn_excb.heads import PROJECTION_DIM
-from sklearn_excb.live_bytes import LiveBytes, size, tensors_of
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.sources import ArrayImages, ItemImages, Rows
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.fitting.tensor_memory import LiveBytes, size, tensors_of
+from sklearn_excb.method.kmeans import most_start_rows
+from sklearn_excb.networks.heads import PROJECTION_DIM
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.views.batches import ViewBatches
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe
 
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
 _FEW = 4  # images whose views are made, to see what making them takes

@@ -12,29 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb import rules
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import Batch, ViewBatches, inference_inputs
-from sklearn_excb.draws import permutation
+from sklearn_excb.data.fingerprints import changes, of_parameters
+from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import DivergedError
-from sklearn_excb.fingerprints import changes, of_parameters
-from sklearn_excb.fitting import Fitted
-from sklearn_excb.generators import own_randomness
-from sklearn_excb.gradients import Divergence, Gradients
-from sklearn_excb.heads import predictor, uses_batch_norm
-from sklearn_excb.history import EpochRecord, entry
-from sklearn_excb.networks import ClusterNetwork, StudentTeacher
-from sklearn_excb.optimization import Plan
-from sklearn_excb.packing import Snapshot, pack, unpack
-from sklearn_excb.preparing import facts_of, prepare
-from sklearn_excb.reservoir import Reservoir, samples_of, source_of
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.running import Run
-from sklearn_excb.settling import enough_to_settle, settle_teacher
-from sklearn_excb.sources import Source
-from sklearn_excb.threads import reading_threads
-from sklearn_excb.training import start_centroids, train
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.fitting.run import Run
+from sklearn_excb.networks.heads import predictor, uses_batch_norm
+from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher
+from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.philox import permutation
+from sklearn_excb.runtime.threads import reading_threads
+from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.storage.packing import Snapshot, pack, unpack
+from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.gradients import Divergence, Gradients
+from sklearn_excb.training.history import EpochRecord, entry
+from sklearn_excb.training.loop import start_centroids, train
+from sklearn_excb.training.optimizer import Plan
+from sklearn_excb.training.settling import enough_to_settle, settle_teacher
+from sklearn_excb.views.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
+from sklearn_excb.views.row_views import RowRecipe
 
 _NO_END = sys.maxsize  # epochs: crops stay those of the first
 _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
@@ -61,7 +61,7 @@ class OnlineFit:
     seed : int
         Of every draw.
     parameters : mapping
-        Of the estimator, as :func:`sklearn_excb.fingerprints.of_parameters` has them.
+        Of the estimator, as :func:`sklearn_excb.data.fingerprints.of_parameters` has them.
     networks : StudentTeacher
     history : list of dict
         To begin with.

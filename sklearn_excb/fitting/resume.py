@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.callers import warn_caller
+from sklearn_excb.data.fingerprints import changes, of_frozen, of_parameters
 from sklearn_excb.exceptions import CheckpointWarning
-from sklearn_excb.fingerprints import changes, of_frozen, of_parameters
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.run_folder import RunFolder
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.storage.checkpoint_folder import RunFolder
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
 # what weights and moments are of
@@ -35,7 +35,7 @@ def about(
     Parameters
     ----------
     data : mapping
-        Of :func:`sklearn_excb.fingerprints.of_source`, or another in which data differ.
+        Of :func:`sklearn_excb.data.fingerprints.of_source`, or another in which data differ.
     parameters : mapping
         The estimator's.
     n_ranks : int, default=1
@@ -100,7 +100,7 @@ class Earlier:
     Attributes
     ----------
     state : dict
-        See :meth:`sklearn_excb.running.Run.state_dict`, with ``about``.
+        See :meth:`sklearn_excb.fitting.run.Run.state_dict`, with ``about``.
     differing : list of str
         What is no longer as it was, in words; empty where a run is taken up as it is.
     """

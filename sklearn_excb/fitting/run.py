@@ -12,22 +12,22 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from tqdm.auto import tqdm
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.balancing import Balancing
-from sklearn_excb.batches import Batch, Batches
-from sklearn_excb.durations import Pace
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.generators import generator_states
-from sklearn_excb.gradients import Divergence, Gradients
-from sklearn_excb.history import EpochRecord
-from sklearn_excb.interruptions import Wishes, awaited
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.optimization import Plan, build_optimizer, build_scaler
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.rivals import build_balancing
-from sklearn_excb.run_folder import RunFolder
-from sklearn_excb.training import train
-from sklearn_excb.watching import Watch, all_finite
+from sklearn_excb.fitting.duration import Pace
+from sklearn_excb.method.balancing import Balancing
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.runtime.generator_state import generator_states
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.runtime.signals import Wishes, awaited
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.storage.checkpoint_folder import RunFolder
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.collapse import Watch, all_finite
+from sklearn_excb.training.gradients import Divergence, Gradients
+from sklearn_excb.training.history import EpochRecord
+from sklearn_excb.training.loop import train
+from sklearn_excb.training.optimizer import Plan, build_optimizer, build_scaler
+from sklearn_excb.views.batches import Batch, Batches
 
 Ending = Literal["done", "stopped", "diverged"]
 

@@ -10,24 +10,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb import rules
-from sklearn_excb.beginning import begin, take_up_generators
-from sklearn_excb.centroids import most_start_rows
+from sklearn_excb.data.open_source import StreamPart, stream_parts
+from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import ImageError, StreamEndError
-from sklearn_excb.fitting import Fitted
-from sklearn_excb.generators import generator_states
-from sklearn_excb.history import entry
-from sklearn_excb.images import StreamPart, stream_parts
-from sklearn_excb.inference import assign
-from sklearn_excb.interruptions import awaited
-from sklearn_excb.packing import Snapshot
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.reservoir import Reservoir
-from sklearn_excb.settled import settled_labels
-from sklearn_excb.settling import enough_to_settle, settling_sample
-from sklearn_excb.sources import Source
-from sklearn_excb.stream_batches import StreamBatches
-from sklearn_excb.training import start_centroids
+from sklearn_excb.fitting.begin import begin, take_up_generators
+from sklearn_excb.fitting.finish import settled_labels
+from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.method.kmeans import most_start_rows
+from sklearn_excb.runtime.generator_state import generator_states
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.runtime.signals import awaited
+from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.storage.packing import Snapshot
+from sklearn_excb.training.history import entry
+from sklearn_excb.training.inference import assign
+from sklearn_excb.training.loop import start_centroids
+from sklearn_excb.training.settling import enough_to_settle, settling_sample
+from sklearn_excb.views.reservoir import Reservoir
+from sklearn_excb.views.stream_batches import StreamBatches
 
 _USUAL_BATCH = 256  # by which the length of the stream is guessed, to look up its batch size
 
@@ -55,7 +55,7 @@ def fit_stream(
     n_jobs : int
         Threads that open images.
     parameters, seed, device, kept, fitted_before, ranks
-        As of :func:`sklearn_excb.fitting.fit_source`.
+        As of :func:`sklearn_excb.fitting.fit.fit_source`.
 
     Raises
     ------

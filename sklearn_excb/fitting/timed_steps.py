@@ -9,16 +9,16 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import Batch, ViewBatches
-from sklearn_excb.centroids import nearest_centroids, unit_rows
-from sklearn_excb.feature_batches import feature_batches, features_of
-from sklearn_excb.inference import assign
-from sklearn_excb.joint_batch_norm import joint_batch_norm
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.optimization import Plan
-from sklearn_excb.running import Run
-from sklearn_excb.training import split, train
+from sklearn_excb.fitting.run import Run
+from sklearn_excb.method.kmeans import nearest_centroids, unit_rows
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.frozen_features import feature_batches, features_of
+from sklearn_excb.training.inference import assign
+from sklearn_excb.training.loop import split, train
+from sklearn_excb.training.optimizer import Plan
+from sklearn_excb.views.batches import Batch, ViewBatches
 
 Clock = Callable[[], float]
 

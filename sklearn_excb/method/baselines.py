@@ -1,7 +1,8 @@
 """What others do in the place of balancing by size: centering (DINO), Sinkhorn-Knopp (SwAV).
 
 Both are affine maps of each column of the similarities too, so they take the place of
-:class:`sklearn_excb.balancing.ClusterSizes` with nothing else changed, and never make (rows, K).
+:class:`sklearn_excb.method.balancing.ClusterSizes` with nothing else changed, and never make
+(rows, K).
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.attention import RunningSoftmax, blocks
-from sklearn_excb.auto import Settings
-from sklearn_excb.balancing import TIE_FLOOR, Affine, Balancing, ClusterSizes
+from sklearn_excb.method.attention import RunningSoftmax, blocks
+from sklearn_excb.method.balancing import Affine
 
 
 class NoBalancing:
@@ -174,20 +174,3 @@ def _column_scaling(
             sums.add(logits, logits.amax(dim=1))
         of_rows = -sums.log_sum_exp()
     return of_columns - of_columns.mean()
-
-
-def build_balancing(settings: Settings, device: torch.device | str) -> Balancing:
-    """Build the measured sizes, or the rival that the settings name."""
-    if settings.balancing == "centering":
-        return Centering(settings.K, device=device)
-    if settings.balancing == "sinkhorn":
-        return Sinkhorn(settings.K, device=device)
-    if settings.balancing == "none":
-        return NoBalancing(settings.K, device=device)
-    return ClusterSizes(
-        settings.K,
-        settings.size_momentum,
-        below=settings.balancing,
-        relative_floor=TIE_FLOOR,
-        device=device,
-    )

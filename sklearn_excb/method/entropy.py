@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.attention import attend, blocks, lengths
-from sklearn_excb.loss import Targets
+from sklearn_excb.method.attention import attend, blocks, lengths
+from sklearn_excb.method.loss import Targets
 
 
 @torch.no_grad()

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb.attention import nearest
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.transfers import to_device
+from sklearn_excb.method.attention import nearest
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.runtime.transfers import to_device
 
 N_ITERATIONS = 50  # as in the authors' release
 CPU = torch.device("cpu")

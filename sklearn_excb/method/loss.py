@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sklearn_excb.attention import (
+from sklearn_excb.method.attention import (
     RunningArgmax,
     RunningSoftmax,
     add_product,
@@ -29,7 +29,7 @@ from sklearn_excb.attention import (
     lengths,
     put_product,
 )
-from sklearn_excb.balancing import Affine
+from sklearn_excb.method.balancing import Affine
 
 
 class Targets(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.pretrained import TORCHVISION, torchvision_weights, with_weights
-from sklearn_excb.tiny_maps import with_products
+from sklearn_excb.networks.pretrained import TORCHVISION, torchvision_weights, with_weights
+from sklearn_excb.networks.small_map_convolution import with_products
 
 Pretrained = bool | str | os.PathLike[str]
 
@@ -270,10 +270,12 @@ def rebuilding(
     if isinstance(name, nn.Module):
         return {"architecture": f"{type(name).__module__}.{type(name).__qualname__}"}
     if image_size is None:
-        return _described("sklearn_excb.backbones", "RowMLP", n_features=n_channels)
+        return _described("sklearn_excb.networks.backbones", "RowMLP", n_features=n_channels)
     if name == "cnn":
         width = _cnn_width(image_size)
-        return _described("sklearn_excb.backbones", "SmallCNN", n_channels=n_channels, width=width)
+        return _described(
+            "sklearn_excb.networks.backbones", "SmallCNN", n_channels=n_channels, width=width
+        )
     if name.startswith(TORCHVISION):
         short = name.removeprefix(TORCHVISION)
         options = _torchvision_options(short, n_channels)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sklearn_excb.backbones import output_dim
+from sklearn_excb.networks.backbones import output_dim
 
 
 def idle_taps(side: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.exceptions import PretrainedWeightsError
-from sklearn_excb.generators import own_randomness
-from sklearn_excb.torch_files import load_objects
+from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.storage.torch_files import load_objects
+from sklearn_excb.storage.weight_files import existing
 
 Filter = Literal["bilinear", "bicubic"]
 TORCHVISION = "torchvision:"  # before the name of a backbone
@@ -148,23 +149,6 @@ def _best(name: str) -> Any:
     from torchvision import models
 
     return models.get_model_weights(name)["DEFAULT"]
-
-
-def existing(path: Any) -> Path:
-    """File of weights.
-
-    Raises
-    ------
-    PretrainedWeightsError
-        If there is none.
-    """
-    file = Path(path).absolute()
-    if not file.is_file():
-        raise PretrainedWeightsError(
-            f"pretrained={os.fspath(path)!r} names no file. Pass a file of weights (.safetensors, "
-            "or .pth), or True for those that the library of the backbone names."
-        )
-    return file
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sklearn_excb.heads import HeadShape
+from sklearn_excb.networks.heads import HeadShape
 
 _IMAGE_SIZE = 224  # of both, where a file does not say
 _SHOWN = 4  # names in an error

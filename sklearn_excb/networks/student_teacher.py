@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sklearn_excb.heads import (
+from sklearn_excb.networks.heads import (
     PROJECTION_DIM,
     HeadShape,
     head_shape,

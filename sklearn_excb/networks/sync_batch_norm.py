@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from sklearn_excb.ranks import Ranks
+from sklearn_excb.runtime.ranks import Ranks
 
 
 def joint_batch_norm(ranks: Ranks) -> AbstractContextManager[Any]:

@@ -75,7 +75,7 @@ def uniforms(
     row, view : int array-likes
         Row of the image in the data set and index of the view; broadcast against each other.
     operation : int or array-like of int
-        Which decision is drawn; see :mod:`sklearn_excb.views`.
+        Which decision is drawn; see :mod:`sklearn_excb.views.multicrop`.
 
     Returns
     -------

@@ -17,9 +17,9 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from sklearn_excb.devices import resolve_device
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.runtime.devices import resolve_device
+from sklearn_excb.runtime.ranks import ALONE, Ranks
 
 _PATIENCE = timedelta(minutes=30)  # for an answer; torch's default without GPUs
 _TO_MEET = "SKLEARN_EXCB_RENDEZVOUS_SECONDS"

@@ -19,14 +19,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.backbones import rebuilding
-from sklearn_excb.batches import whole_images, whole_side
-from sklearn_excb.compat import dimension
-from sklearn_excb.end_to_end import EndToEnd, StandardRows, WholeImages
-from sklearn_excb.fitting import Fitted
-from sklearn_excb.frozen import thawed
-from sklearn_excb.inference import Embedding
-from sklearn_excb.row_views import RowRecipe, standardize
+from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.networks.backbones import rebuilding
+from sklearn_excb.networks.frozen import thawed
+from sklearn_excb.runtime.compat import dimension
+from sklearn_excb.training.inference import Embedding
+from sklearn_excb.training.traceable import EndToEnd, StandardRows, WholeImages
+from sklearn_excb.views.batches import whole_images, whole_side
+from sklearn_excb.views.row_views import RowRecipe, standardize
 
 DTYPES = {"images": ("float32", "uint8"), "rows": ("float32", "float64")}
 OUTPUTS = ("embedding", "cluster", "similarity")

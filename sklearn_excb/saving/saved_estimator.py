@@ -21,13 +21,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklearn_excb.descriptions import DESCRIBED, as_tuple, check_names, describe, rebuild
+from sklearn_excb.data.sources import Skipped
 from sklearn_excb.exceptions import DamagedFileError
-from sklearn_excb.fitting import Fitted
-from sklearn_excb.packing import pack, unpack
-from sklearn_excb.run_folder import read_state
-from sklearn_excb.sources import Skipped
-from sklearn_excb.tensor_files import read_tensors, text_checksum, write_tensors
+from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.storage.checkpoint_folder import read_state
+from sklearn_excb.storage.packing import pack, unpack
+from sklearn_excb.storage.tensor_files import read_tensors, text_checksum, write_tensors
+from sklearn_excb.training.network_description import (
+    DESCRIBED,
+    as_tuple,
+    check_names,
+    describe,
+    rebuild,
+)
 
 FORMAT = 9
 _READ = (7, 8, FORMAT)

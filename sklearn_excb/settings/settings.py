@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sklearn_excb import rules
+from sklearn_excb.settings import auto_rules as rules
 
 
 @dataclass(frozen=True)

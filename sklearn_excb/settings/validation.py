@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sklearn_excb.auto import Facts, Settings
-from sklearn_excb.rules import MOST_ENLARGED
+from sklearn_excb.settings.auto_rules import MOST_ENLARGED
+from sklearn_excb.settings.settings import Facts, Settings
 
 Check = Callable[[Any], bool]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CheckpointWarning, DamagedFileError
-from sklearn_excb.packing import pack, unpack
-from sklearn_excb.tensor_files import read_tensors, write_tensors
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.storage.packing import pack, unpack
+from sklearn_excb.storage.tensor_files import read_tensors, write_tensors
 
 FORMAT = 2
 _NAME = re.compile(r"step-\d{9,}\.safetensors")

@@ -28,7 +28,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
     file : Path
         In a folder that is there.
     tensors : mapping of str to Tensor
-        Contiguous, each with memory of its own, as :func:`sklearn_excb.packing.pack` gives them.
+        Contiguous, each with memory of its own, as :func:`sklearn_excb.storage.packing.pack` gives
+        them.
     description : Any
         What JSON can hold.
 

@@ -9,20 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.auto import Facts, Settings, resolve, resolve_backbone, resolve_image_size
-from sklearn_excb.backbones import build_backbone, output_dim
-from sklearn_excb.batches import ViewBatches, n_ahead, number_of_jobs
-from sklearn_excb.channel_statistics import channel_statistics
-from sklearn_excb.devices import resolve_precision
-from sklearn_excb.frozen import Frozen, thawed
-from sklearn_excb.heads import uses_batch_norm
-from sklearn_excb.idle_taps import undefined_gradients
-from sklearn_excb.networks import StudentTeacher, build_networks
-from sklearn_excb.pretrained import InputStatistics, input_statistics
-from sklearn_excb.row_views import RowRecipe, constant_feature, row_recipe
-from sklearn_excb.sources import Rows, Source, typical_shape
-from sklearn_excb.validation import check_rows_parameters, check_sizes, check_weights
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data.channel_statistics import channel_statistics
+from sklearn_excb.data.sources import Rows, Source, typical_shape
+from sklearn_excb.networks.backbones import build_backbone, output_dim
+from sklearn_excb.networks.bf16_gradients import undefined_gradients
+from sklearn_excb.networks.frozen import Frozen, thawed
+from sklearn_excb.networks.heads import uses_batch_norm
+from sklearn_excb.networks.pretrained import InputStatistics, input_statistics
+from sklearn_excb.networks.student_teacher import StudentTeacher, build_networks
+from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.settings.settings import (
+    Facts,
+    Settings,
+    resolve,
+    resolve_backbone,
+    resolve_image_size,
+)
+from sklearn_excb.settings.validation import check_rows_parameters, check_sizes, check_weights
+from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe, constant_feature, row_recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

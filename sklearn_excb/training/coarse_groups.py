@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb.ward import Doubles, Ints, Linkage, Merging
+from sklearn_excb.method.ward import Doubles, Ints, Linkage, Merging
 
 _NEIGHBORS = 16  # of each cluster in the graph
 _EXACT = 65_536  # clusters that are merged without a graph
@@ -131,7 +131,7 @@ def merge_tree(
 
     Examples
     --------
-    >>> from sklearn_excb.grouping import cut, merge_tree
+    >>> from sklearn_excb.training.coarse_groups import cut, merge_tree
     >>> tree = merge_tree([[0.0, 1.0], [0.1, 0.9], [1.0, 0.0]], sizes=[20, 30, 10])
     >>> cut(tree, 2)
     array([0, 0, 1])

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.callers import warn_caller
 from sklearn_excb.exceptions import CollapseWarning, DivergedError, DivergenceWarning
-from sklearn_excb.gradients import Divergence
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.rules import learning_rate
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.settings.auto_rules import learning_rate
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.gradients import Divergence
 
 _UNEVEN = 3  # so few clusters may be uneven by nature, and their targets unsure: no judgement
 _FEW_CLUSTERS = 0.5  # of those that could be in effective use

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.batches import ViewBatches
-from sklearn_excb.inference import embed
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.row_views import constant_feature, row_recipe
-from sklearn_excb.sources import Rows
+from sklearn_excb.data.sources import Rows
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.inference import embed
+from sklearn_excb.views.batches import ViewBatches
+from sklearn_excb.views.row_views import constant_feature, row_recipe
 
 Features = npt.NDArray[np.float32]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from sklearn_excb.training import StepReport
+from sklearn_excb.training.loop import StepReport
 
 _STEPS_ASKED = 32  # between two looks at an accelerator, which waits for each
 _LOWEST_SCALE = 2.0**-10  # of a loss in float16: 26 halvings below the first

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.balancing import count_labels
-from sklearn_excb.training import StepReport
+from sklearn_excb.method.balancing import count_labels
+from sklearn_excb.training.loop import StepReport
 
 _MEANS = (
     *("loss", "projector_loss", "predictor_loss"),

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.attention import nearest
-from sklearn_excb.images import StreamPart, stream_parts
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.skipping import skipped_of
-from sklearn_excb.sources import Skipped, Source
+from sklearn_excb.data.open_source import StreamPart, stream_parts
+from sklearn_excb.data.sources import Skipped, Source
+from sklearn_excb.data.unusable_images import skipped_of
+from sklearn_excb.method.attention import nearest
+from sklearn_excb.networks.student_teacher import ClusterNetwork
 
 Embedding = Literal["projection", "backbone", "similarity"]
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.balancing import Balancing
-from sklearn_excb.batches import Batch
-from sklearn_excb.centroids import most_start_rows, spherical_kmeans
-from sklearn_excb.entropies import mean_entropies
-from sklearn_excb.joint_batch_norm import joint_batch_norm
-from sklearn_excb.loss import Loss, excb_loss, teacher_targets
-from sklearn_excb.networks import StudentTeacher
-from sklearn_excb.optimization import UNSCALED, Plan, TeacherRates, set_rates
-from sklearn_excb.ranks import ALONE, Ranks
+from sklearn_excb.method.balancing import Balancing
+from sklearn_excb.method.entropy import mean_entropies
+from sklearn_excb.method.kmeans import most_start_rows, spherical_kmeans
+from sklearn_excb.method.loss import Loss, excb_loss, teacher_targets
+from sklearn_excb.networks.student_teacher import StudentTeacher
+from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.optimizer import UNSCALED, Plan, TeacherRates, set_rates
+from sklearn_excb.views.batches import Batch
 
 _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of the fit
 
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     labels, plain_labels : Tensors of shape (G, B)
         The teacher's, after and before balancing.
     entropies : Tensor of shape (2,)
-        The teacher's and the student's; see :func:`sklearn_excb.entropies.mean_entropies`.
+        The teacher's and the student's; see :func:`sklearn_excb.method.entropy.mean_entropies`.
     """
 
     loss: Loss

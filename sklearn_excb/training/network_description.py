@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.backbones import build_backbone
-from sklearn_excb.frozen import Frozen
-from sklearn_excb.heads import HeadShape
-from sklearn_excb.networks import ClusterNetwork, build_teacher
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.networks.backbones import build_backbone
+from sklearn_excb.networks.frozen import Frozen
+from sklearn_excb.networks.heads import HeadShape
+from sklearn_excb.networks.student_teacher import ClusterNetwork, build_teacher
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe
 
 
 def describe(

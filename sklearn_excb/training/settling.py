@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.auto import Settings
-from sklearn_excb.balancing import Balancing
-from sklearn_excb.centroids import FloatRows, cluster_means, unit_rows
-from sklearn_excb.inference import embed
-from sklearn_excb.loss import teacher_targets
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.rivals import build_balancing
+from sklearn_excb.method.balancing import Balancing
+from sklearn_excb.method.kmeans import FloatRows, cluster_means, unit_rows
+from sklearn_excb.method.loss import teacher_targets
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.settings.settings import Settings
+from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.training.inference import embed
 
 Labels = npt.NDArray[np.int64]
 

@@ -1,8 +1,8 @@
 """Inference as one network: raw samples in; embedding, cluster and similarities out.
 
-What :mod:`sklearn_excb.batches` and :mod:`sklearn_excb.inference` do, in a form that can be traced:
-sizes of images are tensors, and a resize is a product with small matrices, so that a runtime needs
-none but the usual operators. Axes: ``n`` images or rows, ``K`` clusters.
+What :mod:`sklearn_excb.views.batches` and :mod:`sklearn_excb.training.inference` do, in a form that
+can be traced: sizes of images are tensors, and a resize is a product with small matrices, so that a
+runtime needs none but the usual operators. Axes: ``n`` images or rows, ``K`` clusters.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sklearn_excb.batches import whole_side
-from sklearn_excb.inference import Embedding
-from sklearn_excb.networks import ClusterNetwork
-from sklearn_excb.resampling import filter_weights, to_unit
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data.resampling import filter_weights, to_unit
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.training.inference import Embedding
+from sklearn_excb.views.batches import whole_side
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe
 
 
 class WholeImages(nn.Module):
     """Raw images (n, c, h, w) of any size as inference sees them, (n, c, size, size).
 
-    As :func:`sklearn_excb.batches.whole_images`, with height and width that are tensors: only the
-    pixels of the crop are ever computed, so that no shape but that of the input is unknown.
+    As :func:`sklearn_excb.views.batches.whole_images`, with height and width that are tensors: only
+    the pixels of the crop are ever computed, so that no shape but that of the input is unknown.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def _rounded(a: Tensor, b: Tensor) -> Tensor:
 class StandardRows(nn.Module):
     """Rows (n, d) about the training set's mean, in units of its scale, float32.
 
-    As :func:`sklearn_excb.row_views.standardize`, the difference in float64.
+    As :func:`sklearn_excb.views.row_views.standardize`, the difference in float64.
 
     Parameters
     ----------

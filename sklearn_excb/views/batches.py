@@ -18,9 +18,17 @@ import torch
 from joblib import effective_n_jobs
 from torch import Tensor
 
-from sklearn_excb.draws import permutation
-from sklearn_excb.finishing import normalize
-from sklearn_excb.making_views import (
+from sklearn_excb.data.resampling import centre_crop, resize_short_side, trim_length
+from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source
+from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.philox import permutation
+from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.runtime.threads import Map, finished, reading_threads
+from sklearn_excb.runtime.transfers import Leash, is_pinned_for, to_device
+from sklearn_excb.views.augmentation import normalize
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe, make_row_views, standardize
+from sklearn_excb.views.view_maker import (
     Drawn,
     Finish,
     array_views,
@@ -29,14 +37,6 @@ from sklearn_excb.making_views import (
     finish_crops,
     parts,
 )
-from sklearn_excb.ranks import ALONE, Ranks
-from sklearn_excb.resampling import centre_crop, resize_short_side, trim_length
-from sklearn_excb.row_views import RowRecipe, make_row_views, standardize
-from sklearn_excb.scratch import Scratch
-from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
-from sklearn_excb.threads import Map, finished, reading_threads
-from sklearn_excb.transfers import Leash, is_pinned_for, to_device
-from sklearn_excb.views import ViewRecipe
 
 Indices = npt.NDArray[np.int64]
 

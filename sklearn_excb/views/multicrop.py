@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_excb.draws import uniforms
-from sklearn_excb.schedules import cosine
+from sklearn_excb.method.schedules import cosine
+from sklearn_excb.runtime.philox import uniforms
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb.draws import permutation, uniforms
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.sources import ArrayImages, ItemImages, Rows, Source
-from sklearn_excb.threads import Map
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source
+from sklearn_excb.runtime.philox import permutation, uniforms
+from sklearn_excb.runtime.threads import Map
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe
 
 Sample = npt.NDArray[Any]  # an image (h, w, c), or a row (d,)
 

@@ -18,8 +18,8 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from sklearn_excb.draws import uniforms
-from sklearn_excb.transfers import to_device
+from sklearn_excb.runtime.philox import uniforms
+from sklearn_excb.runtime.transfers import to_device
 
 Indices = npt.NDArray[np.int64]
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_excb.batches import AHEAD, Batch, ViewBatches
-from sklearn_excb.ranks import Ranks
-from sklearn_excb.reservoir import Reservoir, samples_of, source_of
-from sklearn_excb.row_views import RowRecipe
-from sklearn_excb.sources import Source
-from sklearn_excb.threads import Map, read_ahead, reading_threads
-from sklearn_excb.transfers import Leash
-from sklearn_excb.views import ViewRecipe
+from sklearn_excb.data.sources import Source
+from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.runtime.threads import Map, read_ahead, reading_threads
+from sklearn_excb.runtime.transfers import Leash
+from sklearn_excb.views.batches import AHEAD, Batch, ViewBatches
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
+from sklearn_excb.views.row_views import RowRecipe
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb import finishing
-from sklearn_excb.finishing import finish_views
-from sklearn_excb.resampling import crop_resize, to_unit
-from sklearn_excb.scratch import Scratch
-from sklearn_excb.sources import ArrayImages, ItemImages
-from sklearn_excb.threads import Map
-from sklearn_excb.transfers import to_device
-from sklearn_excb.views import (
+from sklearn_excb.data.resampling import crop_resize, to_unit
+from sklearn_excb.data.sources import ArrayImages, ItemImages
+from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.threads import Map
+from sklearn_excb.runtime.transfers import to_device
+from sklearn_excb.views import augmentation as finishing
+from sklearn_excb.views.augmentation import finish_views
+from sklearn_excb.views.multicrop import (
     ViewKind,
     ViewParameters,
     ViewRecipe,

@@ -14,11 +14,11 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import evaluation._fast_search
-import evaluation.neighbors
+import evaluation.neighbors._fast_search
+import evaluation.neighbors.search
 from evaluation import KNNClassifier, knn_accuracy, knn_scores, nearest_neighbors
-from evaluation.neighbors import Index
-from evaluation.voting import votes_of
+from evaluation.neighbors.search import Index
+from evaluation.neighbors.voting import votes_of
 
 BACKENDS = ["faiss", "torch"]
 
@@ -129,8 +129,8 @@ def test_copies_far_apart_come_lowest_index_first(backend, k):
 def test_blocks_do_not_show(backend, monkeypatch):
     queries, database = data("copies", 40, 8, 0), data("copies", 500, 8, 0)
     whole = nearest_neighbors(queries, database, 9, backend=backend)
-    monkeypatch.setattr(evaluation.neighbors, "_BLOCK", 64)
-    monkeypatch.setattr(evaluation._fast_search, "_BLOCK", 64)
+    monkeypatch.setattr(evaluation.neighbors.search, "_BLOCK", 64)
+    monkeypatch.setattr(evaluation.neighbors._fast_search, "_BLOCK", 64)
     blocked = nearest_neighbors(queries, database, 9, backend=backend)
     np.testing.assert_array_equal(whole[0], blocked[0])
     np.testing.assert_array_equal(whole[1], blocked[1])
@@ -140,7 +140,7 @@ def test_ordinary_queries_are_proven_without_the_exhaustive_pass(monkeypatch):
     def fail(*_):
         raise AssertionError("exhaustive pass on well separated data")
 
-    monkeypatch.setattr(evaluation.neighbors, "_exhaustive", fail)
+    monkeypatch.setattr(evaluation.neighbors.search, "_exhaustive", fail)
     for backend in BACKENDS:
         for k in (1, 20):
             nearest_neighbors(
@@ -164,7 +164,7 @@ def test_proof_holds_for_products_of_reduced_precision(monkeypatch):
     # In a cone wide enough that coarse products still tell rows apart, but in the wrong order.
     queries, database = (1 + 0.1 * data("random", n, 64, n) for n in (300, 800))
     expected = loop_neighbors(queries, database, 1)
-    monkeypatch.setattr(evaluation.neighbors, "_proposer", coarse)
+    monkeypatch.setattr(evaluation.neighbors.search, "_proposer", coarse)
     similarities, indices = nearest_neighbors(queries, database, 1)
     np.testing.assert_array_equal(indices, expected[1])
     np.testing.assert_array_equal(similarities, expected[0])
@@ -207,9 +207,9 @@ def test_auto_is_faiss_where_it_is(there, monkeypatch):
         return search(queries, rows, width, **kwargs)
 
     monkeypatch.setattr(faiss, "knn", counted)
-    monkeypatch.setattr(evaluation._fast_search, "importable", lambda module: there)
+    monkeypatch.setattr(evaluation.neighbors._fast_search, "importable", lambda module: there)
     queries, database = data("random", 4, 8, 0), data("random", 400, 8, 1)
-    propose, _ = evaluation._fast_search.proposer(database, "auto")
+    propose, _ = evaluation.neighbors._fast_search.proposer(database, "auto")
     similarities, _ = propose(queries, 100)
     expected = np.sort(queries @ database.T)[:, -100:]
     np.testing.assert_allclose(np.sort(similarities), expected, atol=1e-4)
@@ -360,8 +360,8 @@ def test_the_fast_search_proposes_the_largest(backend, n, width, monkeypatch):
     queries = data("random", 70, 8, 1)
     queries[0] = database[-1]
     expected = np.sort(queries @ database.T, axis=1)[:, : -width - 1 : -1]
-    monkeypatch.setattr(evaluation._fast_search, "_BLOCK", 70 * 1000)
-    propose, rounding = evaluation._fast_search.proposer(database, backend)
+    monkeypatch.setattr(evaluation.neighbors._fast_search, "_BLOCK", 70 * 1000)
+    propose, rounding = evaluation.neighbors._fast_search.proposer(database, backend)
     similarities, indices = propose(queries, width)
     assert rounding == 0
     order = np.argsort(-similarities, axis=1)
@@ -417,7 +417,7 @@ def test_predictions_stand_whatever_the_fast_search_gets_wrong(size, temperature
     for k in (1, 2, 7, 40, 299, 300):
         expected = exact_winners(queries, database, codes, k, temperature)
         with monkeypatch.context() as patch:
-            patch.setattr(evaluation.neighbors, "_proposer", wrong)
+            patch.setattr(evaluation.neighbors.search, "_proposer", wrong)
             found = KNNClassifier(k, temperature).fit(database, codes).predict(queries)
         np.testing.assert_array_equal(found, expected)
 
@@ -444,7 +444,7 @@ def test_classifier_predicts_in_blocks(digits, monkeypatch):
     train, test, y, _ = digits
     model = KNNClassifier().fit(train, y)
     expected = model.predict(test)
-    monkeypatch.setattr("evaluation.voting._BLOCK", 37)
+    monkeypatch.setattr("evaluation.neighbors.voting._BLOCK", 37)
     np.testing.assert_array_equal(model.predict(test), expected)
 
 
@@ -572,7 +572,7 @@ def test_queries_are_read_in_batches(digits, monkeypatch):
     train, test, y, y_test = digits
     whole = knn_scores(train, y, test, y_test)
     alone = knn_scores(train, y)
-    monkeypatch.setattr("evaluation.voting.TOGETHER", 7)
+    monkeypatch.setattr("evaluation.neighbors.voting.TOGETHER", 7)
     assert knn_scores(train, y, test, y_test) == whole
     assert knn_scores(train, y) == alone
 

@@ -33,7 +33,7 @@ def rows(n, d=6, seed=0):
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 @pytest.mark.parametrize("k", [1, 4, 59])
 def test_neighborhood_purity_equals_a_loop(backend, k, monkeypatch):
-    monkeypatch.setattr("evaluation.label_free._TOGETHER", 25)
+    monkeypatch.setattr("evaluation.clusters.label_free._TOGETHER", 25)
     x, labels = rows(60), np.random.default_rng(1).integers(0, 4, 60)
     scores = label_free_scores(x, labels, n_neighbors=k, silhouette=False, backend=backend)
     assert scores.neighborhood_purity == pytest.approx(loop_purity(x, labels, k))
@@ -56,7 +56,8 @@ def test_chance_and_limit_equal_their_definitions(labels, data):
 def test_silhouette_is_the_mean_of_its_definition(monkeypatch):
     xy, kept = rows(20, 2).astype(np.float32), np.arange(1, 41, 2)
     monkeypatch.setattr(
-        "evaluation.label_free.project", lambda *_, **__: Projection(xy, kept, "umap", "umap")
+        "evaluation.clusters.label_free.project",
+        lambda *_, **__: Projection(xy, kept, "umap", "umap"),
     )
     labels = np.random.default_rng(0).integers(0, 3, 40)
     values = []
@@ -91,7 +92,7 @@ def test_silhouette_is_that_of_the_umap_plane():
 
 def test_one_cluster_only_and_every_image_apart(monkeypatch):
     flat = Projection(rows(12, 2), np.arange(12), "umap", "umap")  # UMAP itself takes long to start
-    monkeypatch.setattr("evaluation.label_free.project", lambda *_, **__: flat)
+    monkeypatch.setattr("evaluation.clusters.label_free.project", lambda *_, **__: flat)
     one = label_free_scores(rows(12), np.zeros(12, int), n_neighbors=3)
     assert np.isnan(one.silhouette_umap)
     assert (one.neighborhood_purity, one.neighborhood_purity_chance) == (1, 1)

@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from evaluation import LinearProbe, linear_probe_scores
-from evaluation.probe_heads import resolve_device, score_heads, train_heads
-from evaluation.probe_settings import Scaling
-from evaluation.stratified import few_shot, hold_out
+from evaluation.probes.heads import resolve_device, score_heads, train_heads
+from evaluation.probes.settings import Scaling
+from evaluation.probes.stratified import few_shot, hold_out
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_scores_of_heads_are_those_of_each_alone(monkeypatch):
     heads = train_heads(
         lambda _: x, y, 3, (0.01, 0.1), epochs=3, batch_size=30, weight_decay=0, seed=0, device=CPU
     )
-    monkeypatch.setattr("evaluation.probe_heads._BLOCK", 6 * 7)  # parts of seven rows
+    monkeypatch.setattr("evaluation.probes.heads._BLOCK", 6 * 7)  # parts of seven rows
     accuracy, loss = score_heads(heads, x, y)
     for i in range(2):
         logits = x @ heads.weights[i].T + heads.biases[i]
@@ -166,7 +166,7 @@ def test_standardised_features_are_undone_in_the_weights(n_classes):
 
 
 def test_scaling_in_blocks_is_scikit_learns(monkeypatch):
-    monkeypatch.setattr("evaluation.probe_settings._BLOCK", 20)
+    monkeypatch.setattr("evaluation.probes.settings._BLOCK", 20)
     x = blobs(101, 6, 2, 0)[0].astype(np.float32) + 1000
     rival = StandardScaler().fit(x.astype(np.float64))
     scaling = Scaling.of(x)
@@ -204,9 +204,9 @@ def test_sgd_comes_near_logistic_regression(digits):
 
 def test_auto_goes_by_size_and_by_views(digits, monkeypatch):
     train, _, y, _ = digits
-    monkeypatch.setattr("evaluation.probe_classifier._SMALL", train.size * 10 - 1)
+    monkeypatch.setattr("evaluation.probes.classifier._SMALL", train.size * 10 - 1)
     assert LinearProbe(epochs=1).fit(train, y).solver_ == "sgd"
-    monkeypatch.setattr("evaluation.probe_classifier._SMALL", train.size * 10)
+    monkeypatch.setattr("evaluation.probes.classifier._SMALL", train.size * 10)
     assert LinearProbe(epochs=1).fit(train, y).solver_ == "lbfgs"
     views = LinearProbe(epochs=1).fit_views(lambda _, rows: train[rows], train, y)
     assert views.solver_ == "sgd"
@@ -364,7 +364,7 @@ def test_draws_depend_on_the_seed():
 
 def test_scores_are_scikit_learns(digits, monkeypatch):
     train, test, y, y_test = digits
-    monkeypatch.setattr("evaluation.linear_probe._BLOCK", 10 * 37)
+    monkeypatch.setattr("evaluation.probes.linear_probe._BLOCK", 10 * 37)
     train = train[:, :20] / 16  # few enough features that top-1 and top-5 are no perfect scores
     test = test[:, :20] / 16
     scores = linear_probe_scores(train, y, test, y_test)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.manifold import trustworthiness
 
 from evaluation import Projection, ProjectionDisplay, project
-from evaluation.stratified import draw_rows
+from evaluation.probes.stratified import draw_rows
 from tests.tiers import others_slow
 
 matplotlib.use("Agg")

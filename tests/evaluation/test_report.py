@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from evaluation import Projection, review_clusters, write_report
-from evaluation.report_charts import history_charts
-from evaluation.report_images import make_thumbnails
+from evaluation.report.charts import history_charts
+from evaluation.report.images import make_thumbnails
 from tests.evaluation.small_report import HOSTILE, K, digits
 
 
@@ -181,7 +181,7 @@ def test_thumbnails_of_photos_keep_their_shape_and_fill_several_sheets():
 
 def test_photos_that_had_to_be_shrunk_far_are_photos_still(monkeypatch):
     """Kept to the last bit, they would take several times the room."""
-    monkeypatch.setattr("evaluation.report_images._BUDGET", 10_000)
+    monkeypatch.setattr("evaluation.report.images._BUDGET", 10_000)
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (100, 100, 3), np.uint8) for _ in range(300)]
     thumbnails = make_thumbnails(images, np.arange(300))
@@ -231,14 +231,14 @@ def never(*_, **__):
     ],
 )
 def test_what_does_not_fit_together(written, changed, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.report.review_clusters", never)
+    monkeypatch.setattr("evaluation.report.report.review_clusters", never)
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path / "a.html", **{**written.given, **changed})
     assert not list(tmp_path.iterdir())
 
 
 def test_whether_it_can_be_written_is_tried_first(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.report.review_clusters", never)
+    monkeypatch.setattr("evaluation.report.report.review_clusters", never)
     given = {"embeddings": np.eye(4), "labels": [0, 1, 2, 3]}
     with pytest.raises(IsADirectoryError, match="needed a file"):
         write_report(tmp_path, **given)

@@ -1,0 +1,1 @@
+"""Scores, sizes and review of clusters."""

@@ -1,0 +1,5 @@
+"""Embeddings on a plane."""
+
+from . import projection
+
+__all__ = ["projection"]

@@ -1,0 +1,1 @@
+"""A clustering as one HTML file."""

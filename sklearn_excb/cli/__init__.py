@@ -1,0 +1,5 @@
+"""The command sklearn-excb, a module a family of subcommands."""
+
+from sklearn_excb.cli.fit import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Anything a user has, as samples that can be indexed."""

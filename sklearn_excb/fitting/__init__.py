@@ -1,0 +1,1 @@
+"""The life of a fit: begin, resume, plan, stream, launch."""

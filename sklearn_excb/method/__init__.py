@@ -1,0 +1,1 @@
+"""The paper: its equations as pure functions of tensors."""

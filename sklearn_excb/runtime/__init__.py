@@ -1,0 +1,1 @@
+"""Devices, processes, threads, random draws and signals."""

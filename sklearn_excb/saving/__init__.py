@@ -1,0 +1,1 @@
+"""Fitted estimators in files: ours, those of the authors, and ONNX."""

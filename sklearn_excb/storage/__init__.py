@@ -1,0 +1,1 @@
+"""Tensors and JSON in files, each written whole or not at all."""

@@ -1,0 +1,1 @@
+"""Algorithm 1: start, step, loop, settling and inference."""

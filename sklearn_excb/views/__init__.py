@@ -1,0 +1,1 @@
+"""Crops, views of feature vectors, and batches of them."""
