@@ -180,7 +180,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     settle_passes : int or "auto", default="auto"
         Passes over the projections of the training images, after training, in which the centroids
         move to where plain inference is balanced; the embeddings stay. 0 leaves them as training
-        did. "auto" is 10, and 0 for the rivals among ``balancing``.
+        did. "auto" is 10, and 0 for the other methods of ``balancing``.
     on_error : {"raise", "skip"}, default="raise"
         What becomes of a file, or an item of a list or a data set, that is no usable image: an
         error that names it; or label -1 and an embedding of NaN, a warning, and an entry in

@@ -44,7 +44,7 @@ class Run:
     networks : StudentTeacher
         On the device of the batches.
     balancing : Balancing
-        Cluster sizes, or what a rival goes by.
+        Cluster sizes, or the state of a baseline.
     optimizer : Optimizer
         Of the student.
     scaler : GradScaler

@@ -180,7 +180,7 @@ class ClusterSizes:
         Parameters
         ----------
         rows : Tensor of shape (G, B, D)
-            Unit projections of the teacher; rivals go by them.
+            Unit projections of the teacher; the baselines look at them.
         centroids : Tensor of shape (K, D)
             The teacher's.
         temperature : float

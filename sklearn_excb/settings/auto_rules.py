@@ -223,7 +223,7 @@ def head_width(n_samples: int) -> int:
 
 
 def settle_passes(balancing: str) -> int:
-    """10 where clusters are balanced by their sizes, 0 for rivals, as they are published.
+    """10 where clusters are balanced by their sizes, 0 for the baselines, as published.
 
     Digits with K = n / 5 and B = 256, one seed: 38 % empty before, .7 % after ten passes; effective
     share .40 and .91. Two passes have most of it (.89).

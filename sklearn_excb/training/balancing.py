@@ -10,7 +10,7 @@ from sklearn_excb.settings.settings import Settings
 
 
 def build_balancing(settings: Settings, device: torch.device | str) -> Balancing:
-    """Build the measured sizes, or the rival that the settings name."""
+    """Build the measured sizes, or the baseline that the settings name."""
     if settings.balancing == "centering":
         return Centering(settings.K, device=device)
     if settings.balancing == "sinkhorn":

@@ -2,7 +2,7 @@
 
 What is done to a view is drawn here, for the whole batch, as a pure function of (seed, epoch, row,
 view, operation), and then done, in the order of the recipe: crop (resampling.py), flip, jitter,
-gray, blur, solarise, normalise (finishing.py).
+gray, blur, solarise, normalise (augmentation.py).
 
 Axes: ``V`` views of one kind, ``B`` images.
 """

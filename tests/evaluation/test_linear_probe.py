@@ -430,14 +430,9 @@ def test_rows_of_skipped_images_are_left_out_and_counted(digits):
     scores = linear_probe_scores(train, y, test, y_test)
     assert (scores.n_skipped_train, scores.n_skipped_test) == (2, 1)
     assert (scores.n_train, scores.n_test) == (1295, 499)
-    assert scores == dataclasses.replace(
-        expected,
-        n_skipped_train=2,
-        n_skipped_test=1,
-        top1_std=scores.top1_std,  # NaN is not equal to itself
-        top5_std=scores.top5_std,
-        learning_rates=scores.learning_rates,
-    )
+    counted = dataclasses.replace(expected, n_skipped_train=2, n_skipped_test=1)
+    counted = dataclasses.replace(counted, learning_rates=scores.learning_rates)
+    np.testing.assert_equal(dataclasses.asdict(scores), dataclasses.asdict(counted))
 
 
 def test_views_are_asked_by_places_in_the_whole_array(digits):
