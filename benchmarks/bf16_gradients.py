@@ -1,6 +1,6 @@
 """Gradients of convolutions in bfloat16 on this CPU, where kernels meet much padding.
 
-``MALLOC_PERTURB_=1 python -m benchmarks.idle_taps``: with it glibc fills memory that is given
+``MALLOC_PERTURB_=1 python -m benchmarks.bf16_gradients``: with it glibc fills memory that is given
 away, so that what torch leaves as it was there cannot pass for zeros. Lists the convolutions whose
 gradient differs from that in float64 by more than a tenth, and whether
 :mod:`sklearn_excb.networks.bf16_gradients` knows them.

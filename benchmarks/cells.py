@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, MORE_HELD_OUT, parts_of
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.settings import Facts, Settings, resolve
+from sklearn_excb.settings.resolve import Facts, Settings, resolve
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS, _OTHERS = (0, 1, 2), (3, 4, 5)

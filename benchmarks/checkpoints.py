@@ -1,4 +1,4 @@
-"""What the states of a run cost: python -m benchmarks.states
+"""What the states of a run cost: python -m benchmarks.checkpoints
 
 Writing and reading one, beside torch.save with fsync and torch.load of the same tensors, in
 alternating runs; and the share of a fit's time that states at the end of each epoch take.
@@ -22,7 +22,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.settings import Facts
+from sklearn_excb.settings.resolve import Facts
 from sklearn_excb.storage.packing import pack, unpack
 from sklearn_excb.storage.tensor_files import read_tensors, write_tensors
 from sklearn_excb.training.build import build

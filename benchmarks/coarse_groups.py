@@ -1,8 +1,8 @@
 """Coarse groups: the cost of their tree, and how they agree with classes beside k-means.
 
-    python -m benchmarks.grouping
-    python -m benchmarks.grouping --sizes 65536
-    python -m benchmarks.grouping --data DIR/mnist10k_npm.npz --run RUN
+    python -m benchmarks.coarse_groups
+    python -m benchmarks.coarse_groups --sizes 65536
+    python -m benchmarks.coarse_groups --data DIR/mnist10k_npm.npz --run RUN
 
 The first compares ``merge_tree`` with SciPy's ``linkage``, which holds all K (K - 1) / 2 distances,
 and with no more than the products of all centroids, block by block, which nobody can leave out
@@ -100,7 +100,7 @@ def speed(sizes: list[int], repeats: int) -> None:
             command = [
                 sys.executable,
                 "-m",
-                "benchmarks.grouping",
+                "benchmarks.coarse_groups",
                 "--peak",
                 name,
                 "--sizes",

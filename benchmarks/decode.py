@@ -27,7 +27,7 @@ from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.folders import list_images
 from sklearn_excb.data.open_source import open_source
 from sklearn_excb.data.sources import ItemImages
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.build import view_recipe
 from sklearn_excb.views.multicrop import ViewRecipe
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.data_sets import Split
 from evaluation import cluster_occupancy, clustering_scores, knn_accuracy, project
 from sklearn_excb.method.kmeans import unit_rows
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.settling import settle
 
 Labels = npt.NDArray[np.int64]

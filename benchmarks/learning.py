@@ -41,7 +41,7 @@ from sklearn_excb import ExCBEstimator, __version__
 from sklearn_excb.data.open_source import are_rows, open_source
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.runtime.devices import resolve_precision
-from sklearn_excb.settings.settings import Facts, Settings
+from sklearn_excb.settings.resolve import Facts, Settings
 from sklearn_excb.training.build import facts_of
 
 NO_NETWORK = ("raw pixels", *K_MEANS)

@@ -28,8 +28,8 @@ from benchmarks.figures import Outcome
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data import open_source as images
 from sklearn_excb.runtime.devices import resolve_precision
-from sklearn_excb.runtime.generator_state import own_randomness
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.runtime.generator_state import seeded_generators
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build, facts_of, view_recipe
 from sklearn_excb.training.loop import in_precision
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
@@ -196,7 +196,7 @@ def fit(
         The mean loss of every epoch.
     """
     source, held_out = (images.open_source(X, None) for X in (split.train, split.test))
-    with own_randomness(seed):
+    with seeded_generators(seed):
         networks, settings, n_features = build(excb.get_params(deep=False), facts_of(source))
         precision = resolve_precision(settings.precision, DEVICE)
         settings = dataclasses.replace(settings, precision=precision)

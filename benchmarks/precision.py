@@ -19,9 +19,8 @@ import torch
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.runtime.devices import resolve_precision
-from sklearn_excb.settings.settings import Facts
-from sklearn_excb.training.balancing import build_balancing
-from sklearn_excb.training.build import build
+from sklearn_excb.settings.resolve import Facts
+from sklearn_excb.training.build import build, build_balancing
 from sklearn_excb.training.loop import train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.views.batches import Batch

@@ -31,9 +31,8 @@ from sklearn_excb.data.sources import ArrayImages
 from sklearn_excb.fitting.memory_estimate import estimate_memory
 from sklearn_excb.fitting.tensor_memory import fake, size, tensors_of
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.settings.settings import Facts, Settings
-from sklearn_excb.training.balancing import build_balancing
-from sklearn_excb.training.build import build, prepare
+from sklearn_excb.settings.resolve import Facts, Settings
+from sklearn_excb.training.build import build, build_balancing, prepare
 from sklearn_excb.training.loop import train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.views.batches import Batch

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import lightly_methods
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.optimizer import TeacherRates
 
 

@@ -38,7 +38,7 @@ from torchvision.transforms import v2
 from sklearn_excb.data import image_files as files
 from sklearn_excb.data.open_source import open_source
 from sklearn_excb.data.sources import ItemImages
-from sklearn_excb.runtime.threads import reading_threads
+from sklearn_excb.runtime.threads import reader_threads
 from sklearn_excb.training.build import IMAGENET_MEAN, IMAGENET_STD
 from sklearn_excb.views import augmentation as finishing
 from sklearn_excb.views.batches import ViewBatches
@@ -165,7 +165,7 @@ def our_views(paths: list[str], workers: int, *, crops_only: bool) -> Callable[[
 
     def read_and_crop() -> None:
         memory: list[torch.Tensor] = []
-        with reading_threads(workers) as read:
+        with reader_threads(workers) as read:
             for rows in np.arange(len(paths)).reshape(-1, BATCH):
                 begin_crops(source, rows, batches.draw(rows, 1), memory, read)()
 

@@ -25,7 +25,7 @@ for number, pixels in enumerate(load_digits().images[:400]):
 
 # %%
 # ``K="auto"`` would be 20 clusters, 19.5 images in each. Ten epochs take some seconds;
-# ``print(excb.rehearse(folder))`` would tell beforehand.
+# ``print(excb.dry_run(folder))`` would tell beforehand.
 
 excb = ExCBEstimator(K=20, epochs=10, random_state=0).fit(folder)
 print("a cluster for each file:")

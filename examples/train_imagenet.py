@@ -59,7 +59,7 @@ def main():
         },
     )
     if arguments.dry_run:
-        print(excb.rehearse(arguments.train))
+        print(excb.dry_run(arguments.train))
         return
     excb.fit(arguments.train)
     if int(os.environ.get("RANK", 0)) > 0:

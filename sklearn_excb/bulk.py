@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 
-from sklearn_excb.data.fingerprints import changes, of_source, of_tensors
+from sklearn_excb.data.fingerprints import changes, source_fingerprint, tensor_fingerprint
 from sklearn_excb.estimator import ExCBEstimator
 from sklearn_excb.evaluation import output_files
 from sklearn_excb.runtime.progress import progress_bar
@@ -83,8 +83,8 @@ class BulkResults:
             "chunk": chunk,
             "embedding": excb.embedding,
             "on_error": excb.on_error,
-            "estimator": of_tensors(excb._fitted.teacher.state_dict()),
-            "X": of_source(self._source),
+            "estimator": tensor_fingerprint(excb._fitted.teacher.state_dict()),
+            "X": source_fingerprint(self._source),
         }
         self._begin()
 

@@ -34,17 +34,17 @@ from sklearn_excb.data.input_errors import (
 from sklearn_excb.data.open_source import StreamPart, are_rows, is_stream, open_source
 from sklearn_excb.data.sources import ItemImages, Rows, Skipped, Source
 from sklearn_excb.data.unusable_images import (
-    labels_of_all,
-    leave_out_unusable,
+    drop_unusable,
+    expand_labels,
+    fill_skipped,
     skipped_of,
-    warn_of,
-    warn_of_unread,
-    without_skipped,
+    warn_skipped,
+    warn_unread,
 )
 from sklearn_excb.exceptions import DeviceWarning
 from sklearn_excb.fitting.fit import Fitted, fit_source
 from sklearn_excb.fitting.launch import fit_on, number_of_devices
-from sklearn_excb.fitting.memory_budget import memory_of
+from sklearn_excb.fitting.memory_budget import estimate_memory_of
 from sklearn_excb.fitting.memory_estimate import MemoryEstimate
 from sklearn_excb.fitting.partial_fit import OnlineFit
 from sklearn_excb.fitting.stream import fit_stream
@@ -55,14 +55,20 @@ from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.runtime.rendezvous import join, place_of
 from sklearn_excb.saving.saved_estimator import load_estimator, save_estimator
 from sklearn_excb.settings.recipes import recipe
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import check_columns, check_out, check_parameters
 from sklearn_excb.training.coarse_groups import check_n_groups, cut, merge_tree
-from sklearn_excb.training.inference import Embedding, assign, embed, of_stream, on_each
+from sklearn_excb.training.inference import (
+    Embedding,
+    assign,
+    embed,
+    infer_stream,
+    split_among_devices,
+)
 from sklearn_excb.views.batches import inference_inputs, number_of_jobs
 
 if TYPE_CHECKING:  # what a fit does not need is imported where it is
-    from sklearn_excb.fitting.dry_run import Rehearsal
+    from sklearn_excb.fitting.dry_run import DryRun
 
 _INPUT_FACTS = (
     "n_features_in_",
@@ -75,7 +81,13 @@ _INPUT_FACTS = (
 )
 
 _TRIED = 1000  # images that a rehearsal opens to see whether they can be used
-_OF_RUNS = ("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start")
+_CHECKPOINT_PARAMETERS = (
+    "checkpoint_dir",
+    "checkpoint_every",
+    "n_checkpoints",
+    "resume",
+    "warm_start",
+)
 
 
 class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -477,9 +489,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 source = self._open(X, fitting=True)
                 n_jobs = number_of_jobs(self.n_jobs, source)
                 progress = bool(self.verbose) and ranks.first
-                usable = leave_out_unusable(source, n_jobs, progress=progress)
+                usable = drop_unusable(source, n_jobs, progress=progress)
             skipped_before = skipped_of(source)
-            warn_of(skipped_before, len(source))
+            warn_skipped(skipped_before, len(source))
             how: dict[str, Any] = {
                 "seed": seed,
                 "device": device,
@@ -499,7 +511,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             if isinstance(source, ItemImages) and source.ignored is not None:
                 self.ignored_files_ = np.array(source.ignored, dtype=str)
             self.skipped_ = skipped_of(source)
-            fitted = replace(fitted, labels=labels_of_all(fitted.labels, usable, source))
+            fitted = replace(fitted, labels=expand_labels(fitted.labels, usable, source))
             run = {
                 "n_jobs": n_jobs,
                 "device": str(device),
@@ -509,7 +521,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             }
             self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
         if len(self.skipped_) > len(skipped_before):  # while it was fitted
-            warn_of(self.skipped_, len(source))
+            warn_skipped(self.skipped_, len(source))
         self._interrupt_if_stopped()
         return self
 
@@ -551,7 +563,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 channels = None if isinstance(wanted, str) else wanted
                 source = open_source(part, channels, self.on_error)
                 try:
-                    usable = leave_out_unusable(source, n_jobs)
+                    usable = drop_unusable(source, n_jobs)
                 finally:
                     skipped.extend(skipped_of(source))
                 self.n_channels_ = source.n_channels
@@ -577,7 +589,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 "random_state": fitted.seed,
             }
             self._set_fitted(fitted, _resolved(parameters, run, fitted.settings))
-        warn_of(skipped, n_read, "were left out")
+        warn_skipped(skipped, n_read, "were left out")
         self._interrupt_if_stopped()
         return self
 
@@ -630,7 +642,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         with _unchanged_on_error(self):
             source = self._open(X, fitting=fitted is None and online is None)
             n_jobs = number_of_jobs(self.n_jobs, source)
-            usable = leave_out_unusable(source, n_jobs)
+            usable = drop_unusable(source, n_jobs)
             if online is not None:
                 online.check(parameters)
             elif fitted is not None:
@@ -658,7 +670,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 self.__dict__.pop(made_when_asked_for, None)
         for of_fit in ("sample_names_", "ignored_files_"):
             self.__dict__.pop(of_fit, None)
-        warn_of(self.skipped_, len(source))
+        warn_skipped(self.skipped_, len(source))
         return self
 
     def _fit_before(self) -> Fitted | None:
@@ -725,15 +737,15 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         source = type(self)(**parameters)._open(X, fitting=True)
-        usable = leave_out_unusable(source, number_of_jobs(self.n_jobs, source))
+        usable = drop_unusable(source, number_of_jobs(self.n_jobs, source))
         device, place = resolve_device(self.device), place_of(os.environ)
         if place is not None and self.devices != 1:
             n_devices = place.count
         else:
             n_devices = number_of_devices(self.devices, device)
-        return memory_of(usable, parameters, device, n_devices)
+        return estimate_memory_of(usable, parameters, device, n_devices)
 
-    def rehearse(self, X: Any) -> Rehearsal:
+    def dry_run(self, X: Any) -> DryRun:
         """Take a few steps of :meth:`fit`, and tell what it would do and take; nothing changes.
 
         Parameters
@@ -743,7 +755,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
         Returns
         -------
-        Rehearsal
+        DryRun
             ``print`` it: parameters with "auto" replaced, memory of a device, time of a step, how
             much of it is waiting for images, and the time to the end. A state in ``checkpoint_dir``
             counts as done.
@@ -760,22 +772,22 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         one takes its share of each batch, and their messages are not in the times. With
         ``on_error="skip"`` a thousand of the images are tried beforehand.
         """
-        from sklearn_excb.fitting.dry_run import rehearse
+        from sklearn_excb.fitting.dry_run import dry_run
 
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         if self.steps_per_epoch != "auto":
             raise ValueError(
-                "A stream with steps_per_epoch cannot be rehearsed: it would be read to its end. "
+                "A stream with steps_per_epoch has no dry run: it would be read to its end. "
                 'Pass a list of its first images, with steps_per_epoch="auto".'
             )
         ranks, device = join(self.device, self.devices)
         with ranks.together():
             source = type(self)(**parameters)._open(X, fitting=True)
             n_jobs = number_of_jobs(self.n_jobs, source)
-            usable = leave_out_unusable(source, n_jobs, most=_TRIED)
+            usable = drop_unusable(source, n_jobs, most=_TRIED)
         before = self._fit_before()
-        return rehearse(
+        return dry_run(
             usable,
             parameters,
             seed=_seed(self.random_state),
@@ -885,7 +897,9 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_is_fitted(self)
         facts = {name: self.__dict__[name] for name in _INPUT_FACTS if name in self.__dict__}
         parameters = self.get_params(deep=False)
-        parameters = {n: value for n, value in parameters.items() if n not in _OF_RUNS}
+        parameters = {
+            n: value for n, value in parameters.items() if n not in _CHECKPOINT_PARAMETERS
+        }
         save_estimator(path, parameters, self.resolved_params_, facts, self._fitted)
 
     @classmethod
@@ -1158,7 +1172,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if not (fitting and wanted == 1):
             check_several(X, None if fitting else self.image_shape_[1])
         source = open_source(X, None if isinstance(wanted, str) else wanted, self.on_error)
-        warn_of_unread(source)
+        warn_unread(source)
         if wanted not in ("auto", source.n_channels):
             name = type(self).__name__
             said = "n_channels is" if fitting else f"this {name} was fitted on images with"
@@ -1180,13 +1194,13 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
         if is_stream(X):
-            found, skipped = of_stream(
+            found, skipped = infer_stream(
                 lambda part: self._open(part, fitting=False), function, X, out
             )
         else:
             source = self._open(X, fitting=False)
             found, skipped = function(source, out), skipped_of(source)
-        return without_skipped(found, skipped, fill=fill)
+        return fill_skipped(found, skipped, fill=fill)
 
     def _open_indexed(self, X: Any) -> Source:
         """Open samples of which any can be asked for."""
@@ -1244,7 +1258,7 @@ class ExCBEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             )
             work(teacher, inputs, some)
 
-        on_each(devices, self._fitted.teacher, len(rows), size, infer)
+        split_among_devices(devices, self._fitted.teacher, len(rows), size, infer)
 
     def _inference_devices(self, source: Source) -> list[torch.device]:
         """Return every GPU of this machine, where one process may use them; else one device.
@@ -1295,7 +1309,9 @@ def _resolved(
     parameters: dict[str, Any], run: dict[str, Any], settings: Settings
 ) -> dict[str, Any]:
     """Every parameter that is of the result, with what "auto" became."""
-    of_result = {name: value for name, value in parameters.items() if name not in _OF_RUNS}
+    of_result = {
+        name: value for name, value in parameters.items() if name not in _CHECKPOINT_PARAMETERS
+    }
     return of_result | run | settings.as_dict()
 
 

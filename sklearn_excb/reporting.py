@@ -25,7 +25,7 @@ _THUMBNAIL = 128  # pixels of the short side that are decoded, where the format 
 _SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
 
 
-class Pictures(Sequence[npt.NDArray[np.float32]]):
+class ImageSequence(Sequence[npt.NDArray[np.float32]]):
     """Images of a source as arrays (h, w, c), opened when they are asked for.
 
     Parameters
@@ -145,7 +145,7 @@ def report(
     names, pictures = None, None
     if not are_rows(X):
         source = open_source(X, estimator.n_channels_, estimator.on_error)
-        names, pictures = short_names(source.names), Pictures(source)
+        names, pictures = short_names(source.names), ImageSequence(source)
     compared = {}
     if baseline and (seen.labels >= 0).sum() >= K:
         compared = _baselines(estimator, X, seen)

@@ -17,14 +17,14 @@ from sklearn_excb.exceptions import RankError
 from sklearn_excb.method.kmeans import spherical_kmeans
 from sklearn_excb.networks.backbones import RowMLP
 from sklearn_excb.networks.student_teacher import build_networks
-from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
 from sklearn_excb.runtime.ranks import ALONE
 from sklearn_excb.runtime.rendezvous import join
-from sklearn_excb.settings.settings import Facts, resolve
-from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.settings.resolve import Facts, resolve
+from sklearn_excb.training.build import build_balancing
 from sklearn_excb.training.loop import start_centroids, train
 from sklearn_excb.training.optimizer import Plan, build_optimizer
-from sklearn_excb.training.settling import settle, told_apart
+from sklearn_excb.training.settling import are_distinct, settle
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import row_recipe
 from tests.small_runs import tell_threads_at_the_end
@@ -52,10 +52,10 @@ def test_there_are_two():
 def test_shares_are_all_there_is(n):
     mine = torch.arange(n)[RANKS.span(n)]
     assert RANKS.fewest(n) <= len(mine) <= RANKS.most(n)
-    torch.testing.assert_close(RANKS.joined(mine, n), torch.arange(n))
+    torch.testing.assert_close(RANKS.concatenate_spans(mine, n), torch.arange(n))
     rows = torch.arange(2 * n).view(n, 2)[RANKS.span(n)]
-    torch.testing.assert_close(RANKS.gathered(rows), torch.arange(2 * n).view(n, 2))
-    torch.testing.assert_close(RANKS.gathered(rows.T, dim=1), torch.arange(2 * n).view(n, 2).T)
+    torch.testing.assert_close(RANKS.concatenate(rows), torch.arange(2 * n).view(n, 2))
+    torch.testing.assert_close(RANKS.concatenate(rows.T, dim=1), torch.arange(2 * n).view(n, 2).T)
 
 
 def test_sums():
@@ -67,9 +67,9 @@ def test_sums():
     np.testing.assert_array_equal(RANKS.placed(places**2, places, 9), np.arange(9) ** 2)
     assert RANKS.any(RANKS.rank == 1, False) == [True, False]
     assert RANKS.objects(RANKS.rank) == [0, 1]
-    assert RANKS.from_first(str(RANKS.rank)) == "0"
+    assert RANKS.broadcast(str(RANKS.rank)) == "0"
     tensor = torch.tensor([RANKS.rank])
-    RANKS.copy_first_([tensor])
+    RANKS.broadcast_([tensor])
     assert tensor.item() == 0
 
 
@@ -104,7 +104,7 @@ def test_batch_norm_sees_the_rows_of_both(shape, affine):
 
     mine = RANKS.span(len(x))
     part = x.detach()[mine].requires_grad_()
-    with joint_batch_norm(RANKS):
+    with synchronized_batch_norm(RANKS):
         y = shared(part)
     (y * towards[mine]).sum().backward()
     torch.testing.assert_close(y, whole(x)[mine])
@@ -116,13 +116,13 @@ def test_batch_norm_sees_the_rows_of_both(shape, affine):
     whole(x)
     torch.testing.assert_close(shared.running_mean, whole.running_mean)
     torch.testing.assert_close(shared.running_var, whole.running_var)
-    with joint_batch_norm(RANKS):  # inference is each one's own
+    with synchronized_batch_norm(RANKS):  # inference is each one's own
         torch.testing.assert_close(shared.eval()(part), shared(part))
 
 
 def test_batch_norm_keeps_the_precision_of_its_input():
     x = torch.randn(8, 3).bfloat16()
-    with joint_batch_norm(RANKS):
+    with synchronized_batch_norm(RANKS):
         y = nn.BatchNorm1d(3)(x[RANKS.span(8)])
     assert y.dtype == torch.bfloat16
     expected = F.batch_norm(x.float(), None, None, training=True)
@@ -155,7 +155,7 @@ def test_settling_on_shares_is_that_on_all(n, balancing, passes):
     centroids = F.normalize(torch.randn(K, 16, generator=generator), dim=-1)
     alone = settle(rows, centroids, settings, seed=0)
     mine = rows[RANKS.span(n)]
-    assert told_apart(mine, RANKS)
+    assert are_distinct(mine, RANKS)
     shared = settle(mine, centroids, settings, n_samples=n, seed=0, ranks=RANKS)
     torch.testing.assert_close(shared.centroids, alone.centroids, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(shared.labels_before, alone.labels_before)

@@ -8,7 +8,7 @@ import pytest
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.settings import auto_rules as rules
 from sklearn_excb.settings.recipes import RECIPES
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 
 DEFAULTS = ExCBEstimator().get_params()
 PHOTOS = Facts(rules.IMAGENET, "images", (375, 500), 3)

@@ -10,8 +10,8 @@ from sklearn_excb import ExCBEstimator
 from sklearn_excb.method.balancing import ClusterSizes
 from sklearn_excb.method.baselines import Centering, NoBalancing, Sinkhorn
 from sklearn_excb.method.loss import excb_loss, teacher_targets
-from sklearn_excb.settings.settings import Facts, resolve
-from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.settings.resolve import Facts, resolve
+from sklearn_excb.training.build import build_balancing
 from tests import reference
 
 G, B, D, K = 2, 12, 16, 3000  # more clusters than a block holds

@@ -7,7 +7,11 @@ from torch import nn
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.networks.backbones import build_backbone
-from sklearn_excb.networks.bf16_gradients import idle_taps, undefined_gradient, undefined_gradients
+from sklearn_excb.networks.bf16_gradients import (
+    undefined_gradient,
+    undefined_gradients,
+    unused_taps,
+)
 
 # kernel, stride, pixels a side, padding half the kernel: what differed from float64 by more than a
 # tenth with MALLOC_PERTURB_=1, torch 2.14.1 on a CPU with AVX512-BF16; of kernels of 3, 5 and 7,
@@ -32,7 +36,7 @@ def test_idle_taps_are_those_without_a_gradient(kernel, stride, dilation):
             ).sum().backward()
             assert kernels.grad is not None
             n_idle = int((kernels.grad == 0).sum())
-            assert sum(idle_taps(side, kernel, stride, padding, dilation)) == n_idle
+            assert sum(unused_taps(side, kernel, stride, padding, dilation)) == n_idle
 
 
 @pytest.mark.parametrize(("kernel", "stride", "side"), WRONG)

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import sklearn_excb.fitting.run
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.collapse import collapse
 
 DIGITS = (load_digits().images[:240] / 16).astype(np.float32)

@@ -16,13 +16,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.sources import ArrayImages
-from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
 from sklearn_excb.runtime import transfers
 from sklearn_excb.runtime.devices import resolve_precision
 from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.settings.settings import Facts
-from sklearn_excb.training.balancing import build_balancing
-from sklearn_excb.training.build import build
+from sklearn_excb.settings.resolve import Facts
+from sklearn_excb.training.build import build, build_balancing
 from sklearn_excb.training.gradients import Gradients
 from sklearn_excb.training.history import EpochRecord
 from sklearn_excb.training.loop import StepReport, train_step
@@ -91,7 +90,7 @@ def step_on(device, ranks, monkeypatch, **parameters):
         batch, rates = Batch(1, groups, B, settings.batch_size), TeacherRates(0.9, 0.04)
         for parameter in networks.student.parameters():  # as the backward pass leaves them
             parameter.grad = torch.zeros_like(parameter)
-        with joint_batch_norm(ranks):
+        with synchronized_batch_norm(ranks):
             outcome = train_step(networks, balancing, optimizer, batch, settings, rates, ranks)
         record, gradients = EpochRecord(5, device), Gradients(networks.student, UNSCALED)
         report = StepReport(0, 1, outcome)

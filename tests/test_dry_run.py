@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
 from sklearn_excb.data.sources import ArrayImages
-from sklearn_excb.fitting.dry_run import rehearse
+from sklearn_excb.fitting.dry_run import dry_run
 from tests.small_runs import BreaksOffError, breaking_off
 
 DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
@@ -37,7 +37,7 @@ def photos(tmp_path):
 def test_times_add_up():
     """With a clock that ticks each time it is read."""
     source = ArrayImages(DIGITS[..., None])
-    found = rehearse(
+    found = dry_run(
         source,
         small(epochs=4).get_params(),
         seed=0,
@@ -45,7 +45,7 @@ def test_times_add_up():
         clock=itertools.count().__next__,
     )
     assert (found.n_samples, found.steps_per_epoch, found.n_steps) == (60, 3, 12)
-    assert found.seconds_a_step == 3  # read before and after the batch, and after the step
+    assert found.seconds_per_step == 3  # read before and after the batch, and after the step
     assert found.waiting == pytest.approx(1 / 3)
     assert found.images_per_second == pytest.approx(20 / 3)
     assert found.seconds["training"] == 12 * 3
@@ -63,7 +63,7 @@ def test_nothing_is_changed(tmp_path):
     before = dict(vars(excb))
     np.random.seed(3)  # noqa: NPY002 - the global state that is left alone
     states = np.random.get_state()[1].copy(), torch.get_rng_state(), random.getstate()  # noqa: NPY002
-    excb.rehearse(DIGITS)
+    excb.dry_run(DIGITS)
     assert vars(excb) == before
     assert not (tmp_path / "run").exists()
     np.testing.assert_array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
@@ -71,7 +71,7 @@ def test_nothing_is_changed(tmp_path):
     assert random.getstate() == states[2]
     np.testing.assert_array_equal(excb.fit(DIGITS).transform(DIGITS), never.transform(DIGITS))
     fitted = dict(vars(never))
-    never.rehearse(DIGITS)
+    never.dry_run(DIGITS)
     assert vars(never) == fitted
 
 
@@ -79,11 +79,11 @@ def test_what_a_state_has_behind_it_is_not_to_be_done_again(tmp_path):
     with breaking_off(after=5), pytest.raises(BreaksOffError):
         small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(DIGITS)
     left = sorted(tmp_path.iterdir())
-    found = small(checkpoint_dir=tmp_path).rehearse(DIGITS)
+    found = small(checkpoint_dir=tmp_path).dry_run(DIGITS)
     assert found.n_done == 4
     assert "start" not in found.seconds
     assert found.seconds["training"] == pytest.approx(
-        (found.n_steps - found.n_done) * found.seconds_a_step
+        (found.n_steps - found.n_done) * found.seconds_per_step
     )
     assert f"{found.n_done} of them done" in str(found)
     assert sorted(tmp_path.iterdir()) == left
@@ -94,7 +94,7 @@ def test_what_a_state_has_behind_it_is_not_to_be_done_again(tmp_path):
     [
         ({"K": 61}, "61"),
         ({"precision": "8"}, "precision"),
-        ({"steps_per_epoch": 5}, "cannot be rehearsed"),
+        ({"steps_per_epoch": 5}, "has no dry run"),
         ({"backbone": "resnet0"}, "resnet0"),
         ({"resume": True, "checkpoint_dir": "nowhere"}, "holds no state"),
     ],
@@ -102,7 +102,7 @@ def test_what_a_state_has_behind_it_is_not_to_be_done_again(tmp_path):
 def test_errors_are_those_of_the_fit(parameters, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        small(**parameters).rehearse(DIGITS)
+        small(**parameters).dry_run(DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def test_errors_are_those_of_the_fit(parameters, message, tmp_path, monkeypatch)
     ids=["three images", "rows", "no epochs", "micro-batch", "stream"],
 )
 def test_whatever_can_be_fitted_can_be_rehearsed(X, parameters):
-    found = small(**parameters).rehearse(X)
+    found = small(**parameters).dry_run(X)
     assert np.isfinite(found.total_seconds)
     assert found.total_seconds > 0
-    assert np.isfinite(found.seconds_a_step) == (found.resolved["epochs"] > 0)
+    assert np.isfinite(found.seconds_per_step) == (found.resolved["epochs"] > 0)
     assert "to go" in str(found)
 
 
 def test_of_several_devices_each_has_its_share():
-    alone, shared = small().rehearse(DIGITS), small(devices=2).rehearse(DIGITS)
+    alone, shared = small().dry_run(DIGITS), small(devices=2).dry_run(DIGITS)
     assert shared.n_devices == 2
     assert shared.n_steps == alone.n_steps
     assert shared.memory.phases["step"]["views"] == alone.memory.phases["step"]["views"] / 2
@@ -144,7 +144,7 @@ def test_a_backbone_that_cannot_be_followed_is_rehearsed_all_the_same():
             assert float(x.flatten()[0]) < 100
             return self.weight(torch.nn.functional.interpolate(x, 24).flatten(1))
 
-    assert "cannot be told" in str(small(backbone=Looking()).rehearse(DIGITS))
+    assert "cannot be told" in str(small(backbone=Looking()).dry_run(DIGITS))
 
 
 def test_from_the_shell(photos, capsys):

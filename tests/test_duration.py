@@ -13,7 +13,7 @@ from sklearn_excb import DurationWarning, ExCBEstimator
 from sklearn_excb.fitting import duration as durations
 from sklearn_excb.fitting.duration import Pace, advice_if_long, duration, work
 from sklearn_excb.settings.recipes import RECIPES
-from sklearn_excb.settings.settings import Facts
+from sklearn_excb.settings.resolve import Facts
 
 CPU = torch.device("cpu")
 PHOTOS = Facts(3_000, "images", (160, 160), 3)

@@ -206,7 +206,7 @@ def test_memory_and_time_are_told_with_the_features():
     memory = excb.estimate_memory(IMAGES)
     assert memory.phases["features"]["networks"] > 0
     assert memory.phases["step"]["features"] == len(IMAGES) * 512 * 4
-    rehearsal = excb.rehearse(IMAGES)
+    rehearsal = excb.dry_run(IMAGES)
     assert set(rehearsal.seconds) >= {"features", "start", "training", "labels"}
     assert rehearsal.n_steps == 6 * rehearsal.steps_per_epoch
 

@@ -18,11 +18,11 @@ import sklearn_excb.runtime.devices
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.sources import ArrayImages
 from sklearn_excb.fitting.memory_estimate import estimate_memory
-from sklearn_excb.fitting.tensor_memory import LiveBytes
+from sklearn_excb.fitting.tensor_memory import LiveTensors
 from sklearn_excb.method.balancing import ClusterSizes
 from sklearn_excb.networks.student_teacher import build_networks
 from sklearn_excb.runtime.devices import available_memory
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.build import facts_of, prepare
 from sklearn_excb.training.loop import split, train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
@@ -47,7 +47,7 @@ def photos(n=1_281_167, side=256):
 
 
 def test_tensors_are_counted_while_they_live():
-    counted = LiveBytes("born")
+    counted = LiveTensors("born")
     held = torch.zeros(100)
     counted.count([held], "held")
     with counted:
@@ -481,7 +481,7 @@ def test_a_stream_takes_what_a_collection_of_its_epochs_would():
         return estimate_memory(networks, settings, replace(batches, n_of_stream=n_of_stream))
 
     whole = estimated(ArrayImages(photos(n, side=8)), None)
-    of_stream = estimated(ArrayImages(photos(64, side=8)), n)
+    infer_stream = estimated(ArrayImages(photos(64, side=8)), n)
     for phase in ("start", "k-means", "settling"):
-        assert of_stream.phases[phase] == whole.phases[phase]
-    assert of_stream.peak_phase == "k-means"
+        assert infer_stream.phases[phase] == whole.phases[phase]
+    assert infer_stream.peak_phase == "k-means"

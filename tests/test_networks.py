@@ -12,7 +12,7 @@ from sklearn_excb.networks.backbones import RowMLP, SmallCNN
 from sklearn_excb.networks.heads import HeadShape, mlp
 from sklearn_excb.networks.student_teacher import CentroidLayer, build_networks
 from sklearn_excb.settings import auto_rules as rules
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.training.optimizer import Plan, build_optimizer, set_rates
 from sklearn_excb.views.batches import Batch
@@ -93,7 +93,7 @@ def test_a_linear_projector_keeps_distances(n_features, tolerance):
     torch.manual_seed(0)
     backbone = nn.Identity()
     networks = build_networks(backbone, n_features, n_clusters=4, head_width=8, linear=True)
-    networks.know_features(3.0)
+    networks.set_feature_statistics(3.0)
     x = torch.randn(20, n_features, dtype=torch.float64)
     given = nn.functional.pad(x, (0, 1), value=3.0)
     for network in (networks.student, networks.teacher):
@@ -110,7 +110,7 @@ def test_a_projector_of_features_as_they_are_keeps_distances_about_their_mean():
     how = {"n_clusters": 4, "head_width": 8, "linear": True, "standardized": True}
     networks = build_networks(nn.Identity(), 7, **how)
     x = 5 + 2 * torch.randn(20, 7)
-    networks.know_features(3.0, x.mean(dim=0).double().numpy(), 2.0)
+    networks.set_feature_statistics(3.0, x.mean(dim=0).double().numpy(), 2.0)
     given = nn.functional.pad((x - x.mean(dim=0)) / 2, (0, 1), value=3.0)
     for network in (networks.student, networks.teacher):
         projections = network.project([x])

@@ -14,7 +14,7 @@ from sklearn_excb.method.loss import excb_loss, teacher_targets
 from sklearn_excb.method.schedules import cosine
 from sklearn_excb.networks.backbones import RowMLP
 from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher, build_networks
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.loop import train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.views.batches import Batch

@@ -14,7 +14,7 @@ from benchmarks.data_sets import AS_EMBEDDINGS, AS_ROWS, MORE_HELD_OUT, load
 from benchmarks.figures import k_means, settled_k_means
 from evaluation import cluster_occupancy, clustering_scores
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.settings import Facts
+from sklearn_excb.settings.resolve import Facts
 from tests.small_runs import BreaksOffError, breaking_off
 
 pytestmark = pytest.mark.slow

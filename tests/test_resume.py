@@ -222,7 +222,7 @@ def test_the_last_states_and_the_best_are_kept(tmp_path):
     fitted = small(checkpoint_dir=tmp_path, checkpoint_every=2, n_checkpoints=3).fit(DIGITS)
     assert states(tmp_path) == [9, 8, 6]  # every two steps, and at the end of each epoch
     losses = [entry["loss"] for entry in fitted.history_[1:]]
-    best = sklearn_excb.storage.checkpoint_folder.read_state(tmp_path / "best.safetensors")
+    best = sklearn_excb.storage.checkpoint_folder.read_checkpoint(tmp_path / "best.safetensors")
     assert best["step"] == 3 * (1 + int(np.argmin(losses)))
     assert best["history"][-1]["loss"] == min(losses)
 

@@ -13,7 +13,7 @@ import sklearn_excb.saving.saved_estimator
 from sklearn_excb import DamagedFileError, ExCBEstimator
 from sklearn_excb.storage.tensor_files import text_checksum
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
-from tests.test_resuming import Payload, backbone, cut, empty, flip
+from tests.test_resume import Payload, backbone, cut, empty, flip
 
 
 @pytest.fixture(scope="module")

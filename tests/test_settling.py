@@ -11,9 +11,9 @@ from sklearn.preprocessing import normalize
 
 from evaluation import cluster_occupancy
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training import settling
-from sklearn_excb.training.settling import settle, settling_sample, told_apart
+from sklearn_excb.training.settling import are_distinct, settle, settling_sample
 
 K = 12
 FACTS = Facts(n_samples=600, kind="rows", shape=(0, 0), n_channels=16)
@@ -80,12 +80,12 @@ def test_many_images_are_sampled_evenly():
 
 
 def test_projections_that_are_one_direction_are_left_alone(rows):
-    assert told_apart(rows)
+    assert are_distinct(rows)
     nearly = normalize(rows[:1] + 0.01 * rows).astype(np.float32)
-    assert not told_apart(nearly)
+    assert not are_distinct(nearly)
     images = np.random.default_rng(0).random((40, 8, 8))
     excb = ExCBEstimator(K=4, epochs=1, batch_size=8, random_state=0).fit(images)
-    assert not told_apart(excb.transform(images))
+    assert not are_distinct(excb.transform(images))
     last = excb.history_[-1]
     assert last["effective_clusters"] == last["effective_clusters_unsettled"]
 

@@ -11,7 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from sklearn_excb.networks.backbones import build_backbone
-from sklearn_excb.networks.small_map_convolution import TinyMapConv2d, taps_of_pixels, with_products
+from sklearn_excb.networks.small_map_convolution import (
+    SmallMapConv2d,
+    taps_of_pixels,
+    with_products,
+)
 
 GEOMETRIES = [
     (sides, kernel, stride, padding, dilation)
@@ -159,7 +163,7 @@ def test_a_resnet_18_convolves_no_tiny_map_by_a_large_kernel(name):
     backbone = build_backbone(name, n_channels=3, image_size=64).eval()
     plain = copy.deepcopy(backbone)
     for module in plain.modules():
-        if isinstance(module, TinyMapConv2d):
+        if isinstance(module, SmallMapConv2d):
             module.__class__ = nn.Conv2d
     for size, n_tiny in ((64, (3, 0)), (32, (8, 1))):  # the one has a kernel of one pixel
         crops = values(6, 3, size, size)

@@ -80,9 +80,9 @@ def with_a_broken_one():
 def test_a_stream_and_a_list_are_the_same_whatever_the_items(name, fitted):
     form = FORMS[name]
     of_list = small().fit([form(image) for image in IMAGES])
-    of_stream = small().fit(Stream(form))
+    infer_stream = small().fit(Stream(form))
     np.testing.assert_array_equal(of_list.labels_, fitted.labels_)
-    np.testing.assert_array_equal(of_stream.labels_, fitted.labels_)
+    np.testing.assert_array_equal(infer_stream.labels_, fitted.labels_)
     np.testing.assert_array_equal(fitted.predict(Stream(form)), fitted.labels_)
     expected = fitted.transform(IMAGES)
     np.testing.assert_allclose(fitted.transform(map(form, IMAGES)), expected, atol=1e-5)
@@ -427,9 +427,9 @@ def test_a_part_without_a_usable_image_is_passed_over():
 
 def test_threads_of_a_stream_are_as_many_as_it_says(monkeypatch):
     used = []
-    real = stream_batches.reading_threads
+    real = stream_batches.reader_threads
     monkeypatch.setattr(
-        stream_batches, "reading_threads", lambda n, **more: used.append(n) or real(n, **more)
+        stream_batches, "reader_threads", lambda n, **more: used.append(n) or real(n, **more)
     )
     for n_jobs in ("auto", 2):
         excb = small(steps_per_epoch=3, n_jobs=n_jobs).fit(Stream(png))

@@ -15,7 +15,7 @@ from sklearn_excb.data.open_source import open_source
 from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.philox import permutation
-from sklearn_excb.runtime.threads import finished, reading_threads
+from sklearn_excb.runtime.threads import finished, reader_threads
 from sklearn_excb.views import augmentation as finishing
 from sklearn_excb.views.batches import ViewBatches, n_ahead
 from sklearn_excb.views.multicrop import ViewRecipe
@@ -128,7 +128,7 @@ def test_ahead_is_read_what_threads_may_read_and_only_for_an_accelerator():
 def test_an_accelerator_gets_the_crops_that_a_cpu_makes_views_of(photos):
     source = open_source(photos)
     memory, of_views = [], []
-    with reading_threads(2) as read:
+    with reader_threads(2) as read:
         for epoch in (1, 2):
             rows = permutation(1, epoch, len(photos))[:20]
             drawn = Drawn.of(0, epoch, rows, RECIPE.kinds(0.3), RECIPE)
@@ -143,7 +143,7 @@ def test_an_accelerator_gets_the_crops_that_a_cpu_makes_views_of(photos):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("all_blurred", [False, True])
 def test_compiled_loops_do_what_tensors_do(n_channels, dtype, all_blurred, without_numba):
-    loops = pytest.importorskip("sklearn_excb.data.compiled_color")
+    loops = pytest.importorskip("sklearn_excb.views.compiled_color")
     recipe = replace(RECIPE, mean=(0.4, 0.5, 0.6, 0.7)[:n_channels], std=(0.3,) * n_channels)
     kind = recipe.kinds(0.0)[0]
     blur = (1.0, 1.0) if all_blurred else kind.blur
@@ -166,8 +166,8 @@ def test_views_are_the_same_without_numba(monkeypatch):
     found = kept(batches_of(source, n_jobs=2))
     monkeypatch.setattr(finishing, "compiled_loops", lambda recipe: None)
     for groups, expected in zip(found, kept(batches_of(source)), strict=True):
-        for views, of_tensors in zip(groups, expected, strict=True):
-            difference = (views - of_tensors).abs()
+        for views, tensor_fingerprint in zip(groups, expected, strict=True):
+            difference = (views - tensor_fingerprint).abs()
             assert difference.max() > 0  # something else made them
             assert (difference > 1e-4).float().mean() < 1e-4  # at the threshold of solarising
             assert difference.max() < 1 / 255 / 0.2 + 1e-4

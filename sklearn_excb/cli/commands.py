@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 def _fit(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
     from sklearn_excb.saving.saved_estimator import is_saved
-    from sklearn_excb.storage.checkpoint_folder import has_states
+    from sklearn_excb.storage.checkpoint_folder import has_checkpoints
 
     names = (
         *("K", "epochs", "image_size", "batch_size", "micro_batch"),
@@ -135,7 +135,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         raise ValueError("Name a folder for what is fitted, --out FOLDER, or add --dry-run.")
     _check_writable(Path(folder))
     # where a run has states the same line goes on, and that of another is refused by them
-    goes_on = arguments.checkpoint_dir and has_states(arguments.checkpoint_dir)
+    goes_on = arguments.checkpoint_dir and has_checkpoints(arguments.checkpoint_dir)
     may_replace = arguments.overwrite or goes_on or arguments.dry_run
     if not may_replace and is_saved(folder):
         raise FileExistsError(
@@ -147,7 +147,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     else:
         estimator = ExCBEstimator(**given)
     if arguments.dry_run:
-        sys.stdout.write(f"{estimator.rehearse(arguments.folder)}\n")
+        sys.stdout.write(f"{estimator.dry_run(arguments.folder)}\n")
         return 0
     stopped = ""
     try:

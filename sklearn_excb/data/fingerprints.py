@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source, probes
-from sklearn_excb.runtime.generator_state import generators_kept
+from sklearn_excb.runtime.generator_state import preserved_generators
 from sklearn_excb.storage.weight_files import existing
 
 _ALL_BYTES = 2**30  # of arrays up to this every byte is looked at, of larger ones 1,024 samples
@@ -25,14 +25,14 @@ _WITHOUT_EFFECT = frozenset(
 ) | frozenset(("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start"))
 
 
-def of_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def parameter_fingerprint(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters that a result depends on, a module by its class and a digest of its ``repr``."""
     return {
         name: _plain(value) for name, value in parameters.items() if name not in _WITHOUT_EFFECT
     }
 
 
-def of_source(source: Source) -> dict[str, Any]:
+def source_fingerprint(source: Source) -> dict[str, Any]:
     """Facts of a source that change when its samples do.
 
     Every byte of arrays up to 1 GB, 1,024 samples of larger ones; of files every name, less the
@@ -47,14 +47,14 @@ def of_source(source: Source) -> dict[str, Any]:
     if isinstance(source, ItemImages):
         if source.names:
             facts["names"] = _digest(_without_folder(source.names))
-        with generators_kept():  # items may draw from them
-            facts["contents"] = _digest(_looked_at(source))
+        with preserved_generators():  # items may draw from them
+            facts["contents"] = _digest(_sampled_contents(source))
     else:
         facts["contents"] = _digest(_blocks(source))
     return facts
 
 
-def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+def tensor_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Digest of named tensors: dtypes, shapes and every byte."""
 
     def parts() -> Iterator[bytes]:
@@ -65,7 +65,7 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     return _digest(parts())
 
 
-def of_frozen(parameters: Mapping[str, Any]) -> str | None:
+def frozen_fingerprint(parameters: Mapping[str, Any]) -> str | None:
     """Digest of the weights that a fit takes and does not change; None if it trains all it has.
 
     Of a module every byte, of a file too; of those that a library names, that they are these.
@@ -79,7 +79,7 @@ def of_frozen(parameters: Mapping[str, Any]) -> str | None:
     if not parameters["freeze_backbone"]:
         return None
     if isinstance(backbone, nn.Module):
-        return of_tensors(backbone.state_dict())
+        return tensor_fingerprint(backbone.state_dict())
     if pretrained is True:
         return "named"
     with existing(pretrained).open("rb") as file:
@@ -136,7 +136,7 @@ def _bytes(source: ArrayImages | Rows, rows: np.ndarray[Any, Any]) -> bytes:
     return f"{found.dtype} {found.shape}".encode() + found.tobytes()
 
 
-def _looked_at(source: ItemImages) -> Iterator[bytes]:
+def _sampled_contents(source: ItemImages) -> Iterator[bytes]:
     for index in probes(source):
         first, second = (source.load_one(index, _PIXELS) for _ in range(2))
         if torch.equal(first, second):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sklearn_excb.data.pixels import is_gray
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.buffers import BufferPool
 
 try:
     import simplejpeg
@@ -67,7 +67,7 @@ class EncodedPicture:
         turned = self._orientation >= 5 and not self._turns_itself
         return (width, height) if turned else (height, width)
 
-    def decode(self, at_least: int, scratch: Scratch | None = None) -> Any:
+    def decode(self, at_least: int, buffers: BufferPool | None = None) -> Any:
         """Decode the pixels: a PIL image, or an array (h, w) or (h, w, 3), the right way up.
 
         Parameters
@@ -75,13 +75,13 @@ class EncodedPicture:
         at_least : int
             Pixels that the short side has to have. A JPEG of twice as many or more is decoded at
             a half, a quarter or an eighth of its size; 0 decodes at full size.
-        scratch : Scratch, optional
+        buffers : BufferPool, optional
             Where to, if that is possible.
         """
         width, height = self._image.size
         fitting = (n for n in _REDUCTIONS if at_least and min(width, height) // n >= at_least)
         reduction = next(fitting, 1)
-        array = self._decoded_fast(reduction, scratch)
+        array = self._decoded_fast(reduction, buffers)
         if array is not None:
             return array
         if reduction > 1:
@@ -91,7 +91,7 @@ class EncodedPicture:
         return self._image if turn is None else self._image.transpose(turn)
 
     def _decoded_fast(
-        self, reduction: int, scratch: Scratch | None
+        self, reduction: int, buffers: BufferPool | None
     ) -> npt.NDArray[np.uint8] | None:
         """Pixels by simplejpeg; None where that is not there, or Pillow has to have the word.
 
@@ -102,7 +102,7 @@ class EncodedPicture:
             return None
         width, height = (-(-side // reduction) for side in self._image.size)
         n_channels = 3 if mode == "RGB" else 1
-        taken = scratch and scratch.take(height, width, n_channels).numpy()
+        taken = buffers and buffers.take(height, width, n_channels).numpy()
         try:
             array = simplejpeg.decode_jpeg(
                 self._content, mode, min_height=height, min_width=width, buffer=taken

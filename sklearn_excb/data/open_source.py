@@ -40,7 +40,7 @@ def are_rows(X: Any) -> bool:
     """
     items = _items(X)
     if items is not None:
-        first = next((item for item in items if not _is_nothing(item)), "")
+        first = next((item for item in items if not _is_empty(item)), "")
         return not (_is_path(first) or _is_item(first)) and np.ndim(first) <= 1
     if hasattr(X, "__array__") and not hasattr(X, "ndim"):
         X = np.asarray(X)
@@ -58,7 +58,7 @@ def _items(X: Any) -> list[Any] | None:
     return None
 
 
-def _is_nothing(item: Any) -> bool:
+def _is_empty(item: Any) -> bool:
     """Whether it is None, or an item (None, label, ...): a broken one, which tells nothing."""
     return item is None or (isinstance(item, tuple) and bool(item) and item[0] is None)
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.data.color import to_gray
 from sklearn_excb.data.resampling import to_unit
 from sklearn_excb.exceptions import ImageError
 
 _BLOCK = 1 << 24  # pixels checked at a time
+_LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has them
 _MOST_CHANNELS = 16  # more than that is the width of a channels-first image
 
 
@@ -63,6 +63,15 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
     if n_channels == 1 and len(tensor) == 3:
         return to_gray(to_unit(tensor[None]))[0]
     return tensor
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """Luma of images with three channels, mean of the channels of others; (n, 1, h, w)."""
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    gray = _LUMA[0] * red
+    return gray.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _picture_array(picture: Any) -> npt.NDArray[Any]:

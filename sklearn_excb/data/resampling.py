@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.transfers import to_device
 
 _A = -0.5  # Keys' cubic convolution, as in Pillow
@@ -111,7 +111,7 @@ def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def crop_resize(
-    images: Tensor, boxes: Tensor, size: int, *, scratch: Scratch | None = None
+    images: Tensor, boxes: Tensor, size: int, *, buffers: BufferPool | None = None
 ) -> Tensor:
     """Crop every image V times and resize the crops to (size, size).
 
@@ -123,7 +123,7 @@ def crop_resize(
         Top, left, height, width of each crop, inside its image.
     size : int
         Side of the result in pixels.
-    scratch : Scratch, optional
+    buffers : BufferPool, optional
         Where to write, if the result is of uint8.
 
     Returns
@@ -137,7 +137,7 @@ def crop_resize(
     shape = (*boxes.shape[:2], size, size, images.shape[1])
     keeps = images.dtype == torch.uint8 and images.device.type == "cpu"  # only CPUs resize uint8
     if keeps:
-        crops = (scratch or Scratch()).take(*shape)
+        crops = (buffers or BufferPool()).take(*shape)
     else:
         crops = torch.empty(shape, device=images.device)
     into = iter(crops.movedim(-1, 2).flatten(0, 1).unsqueeze(1).unbind())

@@ -28,7 +28,7 @@ from sklearn_excb.data.pixels import (
     is_picture,
 )
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.buffers import BufferPool
 
 _PROBES = 64  # images looked at to learn what a collection is like
 
@@ -164,7 +164,9 @@ class ItemImages:
     def __len__(self) -> int:
         return len(self.places)
 
-    def load_one(self, index: int, at_least: int = 0, *, scratch: Scratch | None = None) -> Tensor:
+    def load_one(
+        self, index: int, at_least: int = 0, *, buffers: BufferPool | None = None
+    ) -> Tensor:
         """Image (c, h, w).
 
         Parameters
@@ -174,10 +176,10 @@ class ItemImages:
         at_least : int, default=0
             Pixels that its short side has to have, if it has as many: more may be decoded, but
             need not. 0 is the whole image.
-        scratch : Scratch, optional
+        buffers : BufferPool, optional
             Where pixels may be decoded to: the image then holds until that is used again.
         """
-        image = self._attempt(index, lambda: self._load(index, at_least, scratch))
+        image = self._attempt(index, lambda: self._load(index, at_least, buffers))
         if image is None:
             return torch.zeros(self.n_channels, 8, 8, dtype=torch.uint8)
         self._reasons.pop(int(self.places[index]), None)  # it failed once and came back
@@ -209,7 +211,7 @@ class ItemImages:
         """Why images cannot be used, by their places."""
         return dict(self._reasons)
 
-    def take_in(self, reasons: Mapping[int, str]) -> None:
+    def merge_reasons(self, reasons: Mapping[int, str]) -> None:
         """Learn of images that another process could not use."""
         self._reasons.update(reasons)
 
@@ -261,14 +263,14 @@ class ItemImages:
             return Shape(image.height, image.width)
         return Shape(*self._load(index, 0).shape[1:])
 
-    def _read(self, index: int, at_least: int, scratch: Scratch | None = None) -> Tensor:
+    def _read(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
         image = self._open(index)
         if isinstance(image, EncodedPicture):
-            image = image.decode(at_least, scratch)
+            image = image.decode(at_least, buffers)
         return image_tensor(image, self._wanted)
 
-    def _load(self, index: int, at_least: int, scratch: Scratch | None = None) -> Tensor:
-        image = self._read(index, at_least, scratch)
+    def _load(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
+        image = self._read(index, at_least, buffers)
         if image.shape[0] != self.n_channels:
             raise ImageError(
                 f"it has {image.shape[0]} channels, others {self.n_channels}: mixed channel "

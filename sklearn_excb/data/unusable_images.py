@@ -16,12 +16,12 @@ from sklearn_excb.exceptions import SkippedImageWarning, UnreadPicturesWarning
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.runtime.threads import reading_threads
+from sklearn_excb.runtime.threads import reader_threads
 
 _AT_ONCE = 1024  # images that wait for a thread
 
 
-def leave_out_unusable(
+def drop_unusable(
     source: Source, n_jobs: int, *, progress: bool = False, most: int | None = None
 ) -> Source:
     """Source without the images that cannot be used; every one is tried once, or ``most`` of them.
@@ -41,7 +41,7 @@ def leave_out_unusable(
         source.load_one(index, at_least=1)
 
     with ExitStack() as stack:
-        read = stack.enter_context(reading_threads(n_jobs))
+        read = stack.enter_context(reader_threads(n_jobs))
         some = np.linspace(0, len(source) - 1, min(len(source), most or len(source))).astype(int)
         bar = stack.enter_context(
             progress_bar(shown=progress, total=len(some), desc="ExCB: checking the images")
@@ -60,14 +60,14 @@ def skipped_of(source: Source) -> list[Skipped]:
     return source.skipped() if isinstance(source, ItemImages) else []
 
 
-def tell_of_skipped(source: Source, ranks: Ranks) -> None:
+def share_skipped(source: Source, ranks: Ranks) -> None:
     """Have every rank know of the images that another could not use."""
     if isinstance(source, ItemImages) and source.skips:
         for reasons in ranks.objects(source.reasons):
-            source.take_in(reasons)
+            source.merge_reasons(reasons)
 
 
-def labels_of_all(
+def expand_labels(
     labels: npt.NDArray[np.int64], usable: Source, source: Source
 ) -> npt.NDArray[np.int64]:
     """Labels of a whole source, (n_samples,), from those of its usable part; -1 for the others."""
@@ -79,7 +79,7 @@ def labels_of_all(
     return spread
 
 
-def without_skipped(
+def fill_skipped(
     result: npt.NDArray[Any],
     skipped: Sequence[Skipped],
     *,
@@ -88,11 +88,11 @@ def without_skipped(
     """Write ``fill`` into the rows of skipped images, in place, and warn if there are any."""
     if skipped:
         result[[image.index for image in skipped]] = fill
-        warn_of(skipped, len(result))
+        warn_skipped(skipped, len(result))
     return result
 
 
-def warn_of_unread(source: Source) -> None:
+def warn_unread(source: Source) -> None:
     """Say how many pictures of a folder are of kinds that are not read: they have no row."""
     if not isinstance(source, ItemImages) or not source.ignored:
         return
@@ -106,7 +106,7 @@ def warn_of_unread(source: Source) -> None:
         )
 
 
-def warn_of(
+def warn_skipped(
     skipped: Sequence[Skipped],
     n_samples: int,
     become: str = "were skipped: their label is -1, their embedding NaN",

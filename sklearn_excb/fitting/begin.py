@@ -12,16 +12,20 @@ from tqdm.auto import tqdm
 
 from sklearn_excb.data.sources import Source
 from sklearn_excb.fitting.duration import warn_if_long
-from sklearn_excb.fitting.memory_budget import within_memory
-from sklearn_excb.fitting.resume import about, earlier_of, make_sure_of, warn_of_no_epochs
+from sklearn_excb.fitting.memory_budget import resolve_micro_batch_together
+from sklearn_excb.fitting.resume import about, check_same_fit, earlier_of, warn_nothing_to_train
 from sklearn_excb.fitting.run import Ending, Run, train_on
 from sklearn_excb.networks.student_teacher import compiled
-from sklearn_excb.runtime.generator_state import generators_kept, own_randomness, set_generators
+from sklearn_excb.runtime.generator_state import (
+    preserved_generators,
+    seeded_generators,
+    set_generator_states,
+)
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.settings.settings import Facts, Settings
+from sklearn_excb.settings.resolve import Facts, Settings
 from sklearn_excb.settings.validation import check_devices
-from sklearn_excb.storage.checkpoint_folder import RunFolder, run_folder
+from sklearn_excb.storage.checkpoint_folder import CheckpointFolder, open_checkpoint_folder
 from sklearn_excb.storage.packing import Snapshot, pack, unpack
 from sklearn_excb.training.build import facts_of, prepare
 from sklearn_excb.training.network_description import describe
@@ -42,7 +46,7 @@ class Beginning:
         Of the data.
     n_features : int
         What the backbone gives.
-    folder : RunFolder or None
+    folder : CheckpointFolder or None
         Where states go.
     about : mapping
         What goes with each of them.
@@ -61,7 +65,7 @@ class Beginning:
     settings: Settings
     facts: Facts
     n_features: int
-    folder: RunFolder | None
+    folder: CheckpointFolder | None
     about: Mapping[str, Any]
     goes_on: bool
     bar: tqdm[Any]
@@ -119,31 +123,33 @@ def begin(
         Of the source, and of these ranks; their seed is that of the run.
     beginning : Beginning
     """
-    make_sure_of(ranks, data, parameters, seed)
-    seed = ranks.from_first(seed)
+    check_same_fit(ranks, data, parameters, seed)
+    seed = ranks.broadcast(seed)
     folder = earlier = None
     warm, what = parameters["warm_start"], {}
     with ranks.together():
         if ranks.first:
-            folder = stack.enter_context(run_folder(*(parameters[of] for of in _OF_FOLDER)))
+            folder = stack.enter_context(
+                open_checkpoint_folder(*(parameters[of] for of in _OF_FOLDER))
+            )
             if folder is not None or warm:
                 what = about(data(), parameters, ranks.count)
             before = unpack(*kept) if kept else None
             earlier = earlier_of(folder, what, parameters, before, fitted_before=fitted_before)
-    earlier, what = ranks.from_first((earlier, what))
+    earlier, what = ranks.broadcast((earlier, what))
     if earlier is not None:
         seed = earlier.seed(parameters["random_state"], seed)
         parameters = earlier.parameters(parameters)
 
-    stack.enter_context(own_randomness(seed))
-    facts = ranks.from_first(replace(facts_of(source), n_samples=n_samples))
+    stack.enter_context(seeded_generators(seed))
+    facts = ranks.broadcast(replace(facts_of(source), n_samples=n_samples))
     networks, settings, n_features, batches = prepare(source, facts, parameters, seed, device)
     check_devices(settings, ranks.count)
-    batches = replace(batches, ranks=ranks, recipe=ranks.from_first(batches.recipe))
+    batches = replace(batches, ranks=ranks, recipe=ranks.broadcast(batches.recipe))
     of_epoch = replace(batches, n_of_stream=n_samples)
-    settings = within_memory(networks, settings, of_epoch, parameters)
+    settings = resolve_micro_batch_together(networks, settings, of_epoch, parameters)
     networks.to(device)
-    ranks.copy_first_(tensor.detach() for tensor in networks.state_dict().values())
+    ranks.broadcast_(tensor.detach() for tensor in networks.state_dict().values())
     per_epoch = settings.steps_per_epoch(n_samples)
     what |= {
         "seed": seed,
@@ -161,9 +167,9 @@ def begin(
     run = Run.of(networks, settings, device, per_epoch)
     if earlier is not None:
         step, within = earlier.first_step(settings, n_samples)
-        run.go_on_from(earlier.state, step, within=within)
+        run.load_state_dict(earlier.state, step, within=within)
         if warm and step == per_epoch * settings.epochs:
-            warn_of_no_epochs(settings.epochs)
+            warn_nothing_to_train(settings.epochs)
 
     def tell(seconds: float) -> None:
         if ranks.first:
@@ -186,5 +192,5 @@ def begin(
 
 def take_up_generators(stack: ExitStack, run: Run) -> None:
     """Draw as the run would have that is gone on with; the caller's generators are put back."""
-    stack.enter_context(generators_kept())
-    set_generators(run.generators)
+    stack.enter_context(preserved_generators())
+    set_generator_states(run.generators)

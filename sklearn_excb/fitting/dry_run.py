@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from sklearn_excb.data.fingerprints import of_source
+from sklearn_excb.data.fingerprints import source_fingerprint
 from sklearn_excb.data.sources import Source
 from sklearn_excb.fitting.duration import advice_if_long, duration
-from sklearn_excb.fitting.memory_budget import advice_if_short, of_share, settle_memory
+from sklearn_excb.fitting.memory_budget import advice_if_short, resolve_micro_batch, share_of_batch
 from sklearn_excb.fitting.memory_estimate import MemoryEstimate, readable
-from sklearn_excb.fitting.resume import Earlier, about, earlier_of, make_sure_of
-from sklearn_excb.fitting.timed_steps import Clock, Trial
+from sklearn_excb.fitting.resume import Earlier, about, check_same_fit, earlier_of
+from sklearn_excb.fitting.timed_steps import Clock, PhaseTimer
 from sklearn_excb.method.kmeans import N_ITERATIONS, most_start_rows
 from sklearn_excb.networks.student_teacher import compiled
 from sklearn_excb.runtime.devices import available_memory
-from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.validation import check_devices
-from sklearn_excb.storage.checkpoint_folder import RunFolder
+from sklearn_excb.storage.checkpoint_folder import CheckpointFolder
 from sklearn_excb.storage.packing import Snapshot, unpack
 from sklearn_excb.training.build import facts_of, prepare
 from sklearn_excb.training.optimizer import Plan
@@ -41,7 +41,7 @@ _SHOWN = (
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a fit would do and take; ``print`` it.
 
     Attributes
@@ -63,7 +63,7 @@ class Rehearsal:
     n_samples, steps_per_epoch, n_steps, n_done : int
         Images; steps of an epoch, of the run, and those that a state in ``checkpoint_dir`` has
         behind it.
-    seconds_a_step : float
+    seconds_per_step : float
         Median; NaN if there are none.
     waiting : float
         Share of it in which the networks waited for views, in [0, 1].
@@ -87,7 +87,7 @@ class Rehearsal:
     steps_per_epoch: int
     n_steps: int
     n_done: int
-    seconds_a_step: float
+    seconds_per_step: float
     waiting: float
     seconds: Mapping[str, float]
     faster: str = ""
@@ -100,7 +100,7 @@ class Rehearsal:
     @property
     def images_per_second(self) -> float:
         """In training, on all devices."""
-        return self.resolved["batch_size"] / self.seconds_a_step
+        return self.resolved["batch_size"] / self.seconds_per_step
 
     def __str__(self) -> str:
         return "\n".join(f"{title:<8} {text}" for title, text in self._lines() if text)
@@ -117,7 +117,7 @@ class Rehearsal:
             alone = "" if self.communicates else "; messages between devices are not in it"
             yield (
                 "step",
-                f"{duration(self.seconds_a_step)}, {self.images_per_second:,.0f} images a second, "
+                f"{duration(self.seconds_per_step)}, {self.images_per_second:,.0f} images/s, "
                 f"{self.waiting:.0%} of it waiting for images{alone}",
             )
             behind = f", {self.n_done:,} of them done" if self.n_done else ""
@@ -134,7 +134,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def rehearse(
+def dry_run(
     source: Source,
     parameters: Mapping[str, Any],
     *,
@@ -145,7 +145,7 @@ def rehearse(
     ranks: Ranks = ALONE,
     n_devices: int = 1,
     clock: Clock = time.perf_counter,
-) -> Rehearsal:
+) -> DryRun:
     """Take a few steps of a fit, on networks that are then forgotten.
 
     Parameters
@@ -159,14 +159,14 @@ def rehearse(
     clock : callable
         Seconds.
     """
-    make_sure_of(ranks, partial(of_source, source), parameters, seed)
-    seed = ranks.from_first(seed)
-    with own_randomness(seed):
+    check_same_fit(ranks, partial(source_fingerprint, source), parameters, seed)
+    seed = ranks.broadcast(seed)
+    with seeded_generators(seed):
         earlier = None
         with ranks.together():
             if ranks.first:
                 earlier = _earlier(source, parameters, ranks, kept, fitted_before)
-        earlier = ranks.from_first(earlier)
+        earlier = ranks.broadcast(earlier)
         if earlier is not None:
             parameters = earlier.parameters(parameters)
         facts = facts_of(source)
@@ -177,10 +177,10 @@ def rehearse(
         n_together = max(n_devices, ranks.count)
         check_devices(settings, n_together)
         share = -(-settings.batch_size // n_together)
-        of_one, own = of_share(share, settings, batches)
+        of_one, own = share_of_batch(share, settings, batches)
         memory: MemoryEstimate | str
         try:
-            of_one, memory = settle_memory(networks, of_one, own, parameters)
+            of_one, memory = resolve_micro_batch(networks, of_one, own, parameters)
             short = advice_if_short(memory, available_memory(device), own)
         except ValueError as error:
             memory, short = str(error), ""
@@ -189,22 +189,22 @@ def rehearse(
             batches = replace(batches, ranks=ranks)
         else:
             settings, batches = of_one, own
-        trial = Trial(networks.to(device), settings, batches, clock)
+        trial = PhaseTimer(networks.to(device), settings, batches, clock)
         seconds: dict[str, float] = {}
         if settings.freeze_backbone:
-            seconds["features"] = len(source) * trial.seconds_an_image() / n_together
+            seconds["features"] = len(source) * trial.seconds_per_image() / n_together
             trial = trial.on_features()
-        a_comparison = trial.seconds_a_comparison() / n_together
+        a_comparison = trial.seconds_per_comparison() / n_together
         if earlier is None:
             n = min(len(source), most_start_rows(settings.K))
-            seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_a_start_batch()
+            seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_per_start_batch()
             seconds["k-means"] = N_ITERATIONS * n * a_comparison
         a_step, waiting = math.nan, math.nan
         if plan.total_steps:
             with compiled(networks, wanted=parameters["compile"]):
                 a_step, waiting = trial.steps()
             seconds["training"] = (plan.total_steps - n_done) * a_step
-        an_image = trial.seconds_an_image() / n_together
+        an_image = trial.seconds_per_image() / n_together
         if settings.epochs and settings.settle_passes:
             n = len(settling_sample(len(source), settings.K))
             seconds["settling"] = n * (
@@ -212,7 +212,7 @@ def rehearse(
             )
         seconds["labels"] = len(source) * an_image * ((earlier is None) + bool(settings.epochs))
         faster = advice_if_long(sum(seconds.values()), parameters, facts, device)
-    return Rehearsal(
+    return DryRun(
         resolved=resolved | {"micro_batch": of_one.micro_batch},
         memory=memory,
         available=available_memory(device),
@@ -224,7 +224,7 @@ def rehearse(
         steps_per_epoch=plan.steps_per_epoch,
         n_steps=plan.total_steps,
         n_done=n_done,
-        seconds_a_step=a_step,
+        seconds_per_step=a_step,
         waiting=waiting,
         seconds=seconds,
         faster=faster,
@@ -240,7 +240,11 @@ def _earlier(
 ) -> Earlier | None:
     """State that the fit would go on from; nothing is made or locked."""
     path, warm = parameters["checkpoint_dir"], parameters["warm_start"]
-    folder = None if path is None else RunFolder(Path(path).absolute(), "auto", 1)
-    what = about(of_source(source), parameters, ranks.count) if folder is not None or warm else {}
+    folder = None if path is None else CheckpointFolder(Path(path).absolute(), "auto", 1)
+    what = (
+        about(source_fingerprint(source), parameters, ranks.count)
+        if folder is not None or warm
+        else {}
+    )
     before = unpack(*kept) if kept else None
     return earlier_of(folder, what, parameters, before, fitted_before=fitted_before)

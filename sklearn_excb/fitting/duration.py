@@ -15,10 +15,10 @@ from sklearn_excb.exceptions import DurationWarning
 from sklearn_excb.fitting.tensor_memory import fake
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.runtime.call_site import warn_caller
-from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.settings import auto_rules as rules
 from sklearn_excb.settings.recipes import recipe
-from sklearn_excb.settings.settings import Facts, Settings, resolve_backbone
+from sklearn_excb.settings.resolve import Facts, Settings, resolve_backbone
 from sklearn_excb.training.build import build
 
 _LONG = 3600.0  # seconds, from which a warning is worth its lines
@@ -108,7 +108,7 @@ def advice_if_long(
     if faster:
         fresh = ", from fresh weights," if parameters["pretrained"] else ""
         advice.append(
-            f"By FLOPs,{fresh} {' and '.join(faster)} would take; rehearse(X) tells more exactly."
+            f"By FLOPs,{fresh} {' and '.join(faster)} would take; dry_run(X) tells more exactly."
         )
     if not advice:
         advice.append("It is as long as epochs times images: fewer epochs take less.")
@@ -126,7 +126,7 @@ def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
         return shares
     fresh = {**parameters, "pretrained": False, "compile": False}
     fresh["backbone"] = str(resolve_backbone(parameters, facts)).partition(".")[0]
-    with own_randomness(0), suppress(Exception):  # advice is not worth a fit
+    with seeded_generators(0), suppress(Exception):  # advice is not worth a fit
         now = work(fresh, facts)
         for name in _FASTER:
             if name == "small" and facts.n_samples < rules.FEW:

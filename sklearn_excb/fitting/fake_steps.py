@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sklearn_excb.fitting.tensor_memory import LiveBytes, fake, tensors_of
+from sklearn_excb.fitting.tensor_memory import LiveTensors, fake, tensors_of
 from sklearn_excb.method.attention import nearest
 from sklearn_excb.networks.heads import PROJECTION_DIM
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.settings.settings import Settings
-from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.training.build import build_balancing
 from sklearn_excb.training.inference import outputs
 from sklearn_excb.training.loop import train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
@@ -25,7 +25,7 @@ Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
 FLOAT = 4  # bytes
 
 
-def of_step(
+def step_bytes(
     networks: StudentTeacher, settings: Settings, shapes: Sequence[Shape]
 ) -> tuple[Bytes, Bytes]:
     """What is there after a step, and what a step adds to networks and views at its peak.
@@ -42,7 +42,7 @@ def of_step(
         balancing = build_balancing(settings, "cpu")
         groups = [torch.empty(n_views * n, *shape) for n_views, *shape in shapes]
         batch = Batch(1, groups, n, n)
-        counted = LiveBytes("activations")
+        counted = LiveTensors("activations")
         counted.count([*tensors_of(fakes), *groups], "held")
         for parameter in fakes.student.parameters():
             if parameter.requires_grad:
@@ -60,11 +60,11 @@ def of_step(
 
 
 @torch.no_grad()
-def of_projecting(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
+def projection_bytes(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
     """Bytes that projecting one view of as many images as go at once takes."""
     with fake(networks) as fakes:
         views = torch.empty(settings.micro_batch, *shape[1:])
-        counted = LiveBytes("activations")
+        counted = LiveTensors("activations")
         counted.count([*tensors_of(fakes), views], "held")
         with counted:
             fakes.fitting().teacher.project([views])
@@ -72,11 +72,11 @@ def of_projecting(networks: StudentTeacher, settings: Settings, shape: Shape) ->
 
 
 @torch.no_grad()
-def of_assigning(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
+def assignment_bytes(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
     """Bytes that assigning a batch of whole images takes, and features that the backbone gives."""
     with fake(networks) as fakes:
         images = torch.empty(*shape)
-        counted = LiveBytes("activations")
+        counted = LiveTensors("activations")
         counted.count([*tensors_of(fakes), images], "held")
         with counted:
             (rows,) = outputs(fakes.teacher, [images], "projection")
@@ -85,7 +85,7 @@ def of_assigning(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
     return counted.at_peak["activations"], n_features
 
 
-def of_settling(n_samples: int, n_clusters: int) -> Bytes:
+def settling_bytes(n_samples: int, n_clusters: int) -> Bytes:
     """Arrays of :func:`sklearn_excb.training.settling.settle`: rows, a part of them, two means.
 
     A part is indexed, copied and normalised.
@@ -96,7 +96,7 @@ def of_settling(n_samples: int, n_clusters: int) -> Bytes:
     return {"projections": n_rows * row, "settling": part + 5 * n_clusters * row}
 
 
-def of_k_means(n_rows: int, n_clusters: int) -> Bytes:
+def kmeans_bytes(n_rows: int, n_clusters: int) -> Bytes:
     """Arrays of :func:`sklearn_excb.method.kmeans.spherical_kmeans`, which are NumPy's."""
     row = PROJECTION_DIM * FLOAT
     return {"projections": 2 * n_rows * row, "k-means": 4 * n_clusters * row}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.history import filling
 from sklearn_excb.training.settling import settle_teacher
 

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sklearn_excb.data.fingerprints import of_source
+from sklearn_excb.data.fingerprints import source_fingerprint
 from sklearn_excb.data.sources import Source
-from sklearn_excb.data.unusable_images import tell_of_skipped
+from sklearn_excb.data.unusable_images import share_skipped
 from sklearn_excb.fitting.begin import begin, take_up_generators
 from sklearn_excb.fitting.finish import settled_labels
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.generator_state import generator_states
 from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.storage.packing import Snapshot
 from sklearn_excb.training.coarse_groups import group_centroids
 from sklearn_excb.training.frozen_features import feature_batches, features_of
@@ -118,7 +118,7 @@ def fit_source(
         run, batches, begun = begin(
             stack,
             source,
-            partial(of_source, source),
+            partial(source_fingerprint, source),
             parameters,
             n_samples=len(source),
             seed=seed,
@@ -180,7 +180,7 @@ def fit_source(
             history[-1] |= filled
             if ending == "done":
                 watch.look(history[-1])
-        tell_of_skipped(source, ranks)
+        share_skipped(source, ranks)
     teacher = networks.teacher.cpu().eval()
     return Fitted(
         teacher,

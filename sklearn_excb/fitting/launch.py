@@ -134,7 +134,7 @@ def fit_on(
     """
     n_threads = max(1, torch.get_num_threads() // n_processes)
     job = Job(source, parameters, seed, device.type, kept, fitted_before, n_threads)
-    with _signals_later() as later, tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
+    with _deferred_signals() as later, tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
         folder = Path(name)
         try:
             write_job(folder / JOB, job)
@@ -150,16 +150,16 @@ def fit_on(
             later.extend(filter(None, [getattr(failed, "sigval", None)]))
         done = (folder / RESULT).exists()
         learned: Learned | None = read_job(folder / RESULT) if done else None
-        cause = _cause(folder, n_processes, failed)
+        cause = _first_error(folder, n_processes, failed)
     if learned is not None:
         if isinstance(source, ItemImages):
-            source.take_in(learned.reasons)
+            source.merge_reasons(learned.reasons)
         return learned.fitted
     raise KeyboardInterrupt if interrupted else cause
 
 
 @contextmanager
-def _signals_later() -> Iterator[list[int]]:
+def _deferred_signals() -> Iterator[list[int]]:
     """Do at the end what signals to this process ask, which the others have been told of."""
     came: list[int] = []
     try:
@@ -188,7 +188,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),  # or they would stay
     )
     try:
-        with _found_there(), _quiet(), _handlers_kept(), started:
+        with _inherited_path(), _quiet(), _preserved_handlers(), started:
             elastic_launch(config, sys.executable)(
                 "-m", "sklearn_excb.fitting._worker", str(folder), str(os.getpid())
             )
@@ -197,7 +197,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
     return None
 
 
-def _cause(folder: Path, n_processes: int, failed: Exception | None) -> Exception:
+def _first_error(folder: Path, n_processes: int, failed: Exception | None) -> Exception:
     """What one of the processes has raised, rather than what the others made of its end."""
     files = (folder / ERROR.format(rank) for rank in range(n_processes))
     raised = [read_job(file) for file in files if file.exists()]
@@ -220,7 +220,7 @@ def _cause(folder: Path, n_processes: int, failed: Exception | None) -> Exceptio
 
 
 @contextmanager
-def _found_there() -> Iterator[None]:
+def _inherited_path() -> Iterator[None]:
     """Have new processes import from where this one does."""
     before: Mapping[str, str] = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -245,7 +245,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _handlers_kept() -> Iterator[None]:
+def _preserved_handlers() -> Iterator[None]:
     """Put back the handlers of signals that the agent replaces."""
     numbers = [getattr(signal, name) for name in _SIGNALS.split(",")]
     before = {number: signal.getsignal(number) for number in numbers}

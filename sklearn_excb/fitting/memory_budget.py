@@ -21,9 +21,9 @@ from sklearn_excb.fitting.memory_estimate import (
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.devices import available_memory
-from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.ranks import ALONE
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import check_devices
 from sklearn_excb.training.build import facts_of, prepare
 from sklearn_excb.views.batches import ViewBatches
@@ -41,7 +41,7 @@ _ADVICE = {
 }
 
 
-def fit_into(
+def halve_micro_batch(
     available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
 ) -> tuple[Settings, MemoryEstimate]:
     """Halve the micro-batch until a fit fits, or until halving it further does not help.
@@ -82,7 +82,9 @@ def advice_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatch
     return _ADVICE["start" if split_already else estimate.peak_phase]
 
 
-def of_share(share: int, settings: Settings, batches: ViewBatches) -> tuple[Settings, ViewBatches]:
+def share_of_batch(
+    share: int, settings: Settings, batches: ViewBatches
+) -> tuple[Settings, ViewBatches]:
     """Settings and batches of a process by itself that has ``share`` images of each batch."""
     micro_batch = min(share, settings.micro_batch)
     return (
@@ -91,22 +93,22 @@ def of_share(share: int, settings: Settings, batches: ViewBatches) -> tuple[Sett
     )
 
 
-def memory_of(
+def estimate_memory_of(
     source: Source, parameters: Mapping[str, Any], device: torch.device, n_devices: int
 ) -> MemoryEstimate:
     """What a fit of the source would take on one of the devices that share its batches.
 
     ``micro_batch="auto"`` is settled by it.
     """
-    with own_randomness(0):
+    with seeded_generators(0):
         facts = facts_of(source)
         networks, settings, _, batches = prepare(source, facts, parameters, 0, device)
         check_devices(settings, n_devices)
-        settings, batches = of_share(-(-settings.batch_size // n_devices), settings, batches)
-        return settle_memory(networks, settings, batches, parameters)[1]
+        settings, batches = share_of_batch(-(-settings.batch_size // n_devices), settings, batches)
+        return resolve_micro_batch(networks, settings, batches, parameters)[1]
 
 
-def settle_memory(
+def resolve_micro_batch(
     networks: StudentTeacher,
     settings: Settings,
     batches: ViewBatches,
@@ -114,11 +116,11 @@ def settle_memory(
 ) -> tuple[Settings, MemoryEstimate]:
     """Settle ``micro_batch="auto"``, and estimate what the fit takes."""
     if parameters["micro_batch"] == "auto":
-        return fit_into(available_memory(batches.device), networks, settings, batches)
+        return halve_micro_batch(available_memory(batches.device), networks, settings, batches)
     return settings, estimate_memory(networks, settings, batches)
 
 
-def within_memory(
+def resolve_micro_batch_together(
     networks: StudentTeacher,
     settings: Settings,
     batches: ViewBatches,
@@ -126,13 +128,13 @@ def within_memory(
 ) -> Settings:
     """Settle the micro-batch: of several ranks, the smallest that one needs for its share."""
     ranks, share = batches.ranks, batches.ranks.most(settings.batch_size)
-    of_rank, batches = of_share(share, settings, batches)
+    of_rank, batches = share_of_batch(share, settings, batches)
     with ranks.together():
-        of_rank = _within_memory(networks, of_rank, batches, parameters)
+        of_rank = _resolve_and_warn(networks, of_rank, batches, parameters)
     return replace(settings, micro_batch=min(ranks.objects(of_rank.micro_batch)))
 
 
-def _within_memory(
+def _resolve_and_warn(
     networks: StudentTeacher,
     settings: Settings,
     batches: ViewBatches,
@@ -153,7 +155,7 @@ def _within_memory(
     ):
         return settings
     try:
-        settings, estimate = settle_memory(networks, settings, batches, parameters)
+        settings, estimate = resolve_micro_batch(networks, settings, batches, parameters)
     except ValueError as error:
         if asked:
             raise

@@ -20,17 +20,17 @@ from sklearn_excb.fitting.fake_steps import (
     FLOAT,
     Bytes,
     Shape,
-    of_assigning,
-    of_k_means,
-    of_projecting,
-    of_settling,
-    of_step,
+    assignment_bytes,
+    kmeans_bytes,
+    projection_bytes,
+    settling_bytes,
+    step_bytes,
 )
-from sklearn_excb.fitting.tensor_memory import LiveBytes, size, tensors_of
+from sklearn_excb.fitting.tensor_memory import LiveTensors, size, tensors_of
 from sklearn_excb.method.kmeans import most_start_rows
 from sklearn_excb.networks.heads import PROJECTION_DIM
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe
@@ -136,7 +136,7 @@ def estimate_memory(
     noise = RowRecipe(settings.n_global, settings.n_local, np.zeros(d), scale=1.0, noise=1.0)
     of_rows = replace(batches, source=rows, recipe=noise, n_ahead=0)
     kept = {"features": len(rows) * d * FLOAT} if batches.device.type == "cpu" else {}
-    computing = _of_inference(networks, settings, batches, _making(batches), {})[0]
+    computing = _of_inference(networks, settings, batches, _view_bytes(batches), {})[0]
     computing["networks"] = size(tensors_of(networks))
     trained = _phases(networks, settings, of_rows)
     phases = {"features": computing} | trained
@@ -145,13 +145,13 @@ def estimate_memory(
 
 def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> dict[str, Bytes]:
     """Bytes of each component in the phases of a fit whose batches are what is trained on."""
-    making = _making(batches)
+    making = _view_bytes(batches)
     B = settings.batch_size
     try:
-        trained, step = of_step(networks, settings, making.views)
-        start = of_projecting(networks, settings, making.views[0])
+        trained, step = step_bytes(networks, settings, making.views)
+        start = projection_bytes(networks, settings, making.views[0])
     except Exception as error:  # whatever a module of the user's own does
-        raise _cannot_be_told(error) from error
+        raise _not_traceable(error) from error
 
     centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
     held = {"networks": size(tensors_of(networks)) - centroids, "centroids": centroids}
@@ -178,9 +178,9 @@ def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) 
             phases["step"] |= kept
         n_rows = min(batches.n_samples, most_start_rows(settings.K))
         phases["start"]["projections"] = n_rows * PROJECTION_DIM * FLOAT
-        phases["k-means"] = held | of_k_means(n_rows, settings.K)
+        phases["k-means"] = held | kmeans_bytes(n_rows, settings.K)
         if settings.epochs and settings.settle_passes:
-            phases["settling"] = held | of_settling(batches.n_samples, settings.K)
+            phases["settling"] = held | settling_bytes(batches.n_samples, settings.K)
     return phases
 
 
@@ -188,26 +188,26 @@ def _of_inference(
     networks: StudentTeacher,
     settings: Settings,
     batches: ViewBatches,
-    making: _Making,
+    making: _ViewBytes,
     held: Bytes,
 ) -> tuple[Bytes, int]:
     """Bytes of each component while whole images are embedded, and features of the backbone."""
     n = min(batches.n_samples, settings.inference_batch)
     try:
-        activations, n_features = of_assigning(networks, [n, *making.image])
+        activations, n_features = assignment_bytes(networks, [n, *making.image])
     except Exception as error:
-        raise _cannot_be_told(error) from error
+        raise _not_traceable(error) from error
     found = held | {"images": n * making.of_image, "activations": activations}
     if batches.device.type == "cpu":
         found["opened images"] = batches.n_jobs * making.thread
     return found, n_features
 
 
-def _cannot_be_told(error: Exception) -> ValueError:
+def _not_traceable(error: Exception) -> ValueError:
     return ValueError(f"What this backbone takes in memory cannot be told: {error}")
 
 
-class _Making(NamedTuple):
+class _ViewBytes(NamedTuple):
     """What making inputs takes.
 
     Attributes
@@ -227,7 +227,7 @@ class _Making(NamedTuple):
     of_image: int
 
 
-def _making(batches: ViewBatches) -> _Making:
+def _view_bytes(batches: ViewBatches) -> _ViewBytes:
     """Make the inputs of a few images, counting the tensors.
 
     Of images that are opened one by one a thread has one open at a time: what the few take at their
@@ -250,7 +250,7 @@ def _making(batches: ViewBatches) -> _Making:
         few = replace(few, source=ArrayImages(blank))
     of_views, groups = _views(few)
     of_images, images = _images(few)
-    return _Making(
+    return _ViewBytes(
         views=[(len(group) // few.batch_size, *group.shape[1:]) for group in groups],
         image=images.shape[1:],
         thread=thread,
@@ -260,14 +260,14 @@ def _making(batches: ViewBatches) -> _Making:
 
 
 def _views(few: ViewBatches) -> tuple[int, Sequence[Tensor]]:
-    counted = LiveBytes("views")
+    counted = LiveTensors("views")
     with counted:
         groups = next(iter(few)).groups
     return counted.peak, groups
 
 
 def _images(few: ViewBatches) -> tuple[int, Tensor]:
-    counted = LiveBytes("images")
+    counted = LiveTensors("images")
     with counted:
         images = next(few.whole(few.batch_size))
     return counted.peak, images
@@ -293,5 +293,5 @@ def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBa
     values = max(1024, one, settings.image_size**2 * 3)
     n_views = settings.batch_size * (settings.n_global + settings.n_local)
     step = 500 * max(n_views, settings.inference_batch) * values * FLOAT
-    start = sum(of_k_means(min(n_samples, most_start_rows(settings.K)), settings.K).values())
+    start = sum(kmeans_bytes(min(n_samples, most_start_rows(settings.K)), settings.K).values())
     return 30 * size(tensors_of(networks)) + step + start + _LIBRARIES

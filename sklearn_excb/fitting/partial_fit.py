@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_excb.data.fingerprints import changes, of_parameters
+from sklearn_excb.data.fingerprints import changes, parameter_fingerprint
 from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import DivergedError
 from sklearn_excb.fitting.fit import Fitted
 from sklearn_excb.fitting.run import Run
 from sklearn_excb.networks.heads import predictor, uses_batch_norm
 from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher
-from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.philox import permutation
-from sklearn_excb.runtime.threads import reading_threads
+from sklearn_excb.runtime.threads import reader_threads
 from sklearn_excb.settings import auto_rules as rules
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.storage.packing import Snapshot, pack, unpack
 from sklearn_excb.training.build import facts_of, prepare
 from sklearn_excb.training.gradients import Divergence, Gradients
@@ -61,7 +61,7 @@ class OnlineFit:
     seed : int
         Of every draw.
     parameters : mapping
-        Of the estimator, as :func:`sklearn_excb.data.fingerprints.of_parameters` has them.
+        Of the estimator, as :func:`sklearn_excb.data.fingerprints.parameter_fingerprint` has them.
     networks : StudentTeacher
     history : list of dict
         To begin with.
@@ -112,7 +112,7 @@ class OnlineFit:
                 f"The first call of partial_fit has {len(source):,} samples, fewer than K={K:,}: "
                 "the centroids start from them. Gather as many before the first call, or lower K."
             )
-        with own_randomness(seed):
+        with seeded_generators(seed):
             facts = replace(facts, n_samples=max(len(source), rules.n_samples(K)))
             chosen = {**parameters, **_OF_FITS, "K": K}
             if isinstance(chosen["batch_size"], str):
@@ -127,7 +127,7 @@ class OnlineFit:
             n_features,
             facts.shape,
             seed,
-            of_parameters(parameters),
+            parameter_fingerprint(parameters),
             networks,
             [entry(0, n_clusters=K)],
             device,
@@ -147,7 +147,7 @@ class OnlineFit:
         settings, teacher = fitted.settings, fitted.teacher
         _check_as_fitted(settings, parameters)
         n_samples = max(len(fitted.labels), rules.n_samples(settings.K))
-        with own_randomness(fitted.seed or 0):
+        with seeded_generators(fitted.seed or 0):
             batch_norm = not settings.has_backbone or uses_batch_norm(teacher.backbone)
             new = predictor(settings.head_width, batch_norm=batch_norm)
         student = ClusterNetwork(
@@ -164,7 +164,7 @@ class OnlineFit:
             fitted.n_backbone_features,
             fitted.image_shape,
             fitted.seed or 0,
-            of_parameters(parameters),
+            parameter_fingerprint(parameters),
             StudentTeacher(student).to(device),
             fitted.history,
             device,
@@ -175,7 +175,7 @@ class OnlineFit:
 
     def check(self, parameters: Mapping[str, Any]) -> None:
         """Refuse other parameters than those of the first part."""
-        if differing := changes(self.parameters, of_parameters(parameters)):
+        if differing := changes(self.parameters, parameter_fingerprint(parameters)):
             raise ValueError(
                 "partial_fit goes on with the parameters it began with, but "
                 f"{'; '.join(differing)}. Set them as they were, or begin anew with a clone."
@@ -200,15 +200,15 @@ class OnlineFit:
         """
         if self._run is None:
             self.device = device
-        with own_randomness(self.seed):
+        with seeded_generators(self.seed):
             run = self._taken_up()
             before, kept_before = pack(run.state_dict()), self.reservoir.state()
             try:
                 self._steps(run, self._batches(source, n_jobs, run.step))
             except BaseException:
                 state = unpack(*before)
-                run.go_on_from(state, state["step"], within=True)
-                self.reservoir.go_back(kept_before)
+                run.load_state_dict(state, state["step"], within=True)
+                self.reservoir.restore(kept_before)
                 raise
         self.n_parts += 1
 
@@ -255,7 +255,7 @@ class OnlineFit:
         n_old = min(len(self.reservoir), size // 2)
         n_steps = -(-len(source) // (size - n_old))
         rows = permutation(self.seed, self.n_parts + 1, len(source))
-        with reading_threads(n_jobs) as read:
+        with reader_threads(n_jobs) as read:
             for step, some in enumerate(np.array_split(rows, n_steps), first + 1):
                 old = self.reservoir.draw(step, n_old)
                 new = samples_of(source, some, self.recipe, read)
@@ -273,7 +273,7 @@ class OnlineFit:
             self._run = Run.of(self.networks, self.settings, self.device, per_epoch)
             if self.kept is not None:
                 state = unpack(*self.kept)
-                self._run.go_on_from(state, state["step"], within=True)
+                self._run.load_state_dict(state, state["step"], within=True)
                 self.kept = None
             self._run.history = list(self.history)
         return self._run

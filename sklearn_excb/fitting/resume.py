@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from sklearn_excb.data.fingerprints import changes, of_frozen, of_parameters
+from sklearn_excb.data.fingerprints import changes, frozen_fingerprint, parameter_fingerprint
 from sklearn_excb.exceptions import CheckpointWarning
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.settings.settings import Settings
-from sklearn_excb.storage.checkpoint_folder import RunFolder
+from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.storage.checkpoint_folder import CheckpointFolder
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
 # what weights and moments are of
@@ -35,15 +35,15 @@ def about(
     Parameters
     ----------
     data : mapping
-        Of :func:`sklearn_excb.data.fingerprints.of_source`, or another in which data differ.
+        Fingerprint of the data, as :func:`sklearn_excb.data.fingerprints.source_fingerprint` gives.
     parameters : mapping
         The estimator's.
     n_ranks : int, default=1
         That fit together.
     """
     return {
-        "parameters": of_parameters(parameters),
-        "frozen": of_frozen(parameters),
+        "parameters": parameter_fingerprint(parameters),
+        "frozen": frozen_fingerprint(parameters),
         "data": data,
         "versions": {
             **{name: _version(name) for name in _PACKAGES},
@@ -62,7 +62,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return of_parameters + others + of_data
 
 
-def make_sure_of(
+def check_same_fit(
     ranks: Ranks, data: Callable[[], Mapping[str, Any]], parameters: Mapping[str, Any], seed: int
 ) -> None:
     """Find out before the first step whether all ranks are at the same fit.
@@ -170,7 +170,7 @@ class Earlier:
 
 
 def earlier_of(
-    folder: RunFolder | None,
+    folder: CheckpointFolder | None,
     now: Mapping[str, Any],
     parameters: Mapping[str, Any],
     kept: Mapping[str, Any] | None,
@@ -181,7 +181,7 @@ def earlier_of(
 
     Parameters
     ----------
-    folder : RunFolder or None
+    folder : CheckpointFolder or None
         Of the run.
     now : mapping
         Of :func:`about`.
@@ -247,7 +247,7 @@ def earlier_of(
     return Earlier(state, differing)
 
 
-def warn_of_no_epochs(epochs: int) -> None:
+def warn_nothing_to_train(epochs: int) -> None:
     """Warn of a warm start with nothing to train."""
     warn_caller(
         f"A warm start with nothing to train: epochs={epochs} are done. epochs counts those before "

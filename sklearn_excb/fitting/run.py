@@ -18,11 +18,11 @@ from sklearn_excb.method.balancing import Balancing
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.runtime.generator_state import generator_states
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.runtime.signals import Wishes, awaited
-from sklearn_excb.settings.settings import Settings
-from sklearn_excb.storage.checkpoint_folder import RunFolder
-from sklearn_excb.training.balancing import build_balancing
-from sklearn_excb.training.collapse import Watch, all_finite
+from sklearn_excb.runtime.signals import SignalRequests, deferred_signals
+from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.storage.checkpoint_folder import CheckpointFolder
+from sklearn_excb.training.build import build_balancing
+from sklearn_excb.training.collapse import CollapseMonitor, all_finite
 from sklearn_excb.training.gradients import Divergence, Gradients
 from sklearn_excb.training.history import EpochRecord
 from sklearn_excb.training.loop import train
@@ -51,7 +51,7 @@ class Run:
         Of the loss.
     record : EpochRecord
         Of the epoch that is under way.
-    watch : Watch
+    watch : CollapseMonitor
         Warns once.
     history : list of dict
         Entries of the epochs that are done, from 0.
@@ -68,7 +68,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     record: EpochRecord
-    watch: Watch
+    watch: CollapseMonitor
     history: list[dict[str, Any]] = field(default_factory=list)
     step: int = 0
     generators: dict[str, Any] = field(default_factory=generator_states)
@@ -89,7 +89,7 @@ class Run:
             build_optimizer(networks.student, settings),
             build_scaler(settings, device),
             EpochRecord(settings.K, device),
-            Watch(networks.teacher, settings, steps_per_epoch),
+            CollapseMonitor(networks.teacher, settings, steps_per_epoch),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Run:
             "best": self.best,
         }
 
-    def go_on_from(self, state: Mapping[str, Any], step: int, *, within: bool) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], step: int, *, within: bool) -> None:
         """Take up such a state; generators are left to whoever takes it up.
 
         Parameters
@@ -135,7 +135,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):  # not of states before float16
             self.scaler.load_state_dict(state["scaler"])
-        self._lay_out_as_parameters()
+        self._match_memory_format()
         if within:
             self.record.load_state_dict(state["record"])
         self.history = [dict(of_epoch) for of_epoch in state["history"]]
@@ -152,7 +152,7 @@ class Run:
             return self.history
         return [*self.history, self.record.summary(self.history[-1]["epoch"] + 1)]
 
-    def _lay_out_as_parameters(self) -> None:
+    def _match_memory_format(self) -> None:
         """Give the optimiser's tensors the memory format they would have had: sums depend on it."""
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
@@ -166,7 +166,7 @@ def train_on(
     batches: Batches,
     settings: Settings,
     bar: tqdm[Any],
-    folder: RunFolder | None,
+    folder: CheckpointFolder | None,
     about: Mapping[str, Any],
     tell: Callable[[float], None],
 ) -> Ending:
@@ -182,7 +182,7 @@ def train_on(
         Of the fit.
     bar : tqdm
         Counts images.
-    folder : RunFolder or None
+    folder : CheckpointFolder or None
         Where states go.
     about : mapping
         What goes with each of them.
@@ -221,13 +221,13 @@ def train_on(
 
     save()
     ranks = batches.ranks
-    with awaited(saves=ranks.any(folder is not None)[0]) as wishes:
-        asked = _Asked(wishes, ranks)
+    with deferred_signals(saves=ranks.any(folder is not None)[0]) as wishes:
+        asked = _StopRequests(wishes, ranks)
         for report in train(
             run.networks,
             run.balancing,
             run.optimizer,
-            _read_together(batches.from_step(run.step), asked, save),
+            _read_in_step(batches.from_step(run.step), asked, save),
             settings,
             plan,
             seed=batches.seed,
@@ -269,20 +269,20 @@ def train_on(
         return "stopped" if ranks.any(wishes.stop)[0] else "done"  # it may have come at the end
 
 
-class _Asked:
+class _StopRequests:
     """What signals have asked of the run; of several ranks, that all of them do it after one step.
 
     Then it is what had come to any of them when the batch of the step was read.
 
     Parameters
     ----------
-    wishes : Wishes
+    wishes : SignalRequests
         Of this process.
     ranks : Ranks
         Those that train together.
     """
 
-    def __init__(self, wishes: Wishes, ranks: Ranks) -> None:
+    def __init__(self, wishes: SignalRequests, ranks: Ranks) -> None:
         self._wishes = wishes
         self._stop = self._save = False
         self.ranks = ranks
@@ -311,8 +311,8 @@ class _Asked:
             raise RankError("The fit ends: one of its processes was asked to (SIGTERM).")
 
 
-def _read_together(
-    batches: Iterator[Batch], asked: _Asked, save: Callable[[], None]
+def _read_in_step(
+    batches: Iterator[Batch], asked: _StopRequests, save: Callable[[], None]
 ) -> Iterator[Batch]:
     """Yield the batches; where one cannot be read, nothing of the steps before it is lost."""
     while True:

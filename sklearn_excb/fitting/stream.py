@@ -19,7 +19,7 @@ from sklearn_excb.fitting.fit import Fitted
 from sklearn_excb.method.kmeans import most_start_rows
 from sklearn_excb.runtime.generator_state import generator_states
 from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.runtime.signals import awaited
+from sklearn_excb.runtime.signals import deferred_signals
 from sklearn_excb.settings import auto_rules as rules
 from sklearn_excb.storage.packing import Snapshot
 from sklearn_excb.training.history import entry
@@ -72,8 +72,8 @@ def fit_stream(
     mine, n_samples = ranks.span(int(size)), per_epoch * int(size)
     with ExitStack() as stack:
         with ranks.together():
-            came = stream_parts(_again_and_again(X), max(1, mine.stop - mine.start))
-            parts = _usable(
+            came = stream_parts(_repeated(X), max(1, mine.stop - mine.start))
+            parts = _usable_parts(
                 came, open_part, most=per_epoch if parameters["on_error"] == "skip" else 0
             )
             first = next(parts)
@@ -93,7 +93,7 @@ def fit_stream(
         networks, settings, seed = run.networks, begun.settings, views.seed
         n_kept = len(settling_sample(n_samples, settings.K))
         batches = StreamBatches(
-            parts=_put_back(first, parts),
+            parts=_with_first(first, parts),
             recipe=views.recipe,
             n_channels=n_channels,
             batch_size=settings.batch_size,
@@ -119,7 +119,11 @@ def fit_stream(
         networks.student.zero_grad()
         begun.bar.set_description("ExCB: settling")
         if begun.goes_on and ending == "done" and settings.settle_passes:
-            with awaited(saves=False) as wishes, ranks.together(), suppress(StreamEndError):
+            with (
+                deferred_signals(saves=False) as wishes,
+                ranks.together(),
+                suppress(StreamEndError),
+            ):
                 batches.keep_more(lambda: not wishes.stop)  # of what came before, none is kept
             ending = "stopped" if ranks.any(wishes.stop)[0] else ending
         n_each = min(ranks.objects(len(batches.kept)))
@@ -158,7 +162,7 @@ def fit_stream(
     )
 
 
-def _again_and_again(X: Iterable[Any]) -> Iterator[Any]:
+def _repeated(X: Iterable[Any]) -> Iterator[Any]:
     """Items of a stream, which begins again when it ends."""
     n_before = 0
     while True:
@@ -176,7 +180,7 @@ def _again_and_again(X: Iterable[Any]) -> Iterator[Any]:
         n_before += n
 
 
-def _put_back(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
+def _with_first(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
     """Parts with the first of them, which is let go of when the next is asked for."""
     held = [first]
     del first
@@ -184,7 +188,7 @@ def _put_back(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
     yield from parts
 
 
-def _usable(
+def _usable_parts(
     parts: Iterator[StreamPart], open_part: Callable[[StreamPart], Source], *, most: int
 ) -> Iterator[Source]:
     """Parts, opened, but for up to ``most`` in a row of which no image can be used."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of tensors born inside, by kind, while they live.
 
     Torch's own ``MemTracker`` refuses frozen parameters, and networks called twice in a step.

@@ -12,8 +12,8 @@ import torch
 from sklearn_excb.fitting.run import Run
 from sklearn_excb.method.kmeans import nearest_centroids, unit_rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.frozen_features import feature_batches, features_of
 from sklearn_excb.training.inference import assign
 from sklearn_excb.training.loop import split, train
@@ -26,7 +26,7 @@ _FEWEST, _MOST, _SECONDS = 2, 12, 30.0  # steps that are taken, and time after w
 _BATCHES, _ROWS = 3, 1024  # that other phases are tried with
 
 
-class Trial:
+class PhaseTimer:
     """Parts of a fit, timed on this device; with ranks, on all of them together.
 
     Parameters
@@ -45,19 +45,19 @@ class Trial:
         self._networks, self._settings, self._batches = networks, settings, batches
         self._clock = clock
 
-    def on_features(self) -> Trial:
-        """Trial of what is trained on a frozen backbone: on features of a few images."""
+    def on_features(self) -> PhaseTimer:
+        """Timer of what is trained on a frozen backbone: on features of a few images."""
         n = max(_BATCHES * self._settings.inference_batch, _BATCHES * self._settings.batch_size)
         sample = np.arange(min(len(self._batches.source), n))
         features = features_of(self._networks, self._batches, self._settings, sample)
         batches = feature_batches(self._networks, self._batches, self._settings, features)
-        return Trial(self._networks, self._settings, batches, self._clock)
+        return PhaseTimer(self._networks, self._settings, batches, self._clock)
 
-    def seconds_a_start_batch(self) -> float:
+    def seconds_per_start_batch(self) -> float:
         """Of embedding a batch for the first centroids."""
         batches, times = self._batches, list[float]()
         self._networks.fitting()
-        with torch.no_grad(), joint_batch_norm(batches.ranks):
+        with torch.no_grad(), synchronized_batch_norm(batches.ranks):
             last = self._now()
             for batch in islice(batches.start(), _BATCHES):
                 for part, _ in split(batch, self._settings.micro_batch, batches.ranks):
@@ -66,7 +66,7 @@ class Trial:
                 last = self._now()
         return _median(_warm(times))
 
-    def seconds_an_image(self) -> float:
+    def seconds_per_image(self) -> float:
         """Of assigning an image to its cluster."""
         size, batches = self._settings.inference_batch, self._batches
         sample = np.arange(min(len(batches.source), _BATCHES * size))
@@ -77,7 +77,7 @@ class Trial:
             last = self._now()
         return _median(_warm(times))
 
-    def seconds_a_comparison(self) -> float:
+    def seconds_per_comparison(self) -> float:
         """Of finding the centroid next to a projection."""
         centroids = self._networks.teacher.centroids.unit().cpu().numpy()
         shape = (_ROWS, centroids.shape[1])

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from sklearn_excb.networks.backbones import output_dim
 
 
-def idle_taps(side: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:
+def unused_taps(
+    side: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[int, int]:
     """How many taps meet padding alone, at either end of a kernel, along one dimension.
 
     Parameters
@@ -49,7 +51,7 @@ def undefined_gradient(module: nn.Conv2d, image: Tensor) -> bool:
         kernel, stride, dilation = module.kernel_size[i], module.stride[i], module.dilation[i]
         same = isinstance(module.padding, str)
         padding = dilation * (kernel - 1) // 2 if same else int(module.padding[i])
-        idle = min(idle_taps(image.shape[2 + i], kernel, stride, padding, dilation))
+        idle = min(unused_taps(image.shape[2 + i], kernel, stride, padding, dilation))
         if idle >= (1 if stride > 1 else 2):
             return True
     return False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.exceptions import PretrainedWeightsError
-from sklearn_excb.runtime.generator_state import own_randomness
+from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.storage.torch_files import load_objects
 from sklearn_excb.storage.weight_files import existing
 
@@ -59,11 +59,11 @@ def with_weights(
         try:
             return create(name, pretrained=True)
         except Exception as error:  # of the Hub, of what it reads with
-            raise _not_had(name, pretrained, error) from error
+            raise _unavailable(name, pretrained, error) from error
     file = existing(pretrained)
 
     def filled(state: dict[str, Tensor]) -> nn.Module:
-        with own_randomness(0):  # the same where nothing is filled in
+        with seeded_generators(0):  # the same where nothing is filled in
             overlay = {"state_dict": state}
             model: Any = create(name, pretrained=True, pretrained_cfg_overlay=overlay)
         del model.pretrained_cfg["state_dict"]  # which would go into pickles
@@ -83,7 +83,7 @@ def with_weights(
         if more:
             raise ValueError(f"It has more than that: {_first(more)}.")
     except Exception as error:  # of files that do not fit, anything can come
-        raise _not_had(name, pretrained, error) from error
+        raise _unavailable(name, pretrained, error) from error
     return model
 
 
@@ -142,7 +142,7 @@ def torchvision_weights(
             state = _read(file)
         model.load_state_dict({n: w for n, w in state.items() if not n.startswith(without)})
     except Exception as error:
-        raise _not_had(f"torchvision:{name}", pretrained, error) from error
+        raise _unavailable(f"torchvision:{name}", pretrained, error) from error
 
 
 def _best(name: str) -> Any:
@@ -170,7 +170,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _not_had(name: str, pretrained: Any, error: Exception) -> PretrainedWeightsError:
+def _unavailable(name: str, pretrained: Any, error: Exception) -> PretrainedWeightsError:
     lines = [line.strip() for line in str(error).splitlines()]
     # torch heads its lists of keys with a line that says nothing
     said = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 _MOST_PIXELS = 4  # more would make a matrix much larger than the kernel
 
 
-class TinyMapConv2d(nn.Conv2d):
+class SmallMapConv2d(nn.Conv2d):
     """A convolution that is a matrix product where that is faster: tiny maps, float32, on a CPU.
 
     The result is that of :class:`torch.nn.Conv2d` but for rounding, and lies in the same order.
@@ -72,7 +72,7 @@ class TinyMapConv2d(nn.Conv2d):
 
 
 def with_products(backbone: nn.Module) -> nn.Module:
-    """Make the convolutions of a backbone that can be :class:`TinyMapConv2d` such, in place.
+    """Make the convolutions of a backbone that can be :class:`SmallMapConv2d` such, in place.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def with_products(backbone: nn.Module) -> nn.Module:
             and module.padding_mode == "zeros"
             and not isinstance(module.padding, str)
         ):
-            module.__class__ = TinyMapConv2d
+            module.__class__ = SmallMapConv2d
     return backbone
 
 

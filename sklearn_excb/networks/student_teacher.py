@@ -149,7 +149,7 @@ class StudentTeacher(nn.Module):
         return next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
 
     @torch.no_grad()
-    def know_features(
+    def set_feature_statistics(
         self, constant: float, mean: npt.NDArray[np.float64] | None = None, scale: float = 1.0
     ) -> None:
         """Tell the projectors, which are linear, what they will be given; once, before training.
@@ -270,7 +270,8 @@ def keep_distances(networks: StudentTeacher) -> None:
     """Let a linear projector begin as an isometry of its inputs and one more, constant feature.
 
     Directions are all that is left of projections. With the constant, inputs that differ in
-    length alone differ in direction too. It is 1 until :meth:`StudentTeacher.know_features`.
+    length alone differ in direction too. It is 1 until
+    :meth:`StudentTeacher.set_feature_statistics` sets it.
 
     Parameters
     ----------

@@ -15,13 +15,13 @@ from torch.overrides import TorchFunctionMode
 from sklearn_excb.runtime.ranks import Ranks
 
 
-def joint_batch_norm(ranks: Ranks) -> AbstractContextManager[Any]:
+def synchronized_batch_norm(ranks: Ranks) -> AbstractContextManager[Any]:
     """Have every BatchNorm that trains see the rows of all ranks, while this is entered."""
-    return nullcontext() if ranks.count == 1 else JointBatchNorm(ranks)
+    return nullcontext() if ranks.count == 1 else SynchronizedBatchNorm(ranks)
 
 
-class JointBatchNorm(TorchFunctionMode):
-    """See :func:`joint_batch_norm`.
+class SynchronizedBatchNorm(TorchFunctionMode):
+    """See :func:`synchronized_batch_norm`.
 
     It takes the place of the function that all BatchNorm layers call, torch's own, timm's and a
     user's: no layer is replaced, and weights keep their names. On CUDA the statistics are those of
@@ -94,7 +94,7 @@ class _Normalize(torch.autograd.Function):
         axes = [0, *range(2, x.ndim)]
         var, mean = torch.var_mean(wide, axes, correction=0)
         n = mean.new_full((1,), x.numel() // x.shape[1])
-        of_ranks = ranks.joined(torch.cat([mean, var, n])[None], ranks.count)
+        of_ranks = ranks.concatenate_spans(torch.cat([mean, var, n])[None], ranks.count)
         means, variances, counts = of_ranks.split([len(mean), len(mean), 1], dim=1)
         n = counts.sum()
         mean = (counts * means).sum(dim=0) / n

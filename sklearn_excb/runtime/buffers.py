@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Scratch:
+class BufferPool:
     """Room for one tensor of bytes after another, each in the place of the one before."""
 
     def __init__(self) -> None:

@@ -12,15 +12,15 @@ import torch
 
 
 @contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
+def seeded_generators(seed: int) -> Iterator[None]:
     """Seed torch inside, on every device, and leave its global generators as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _mps_state_kept():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _preserved_mps_state():
         torch.manual_seed(seed)
         yield
 
 
 @contextmanager
-def _mps_state_kept() -> Iterator[None]:
+def _preserved_mps_state() -> Iterator[None]:
     if not torch.backends.mps.is_available():
         yield
         return
@@ -43,7 +43,7 @@ def generator_states() -> dict[str, Any]:
     }
 
 
-def set_generators(states: Mapping[str, Any]) -> None:
+def set_generator_states(states: Mapping[str, Any]) -> None:
     """Give every generator that is there the state it had."""
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
@@ -56,10 +56,10 @@ def set_generators(states: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
+def preserved_generators() -> Iterator[None]:
     """Put every generator back at the end, whatever the body draws."""
     states = generator_states()
     try:
         yield
     finally:
-        set_generators(states)
+        set_generator_states(states)

@@ -67,7 +67,7 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by the sum of all ranks' own."""
         if self.count > 1:
-            with _telling():
+            with _as_rank_error():
                 dist.all_reduce(tensor, group=self._group(tensor))
         return tensor
 
@@ -93,14 +93,14 @@ class Ranks:
             for tensor, part in zip(small, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
-    def joined(self, part: Tensor, n: int, *, dim: int = 0) -> Tensor:
+    def concatenate_spans(self, part: Tensor, n: int, *, dim: int = 0) -> Tensor:
         """Put together n rows of which each rank has its :meth:`span`."""
         if self.count == 1:
             return part
         mine = self.span(n)
         return self._put_together(part, mine.start, n, dim)
 
-    def gathered(self, part: Tensor, *, dim: int = 0) -> Tensor:
+    def concatenate(self, part: Tensor, *, dim: int = 0) -> Tensor:
         """Put together the rows of all ranks, however many each of them has."""
         if self.count == 1:
             return part
@@ -127,28 +127,28 @@ class Ranks:
         if self.count == 1:
             return [mine]
         found: list[Any] = [None] * self.count
-        with _telling():
+        with _as_rank_error():
             dist.all_gather_object(found, mine, group=self.host)
         return found
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first rank has; it is pickled."""
         if self.count == 1:
             return value
         said = [value if self.first else None]
-        with _telling():
+        with _as_rank_error():
             dist.broadcast_object_list(
                 said, src=dist.get_global_rank(self.host, 0), group=self.host
             )
         return said[0]  # type: ignore[return-value]
 
-    def copy_first_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by the first rank's."""
         if self.count == 1:
             return
         for tensor in tensors:
             group = self._group(tensor)
-            with _telling():
+            with _as_rank_error():
                 dist.broadcast(tensor, src=dist.get_global_rank(group, 0), group=group)
 
     @contextmanager
@@ -224,7 +224,7 @@ class Ranks:
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def _as_rank_error() -> Iterator[None]:
     """Say what it means that a message was not answered."""
     try:
         yield

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Wishes:
+class SignalRequests:
     """Signals that came and have not been answered.
 
     Attributes
@@ -40,7 +40,7 @@ class Wishes:
 
 
 @contextmanager
-def awaited(*, saves: bool) -> Iterator[Wishes]:
+def deferred_signals(*, saves: bool) -> Iterator[SignalRequests]:
     """Take Ctrl-C, and SIGTERM if something is there to save, as wishes while the body runs.
 
     A second Ctrl-C does at once what it would have done without us, and so do all signals outside
@@ -48,7 +48,7 @@ def awaited(*, saves: bool) -> Iterator[Wishes]:
     that nobody has answered when the body ends, by an error perhaps, does then what it would have
     done.
     """
-    wishes = Wishes()
+    wishes = SignalRequests()
     ours: dict[int, object] = {}
     if threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

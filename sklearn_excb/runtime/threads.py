@@ -29,12 +29,12 @@ class Map(Protocol):
 
 
 @contextmanager
-def reading_threads(n_jobs: int, *, aside: bool = False) -> Iterator[Map]:
+def reader_threads(n_jobs: int, *, aside: bool = False) -> Iterator[Map]:
     """Give a map that runs in ``n_jobs`` threads; one alone only runs ``aside`` if it is asked."""
     if n_jobs == 1 and not aside:
         yield map
         return
-    pool = ThreadPoolExecutor(n_jobs, "ExCB reads", initializer=_work_alone)
+    pool = ThreadPoolExecutor(n_jobs, "ExCB reads", initializer=_one_torch_thread)
     try:
         yield pool.map
     finally:
@@ -68,7 +68,7 @@ def read_ahead(read: Callable[[], _Result], n: int, n_ahead: int) -> Iterator[_R
     room, left = Semaphore(n_ahead + 1), Event()
 
     def work() -> None:
-        _work_alone()
+        _one_torch_thread()
         for _ in range(n):
             room.acquire()
             if left.is_set():
@@ -92,7 +92,7 @@ def read_ahead(read: Callable[[], _Result], n: int, n_ahead: int) -> Iterator[_R
         room.release()
 
 
-def _work_alone() -> None:
+def _one_torch_thread() -> None:
     """Keep torch from starting threads for this one: pools in every reading thread would fight.
 
     With two of them on two cores, images took twice as long as in one thread.

@@ -46,7 +46,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Leash:
+class StepLimiter:
     """Keeps the CPU, which waits for nothing in a step, from running away from a CUDA device.
 
     Each batch that it is ahead takes memory on the device.

@@ -13,12 +13,12 @@ import torch
 from sklearn_excb.fitting.fit import Fitted
 from sklearn_excb.networks.backbones import build_backbone
 from sklearn_excb.networks.heads import uses_batch_norm
-from sklearn_excb.networks.release_names import Release, TeacherTensors, listed, teacher_tensors
 from sklearn_excb.networks.student_teacher import ClusterNetwork, build_teacher
 from sklearn_excb.runtime.compat import weightless
 from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.saving.release_tensors import Release, TeacherTensors, listed, teacher_tensors
 from sklearn_excb.settings import auto_rules as rules
-from sklearn_excb.settings.settings import Facts, resolve
+from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.storage.torch_files import load_objects, plain_arguments
 from sklearn_excb.training.build import IMAGENET_MEAN
 from sklearn_excb.views.multicrop import ViewRecipe

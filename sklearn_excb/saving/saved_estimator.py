@@ -24,7 +24,7 @@ from torch import nn
 from sklearn_excb.data.sources import Skipped
 from sklearn_excb.exceptions import DamagedFileError
 from sklearn_excb.fitting.fit import Fitted
-from sklearn_excb.storage.checkpoint_folder import read_state
+from sklearn_excb.storage.checkpoint_folder import read_checkpoint
 from sklearn_excb.storage.packing import pack, unpack
 from sklearn_excb.storage.tensor_files import read_tensors, text_checksum, write_tensors
 from sklearn_excb.training.network_description import (
@@ -175,7 +175,7 @@ def load_estimator(path: str | os.PathLike[str], backbone: nn.Module | None) -> 
 
 def _of_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What :func:`_read` gives, of a state, which has no labels."""
-    state = read_state(file)
+    state = read_checkpoint(file)
     run = state["about"]
     described, parameters = run["network"], run["parameters"]
     settings = described["settings"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sklearn_excb.settings.auto_rules import MOST_ENLARGED
-from sklearn_excb.settings.settings import Facts, Settings
+from sklearn_excb.settings.resolve import Facts, Settings
 
 Check = Callable[[Any], bool]
 

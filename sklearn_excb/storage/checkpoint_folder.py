@@ -32,8 +32,8 @@ _AUTO_SECONDS = 600.0  # between two states within an epoch
 _AUTO_SHARE = 20.0  # times as long as the last one took to write, at least: 5 % of the run
 
 
-class RunFolder:
-    """States of a run; made by :func:`run_folder`.
+class CheckpointFolder:
+    """States of a run; made by :func:`open_checkpoint_folder`.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class RunFolder:
             if not self._failing:
                 warn_caller(
                     f"The state after {step:,} steps could not be written to {self.path}: {error}. "
-                    f"The fit goes on, and tries again; {self._what_is_left()}.",
+                    f"The fit goes on, and tries again; {self._last_checkpoint()}.",
                     CheckpointWarning,
                 )
             self._failing = True
@@ -119,7 +119,7 @@ class RunFolder:
         files, failed = self._files(), ""
         for file in files:
             try:
-                state = read_state(file)
+                state = read_checkpoint(file)
             except DamagedFileError as error:  # what the disk refuses to read may be whole
                 failed = str(error)
                 continue
@@ -137,7 +137,7 @@ class RunFolder:
             )
         return None
 
-    def _what_is_left(self) -> str:
+    def _last_checkpoint(self) -> str:
         files = self._files()
         return f"{files[0].name} is the last that was" if files else "none was before"
 
@@ -146,7 +146,7 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         """States that are there, the newest first."""
-        return sorted(_states_in(self.path), key=_step_of, reverse=True)
+        return sorted(_checkpoints_in(self.path), key=_step_of, reverse=True)
 
     def _keep_as_best(self, file: Path) -> None:
         from sklearn_excb.evaluation import output_files
@@ -165,23 +165,23 @@ class RunFolder:
             )
 
 
-def has_states(path: str | os.PathLike[str]) -> bool:
+def has_checkpoints(path: str | os.PathLike[str]) -> bool:
     """Whether there is a run in a folder to go on with."""
-    return bool(_states_in(Path(path)))
+    return bool(_checkpoints_in(Path(path)))
 
 
 def _step_of(file: Path) -> int:
     return int(file.stem.removeprefix("step-"))
 
 
-def _states_in(path: Path) -> list[Path]:
+def _checkpoints_in(path: Path) -> list[Path]:
     return [file for file in path.iterdir() if _NAME.fullmatch(file.name)] if path.is_dir() else []
 
 
 @contextmanager
-def run_folder(
+def open_checkpoint_folder(
     path: str | os.PathLike[str] | None, every: int | str, n_kept: int
-) -> Iterator[RunFolder | None]:
+) -> Iterator[CheckpointFolder | None]:
     """Open the folder of a run, made if it is not there, for this run alone; None without a path.
 
     Raises
@@ -222,13 +222,13 @@ def run_folder(
         for left in folder.iterdir():
             if _PARTIAL.fullmatch(left.name):  # of a process that was killed while it wrote
                 left.unlink()
-        yield RunFolder(folder, every, n_kept)
+        yield CheckpointFolder(folder, every, n_kept)
     finally:
         lock.release()
 
 
-def read_state(file: Path) -> dict[str, Any]:
-    """Read a state that :meth:`RunFolder.write` wrote.
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a state that :meth:`CheckpointFolder.write` wrote.
 
     Raises
     ------

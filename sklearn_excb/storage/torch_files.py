@@ -75,11 +75,11 @@ def load_objects(path: str | os.PathLike[str]) -> Any:
         raise ValueError(
             f"{file} cannot be read as a checkpoint. Either it is none, or is broken or cut short; "
             "or it holds more than tensors, numbers and names, and nothing is executed here. "
-            f"{_said(error)}"
+            f"{_described(error)}"
         ) from error
 
 
-def _said(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """What torch found, without its advice to execute it after all."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if " GLOBAL " in line]

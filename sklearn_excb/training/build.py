@@ -1,4 +1,4 @@
-"""From a source and parameters to networks, settings and batches."""
+"""Build what a fit trains, from a source and parameters: networks, settings, batches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from sklearn_excb.data.channel_statistics import channel_statistics
 from sklearn_excb.data.sources import Rows, Source, typical_shape
+from sklearn_excb.method.balancing import TIE_FLOOR, Balancing, ClusterSizes
+from sklearn_excb.method.baselines import Centering, NoBalancing, Sinkhorn
 from sklearn_excb.networks.backbones import build_backbone, output_dim
 from sklearn_excb.networks.bf16_gradients import undefined_gradients
 from sklearn_excb.networks.frozen import Frozen, thawed
@@ -18,7 +20,7 @@ from sklearn_excb.networks.heads import uses_batch_norm
 from sklearn_excb.networks.pretrained import InputStatistics, input_statistics
 from sklearn_excb.networks.student_teacher import StudentTeacher, build_networks
 from sklearn_excb.runtime.devices import resolve_precision
-from sklearn_excb.settings.settings import (
+from sklearn_excb.settings.resolve import (
     Facts,
     Settings,
     resolve,
@@ -130,7 +132,24 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
     return networks, settings, n_features
 
 
-def _sound_precision(
+def build_balancing(settings: Settings, device: torch.device | str) -> Balancing:
+    """Build the measured sizes, or the baseline that the settings name."""
+    if settings.balancing == "centering":
+        return Centering(settings.K, device=device)
+    if settings.balancing == "sinkhorn":
+        return Sinkhorn(settings.K, device=device)
+    if settings.balancing == "none":
+        return NoBalancing(settings.K, device=device)
+    return ClusterSizes(
+        settings.K,
+        settings.size_momentum,
+        below=settings.balancing,
+        relative_floor=TIE_FLOOR,
+        device=device,
+    )
+
+
+def _safe_precision(
     settings: Settings, backbone: nn.Module, kind: str, device: torch.device
 ) -> str:
     """Precision of a training; where a CPU's gradients in bfloat16 are undefined, not "bf16"."""
@@ -159,7 +178,7 @@ def prepare(
 ) -> tuple[StudentTeacher, Settings, int, ViewBatches]:
     """Return what :func:`build` gives, and the batches of the fit."""
     networks, settings, n_features = build(parameters, facts)
-    precision = _sound_precision(settings, networks.student.backbone, source.kind, device)
+    precision = _safe_precision(settings, networks.student.backbone, source.kind, device)
     settings = replace(settings, precision=precision)
     known = None
     if parameters["pretrained"] or settings.freeze_backbone:
@@ -170,7 +189,7 @@ def prepare(
     if not settings.has_backbone:
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
-        networks.know_features(constant_feature(source.load, len(source), recipe))
+        networks.set_feature_statistics(constant_feature(source.load, len(source), recipe))
     batches = ViewBatches(
         source,
         recipe,

@@ -127,7 +127,7 @@ def merge_tree(
     that of some 2 to 3 K^2 D products and divisions, memory a few times (K, D): no (K, K) ever
     exists. One thread, D = 256: K = 8,000 takes .46 of SciPy's ``linkage`` and 83 MB, not 479;
     K = 65,536 some four minutes and 308 MB, a graph from the start .55 of that
-    (``python -m benchmarks.grouping``).
+    (``python -m benchmarks.coarse_groups``).
 
     Examples
     --------

@@ -14,7 +14,7 @@ from sklearn_excb.exceptions import CollapseWarning, DivergedError, DivergenceWa
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.settings.auto_rules import learning_rate
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.gradients import Divergence
 
 _UNEVEN = 3  # so few clusters may be uneven by nature, and their targets unsure: no judgement
@@ -61,14 +61,14 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
     if taught and few(inferred, _FEW_LABELLED):  # never of nan: not the last epoch
         return (
             f"The clusters have collapsed: labels_ uses {inferred:.3g} of {K} effectively, and "
-            f"{record['empty_fraction']:.0%} are empty. {_more_steps(settings)}"
+            f"{record['empty_fraction']:.0%} are empty. {_advise_more_steps(settings)}"
         )
     when = f"in epoch {epoch} of {settings.epochs}"
     balanced, plain = record["effective_clusters_balanced"], record["effective_clusters_plain"]
     if epoch >= _FIRST_EPOCH and few(balanced):
         return (
             f"The clusters are collapsing: {when} only {balanced:.3g} of {K} are in effective use "
-            f"after balancing. {_more_balance(settings)}"
+            f"after balancing. {_advise_balancing(settings)}"
         )
     warmup = settings.warmup_epochs
     if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
@@ -77,20 +77,22 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
         return (
             f"The clusters are collapsing: {when} balancing uses {balanced:.3g} of {K} clusters, "
             f"but without it, as predict is, {plain:.3g} are in effective use. "
-            f"{_more_steps(settings)}"
+            f"{_advise_more_steps(settings)}"
         )
     sureness = (
         f"{when} the loss is {record['loss']:.2f}, log K is {math.log(K):.2f}, and targets have "
         f"{record['teacher_entropy']:.0%} of the largest entropy."
     )
     if record["teacher_entropy"] > _ALIKE:
-        return f"The fit has learned little so far: {sureness} {_more_sureness(settings)}"
+        return f"The fit has learned little so far: {sureness} {_advise_sharper_targets(settings)}"
     if record["loss"] > _ALIKE * math.log(K):
-        return f"The student does not follow the teacher: {sureness} {_other_rate(settings)}"
+        return (
+            f"The student does not follow the teacher: {sureness} {_advise_learning_rate(settings)}"
+        )
     return None
 
 
-def _more_sureness(settings: Settings) -> str:
+def _advise_sharper_targets(settings: Settings) -> str:
     """What to do when targets say nothing."""
     temperature = settings.teacher_temperature[1]
     if temperature > _PUBLISHED_TEMPERATURE:
@@ -101,7 +103,7 @@ def _more_sureness(settings: Settings) -> str:
     )
 
 
-def _other_rate(settings: Settings) -> str:
+def _advise_learning_rate(settings: Settings) -> str:
     """What to do when the student learns nothing of targets that are sure of something."""
     by_rule = learning_rate(settings.optimizer, settings.batch_size)
     if not by_rule / 3 < settings.learning_rate < by_rule * 3:
@@ -112,17 +114,17 @@ def _other_rate(settings: Settings) -> str:
     )
 
 
-def _more_steps(settings: Settings) -> str:
+def _advise_more_steps(settings: Settings) -> str:
     """What to do when plain labels do not follow the balanced ones."""
     if settings.balancing not in ("linear", "exponential"):
-        return _more_balance(settings)
+        return _advise_balancing(settings)
     return (
         f"Train longer (epochs, now {settings.epochs}), or lower batch_size (now "
         f"{settings.batch_size}), learning_rate (now {settings.learning_rate:g}) or K."
     )
 
 
-def _more_balance(settings: Settings) -> str:
+def _advise_balancing(settings: Settings) -> str:
     """What to do when labels pile up in a few clusters."""
     if settings.balancing not in ("linear", "exponential"):
         return f'balancing="{settings.balancing}" does not hold them apart: set "linear".'
@@ -134,7 +136,7 @@ def _more_balance(settings: Settings) -> str:
     )
 
 
-class Watch:
+class CollapseMonitor:
     """Warns once of a collapse, and keeps the last teacher that was sound.
 
     Parameters

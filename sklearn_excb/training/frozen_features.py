@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.inference import embed
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import constant_feature, row_recipe
@@ -76,10 +76,10 @@ def feature_batches(
         n_global=settings.n_global,
         n_local=settings.n_local,
     )
-    recipe = batches.ranks.from_first(recipe)
+    recipe = batches.ranks.broadcast(recipe)
     if not goes_on:
-        constant = batches.ranks.from_first(constant_feature(rows.load, len(rows), recipe))
-        networks.know_features(constant, recipe.mean, recipe.scale)
+        constant = batches.ranks.broadcast(constant_feature(rows.load, len(rows), recipe))
+        networks.set_feature_statistics(constant, recipe.mean, recipe.scale)
     as_they_are = replace(
         recipe, mean=np.zeros_like(recipe.mean), scale=1.0, noise=recipe.noise * recipe.scale
     )

@@ -27,7 +27,7 @@ _STREAM_PART = 64  # images of a stream that are in memory together
 _MULTIPLE = 32  # batches are padded to a multiple of it
 
 
-def on_each(
+def split_among_devices(
     devices: Sequence[torch.device],
     teacher: ClusterNetwork,
     n_samples: int,
@@ -141,7 +141,7 @@ def assign(
         done += len(rows)
 
 
-def of_stream(
+def infer_stream(
     open_part: Callable[[StreamPart], Source],
     function: Callable[[Source, npt.NDArray[Any] | None], npt.NDArray[Any]],
     X: Iterable[Any],

@@ -20,9 +20,9 @@ from sklearn_excb.method.entropy import mean_entropies
 from sklearn_excb.method.kmeans import most_start_rows, spherical_kmeans
 from sklearn_excb.method.loss import Loss, excb_loss, teacher_targets
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.networks.sync_batch_norm import joint_batch_norm
+from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
 from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.optimizer import UNSCALED, Plan, TeacherRates, set_rates
 from sklearn_excb.views.batches import Batch
 
@@ -99,7 +99,7 @@ def _forward(
     with torch.no_grad(), in_precision(settings, groups[0]):
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
     if balancing.sees_rows:
-        seen = ranks.gathered(teacher_rows, dim=1)
+        seen = ranks.concatenate(teacher_rows, dim=1)
         balancing.see(seen, teacher.centroids.weight, temperature)
     targets = teacher_targets(
         teacher_rows,
@@ -139,7 +139,7 @@ def _joined(parts: Sequence[tuple[float, Outcome]], n_together: int, ranks: Rank
     entropies = mean(part.entropies for part in found)
     means = ranks.sum_(torch.stack([*loss, *entropies]))
     labels = torch.cat([torch.stack([of.labels, of.plain_labels]) for of in found], dim=2)
-    labels = ranks.joined(labels, n_together, dim=2)  # (2, G, B)
+    labels = ranks.concatenate_spans(labels, n_together, dim=2)  # (2, G, B)
     return Outcome(Loss(*means[:3]), labels[0], labels[1], entropies=means[3:])
 
 
@@ -250,7 +250,7 @@ def train(
         torch.manual_seed(int(np.random.SeedSequence(of).generate_state(1)[0]))
         set_rates(optimizer, settings, step, plan)
         rates = TeacherRates.of(settings, step, plan)
-        with joint_batch_norm(ranks):
+        with synchronized_batch_norm(ranks):
             outcome = train_step(
                 networks, balancing, optimizer, batch, settings, rates, ranks, scaler
             )
@@ -289,7 +289,7 @@ def start_centroids(
     places: list[npt.NDArray[np.int64]] = []
     seen, wanted = 0, most_start_rows(settings.K)
     for batch in ranks.in_step(batches):
-        with joint_batch_norm(ranks):
+        with synchronized_batch_norm(ranks):
             for part, _ in split(batch, settings.micro_batch, ranks):
                 rows.append(networks.teacher.project(part).float().cpu())
         places.append(seen + np.arange(batch.n_together)[ranks.span(batch.n_together)])
@@ -297,7 +297,7 @@ def start_centroids(
         if seen >= wanted:
             break
     start = spherical_kmeans(
-        _moved_together(rows).numpy(),
+        _concatenate_and_free(rows).numpy(),
         settings.K,
         seed=seed,
         ranks=ranks,
@@ -308,7 +308,7 @@ def start_centroids(
     networks.student.centroids.weight.copy_(torch.from_numpy(start.means))
 
 
-def _moved_together(rows: list[Tensor]) -> Tensor:
+def _concatenate_and_free(rows: list[Tensor]) -> Tensor:
     """Concatenate tensors and let go of them."""
     together = torch.cat(rows)
     rows.clear()

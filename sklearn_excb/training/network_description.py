@@ -13,7 +13,7 @@ from sklearn_excb.networks.backbones import build_backbone
 from sklearn_excb.networks.frozen import Frozen
 from sklearn_excb.networks.heads import HeadShape
 from sklearn_excb.networks.student_teacher import ClusterNetwork, build_teacher
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from sklearn_excb.method.schedules import cosine, warmup_cosine
-from sklearn_excb.settings.settings import Settings
+from sklearn_excb.settings.resolve import Settings
 
 _LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
 _CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine

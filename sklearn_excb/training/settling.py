@@ -22,8 +22,8 @@ from sklearn_excb.method.kmeans import FloatRows, cluster_means, unit_rows
 from sklearn_excb.method.loss import teacher_targets
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.settings.settings import Settings
-from sklearn_excb.training.balancing import build_balancing
+from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.training.build import build_balancing
 from sklearn_excb.training.inference import embed
 
 Labels = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ def enough_to_settle(settings: Settings, n_samples: int) -> bool:
     return settings.settle_passes > 0 and n_samples >= _A_CLUSTER_KEPT * settings.K
 
 
-def told_apart(rows: FloatRows, ranks: Ranks = ALONE) -> bool:
+def are_distinct(rows: FloatRows, ranks: Ranks = ALONE) -> bool:
     """Whether projections differ by more than rounding, which else would decide where they fall.
 
     A network that has learned next to nothing gives all images one direction. Of unit rows, the
@@ -107,7 +107,7 @@ def settle_teacher(
     n_rows, n_dims = mine.stop - mine.start, teacher.centroids.weight.shape[1]
     rows = np.empty((n_rows, n_dims), dtype=np.float32)
     embed(teacher, inputs, "projection", out=rows)
-    if not told_apart(rows, ranks):
+    if not are_distinct(rows, ranks):
         return None
     settled = settle(
         rows, teacher.centroids.weight, settings, n_samples=n_samples, seed=seed, ranks=ranks

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.data import color
 from sklearn_excb.data.resampling import to_unit
 from sklearn_excb.runtime.transfers import to_device
+from sklearn_excb.views import color
 from sklearn_excb.views.multicrop import FloatArray, ViewParameters, ViewRecipe, blur_scale
 
 _COMPILED_FROM = 64  # px; compiling takes some 15 s, which smaller views do not give back
@@ -119,10 +119,10 @@ def compiled_loops(recipe: ViewRecipe) -> ModuleType | None:
 @functools.cache
 def _import_loops() -> ModuleType | None:
     try:
-        from sklearn_excb.data import compiled_color as fused_color
+        from sklearn_excb.views import compiled_color
     except ImportError:  # Numba is optional
         return None
-    return fused_color
+    return compiled_color
 
 
 def _finish_compiled(

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from sklearn_excb.data.resampling import centre_crop, resize_short_side, trim_length
 from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source
-from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.philox import permutation
 from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.runtime.threads import Map, finished, reading_threads
-from sklearn_excb.runtime.transfers import Leash, is_pinned_for, to_device
+from sklearn_excb.runtime.threads import Map, finished, reader_threads
+from sklearn_excb.runtime.transfers import StepLimiter, is_pinned_for, to_device
 from sklearn_excb.views.augmentation import normalize
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe, make_row_views, standardize
@@ -203,8 +203,8 @@ class ViewBatches:
     ) -> Generator[Batch, None, None]:
         """Batches of an epoch, of rows, of all views or of one of the global ones."""
         memory: deque[list[Tensor]] = deque([] for _ in range(self.n_ahead + 1))
-        leash = Leash(self.device)
-        with reading_threads(self.n_jobs, aside=self.n_ahead > 0) as read:
+        limiter = StepLimiter(self.device)
+        with reader_threads(self.n_jobs, aside=self.n_ahead > 0) as read:
 
             def begin(epoch: int, together: Indices, only: int | None) -> Callable[[], Batch]:
                 memory.rotate()
@@ -212,7 +212,7 @@ class ViewBatches:
                 finish = self._begin(rows, epoch, only, memory[0], read)
 
                 def end() -> Batch:
-                    leash.wait()
+                    limiter.wait()
                     return Batch(epoch, finish(), len(rows), len(together))
 
                 return end
@@ -314,7 +314,7 @@ def _opened(
     """Whole images that threads open; further batches while an accelerator is at work."""
     ahead, size = n_ahead(source, n_jobs, device), recipe.global_size
     rooms = deque(torch.empty(batch_size, source.n_channels, size, size) for _ in range(ahead + 1))
-    with reading_threads(n_jobs, aside=ahead > 0) as read:
+    with reader_threads(n_jobs, aside=ahead > 0) as read:
 
         def begin(rows: Indices) -> Callable[[], Tensor]:
             rooms.rotate()
@@ -322,9 +322,9 @@ def _opened(
 
             @torch.inference_mode()  # the room may have been made in it
             def open_part(part: slice) -> None:
-                scratch = Scratch()
+                buffers = BufferPool()
                 for into, row in zip(room[part], rows[part].tolist(), strict=True):
-                    image = source.load_one(row, 2 * whole_side(recipe), scratch=scratch)
+                    image = source.load_one(row, 2 * whole_side(recipe), buffers=buffers)
                     into.copy_(whole_images(image[None], recipe)[0])
 
             opened = read(open_part, parts(0, len(rows)))

@@ -15,22 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sklearn_excb.data.pixels import to_gray
 from sklearn_excb.runtime.transfers import to_device
-
-_LUMA = (0.2989, 0.587, 0.114)
 
 
 def _each(parameter: Tensor) -> Tensor:
     return parameter[:, None, None, None]
-
-
-def to_gray(images: Tensor) -> Tensor:
-    """Luma of images with three channels, mean of the channels of others; (n, 1, h, w)."""
-    if images.shape[1] != 3:
-        return images.mean(dim=1, keepdim=True)
-    red, green, blue = images.split(1, dim=1)
-    gray = _LUMA[0] * red
-    return gray.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _blend(images: Tensor, other: Tensor, ratio: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
-"""What is done to a crop in one compiled loop after another: views on a CPU that has Numba.
+"""Colour operations of views as loops that Numba compiles, crop by crop.
 
-It computes what :func:`sklearn_excb.views.augmentation.finish_views` and
-:mod:`sklearn_excb.data.color` do with tensors, crop by crop: a crop stays in the processor's cache,
-and no other thread waits for the
-interpreter meanwhile. Numba is optional (the extra ``fast``). It compiles at the first call, which
-takes some fifteen seconds, and keeps what it has compiled.
+They compute what :func:`sklearn_excb.views.augmentation.finish_views` and
+:mod:`sklearn_excb.views.color` do with tensors. A crop stays in the processor's cache, and no other
+thread waits for the interpreter meanwhile. Numba is optional (the extra ``fast``).
+The first call compiles the loops, which takes some fifteen seconds; the result is cached.
 
 Axes: ``c`` channels, ``p`` the pixels of a crop, row by row.
 """
@@ -202,7 +201,7 @@ def finish(
         Any numbers, the channels of a pixel side by side; ``white`` is 1.
     flip, jitter, gray, solarize : ndarrays of shape (V, B), bool
     factors, order : ndarrays of shape (V, B, 4)
-        Of the jitter, as for :func:`sklearn_excb.data.color.jitter`.
+        Of the jitter, as for :func:`sklearn_excb.views.color.jitter`.
     sigma : ndarray of shape (V, B), float32
         Of the blur, in pixels; 0 for none.
     radius : int

@@ -71,10 +71,10 @@ class Reservoir:
         return [self._samples[place] for place in permutation(self._seed, number, len(self))[:n]]
 
     def state(self) -> tuple[Any, ...]:
-        """What :meth:`go_back` goes back to."""
+        """What :meth:`restore` goes back to."""
         return self._capacity, list(self._samples), self._n_bytes, self._n_offered
 
-    def go_back(self, state: tuple[Any, ...]) -> None:
+    def restore(self, state: tuple[Any, ...]) -> None:
         """Forget what has come since."""
         self._capacity, self._samples, self._n_bytes, self._n_offered = state
 

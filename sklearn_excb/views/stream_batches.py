@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sklearn_excb.data.sources import Source
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.runtime.threads import Map, read_ahead, reading_threads
-from sklearn_excb.runtime.transfers import Leash
+from sklearn_excb.runtime.threads import Map, read_ahead, reader_threads
+from sklearn_excb.runtime.transfers import StepLimiter
 from sklearn_excb.views.batches import AHEAD, Batch, ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
@@ -70,12 +70,12 @@ class StreamBatches:
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Yield the batches of the steps that are left after so many: what comes now."""
-        left, leash = self.n_epochs * self.steps_per_epoch - step, Leash(self.device)
-        with reading_threads(self.n_jobs) as read:
+        left, limiter = self.n_epochs * self.steps_per_epoch - step, StepLimiter(self.device)
+        with reader_threads(self.n_jobs) as read:
             for source in read_ahead(partial(self._opened, read), left, self.n_ahead):
                 step += 1
                 batch = self._batch(source, step)
-                leash.wait()
+                limiter.wait()
                 yield batch._replace(epoch=-(-step // self.steps_per_epoch))
 
     def rows(self, step: int) -> list[int]:
@@ -84,7 +84,7 @@ class StreamBatches:
 
     def keep_more(self, wanted: Callable[[], bool]) -> None:
         """Read on, without learning, until the sample is full or no more is wanted."""
-        with reading_threads(self.n_jobs) as read:
+        with reader_threads(self.n_jobs) as read:
             while wanted() and not self.kept.is_full:
                 self._opened(read)
 

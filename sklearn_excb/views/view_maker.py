@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sklearn_excb.data.resampling import crop_resize, to_unit
 from sklearn_excb.data.sources import ArrayImages, ItemImages
-from sklearn_excb.runtime.buffers import Scratch
+from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.threads import Map
 from sklearn_excb.runtime.transfers import to_device
 from sklearn_excb.views import augmentation as finishing
@@ -85,16 +85,16 @@ class Drawn(NamedTuple):
         return memory
 
     def cut(
-        self, images: Tensor, part: slice, scratch: Sequence[Scratch | None] | None = None
+        self, images: Tensor, part: slice, buffers: Sequence[BufferPool | None] | None = None
     ) -> list[Tensor]:
         """Crops (V, b, c, size, size) of each kind, of images (b, c, h, w), a part of the batch."""
         shapes = np.tile(images.shape[-2:], (len(images), 1))
         boxes = torch.from_numpy(fit_boxes(self.attempts[:, :, part], shapes))
         of_kinds = boxes.split([len(kind.blur) for kind in self.kinds])
         return [
-            crop_resize(images, of_kind, kind.size, scratch=room)
+            crop_resize(images, of_kind, kind.size, buffers=room)
             for of_kind, kind, room in zip(
-                of_kinds, self.kinds, scratch or [None] * len(self.kinds), strict=True
+                of_kinds, self.kinds, buffers or [None] * len(self.kinds), strict=True
             )
         ]
 
@@ -188,13 +188,13 @@ def _cut(
 ) -> Iterator[tuple[slice, list[Tensor]]]:
     """Crops (V, b, c, size, size) of each kind, of ``at_once`` images of a part at a time."""
     side = drawn.recipe.side_for_crops
-    of_image, *of_crops = (Scratch() for _ in range(1 + len(drawn.kinds)))
-    scratch = of_crops if at_once == 1 else None
+    of_image, *of_crops = (BufferPool() for _ in range(1 + len(drawn.kinds)))
+    buffers = of_crops if at_once == 1 else None
     for some in parts(part.start, part.stop, at_once):
         crops = []
         for place in range(some.start, some.stop):
-            image = source.load_one(int(rows[place]), side, scratch=of_image)[None]
-            crops.append(drawn.cut(image, slice(place, place + 1), scratch))
+            image = source.load_one(int(rows[place]), side, buffers=of_image)[None]
+            crops.append(drawn.cut(image, slice(place, place + 1), buffers))
         yield some, [_together(of_kind) for of_kind in zip(*crops, strict=True)]
 
 
