@@ -7,8 +7,8 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sklearn_excb.views import color
 from sklearn_excb.data.resampling import crop_resize, resize_weights
+from sklearn_excb.views import color
 from sklearn_excb.views.augmentation import finish_views
 from sklearn_excb.views.batches import whole_images
 from sklearn_excb.views.multicrop import (
