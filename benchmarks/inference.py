@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from benchmarks.views import write_photos
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.open_source import open_source
-from sklearn_excb.training.inference import embed
+from sklearn_excb.training.teacher_outputs import embed
 from sklearn_excb.views.batches import inference_inputs
 
 BATCH = 256  # images that inference takes at once

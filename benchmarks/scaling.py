@@ -22,17 +22,18 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import sklearn_excb.fitting.fake_steps as fake_phases
-import sklearn_excb.fitting.memory_estimate as memory
+import sklearn_excb.fitting.memory.estimate as memory
+import sklearn_excb.fitting.memory.fake_steps as fake_phases
 import sklearn_excb.networks.heads as heads
 import sklearn_excb.networks.student_teacher as networks_module
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.sources import ArrayImages
-from sklearn_excb.fitting.memory_estimate import estimate_memory
-from sklearn_excb.fitting.tensor_memory import fake, size, tensors_of
+from sklearn_excb.fitting.memory.estimate import estimate_memory
+from sklearn_excb.fitting.memory.live_tensors import fake, size, tensors_of
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.settings.resolve import Facts, Settings
 from sklearn_excb.training.build import build, build_balancing, prepare
+from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.loop import train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.views.batches import Batch
@@ -113,10 +114,9 @@ def steps(repeats: int) -> None:
         own = {name: value for name, value in varied.items() if name != "D"}
         parameters = ExCBEstimator(**(BASE | own)).get_params()
         source = ArrayImages(images)
-        facts = Facts(len(source), "images", (128, 128), 3)
         with dimensions(D):
-            of = prepare(source, facts, parameters, 0, torch.device("cpu"))
-            networks, settings, _, batches = of
+            model, batches = prepare(source, FitContext(parameters, 0, torch.device("cpu")))
+            networks, settings = model.networks, model.settings
             peak = sum(estimate_memory(networks, settings, batches).phases["step"].values())
         return stepper(networks, settings), settings.batch_size, peak
 
@@ -208,7 +208,7 @@ def arithmetic() -> None:
             sent = 2 * (n - 1) / n * gradients
             device = torch.device("cuda")
             images = ArrayImages(np.broadcast_to(np.uint8(0), (n_images, 256, 256, 3)))
-            _, _, _, batches = prepare(images, facts, parameters, 0, device)
+            _, batches = prepare(images, FitContext(parameters, 0, device))
             at_once = settings.batch_size if share >= 2 else 2
             of_rank = replace(settings, batch_size=share, micro_batch=min(share, at_once))
             batches = replace(batches, batch_size=share)

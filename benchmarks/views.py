@@ -35,12 +35,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from sklearn_excb.data import image_files as files
+from sklearn_excb.data import image_files
 from sklearn_excb.data.open_source import open_source
 from sklearn_excb.data.sources import ItemImages
 from sklearn_excb.runtime.threads import reader_threads
 from sklearn_excb.training.build import IMAGENET_MEAN, IMAGENET_STD
-from sklearn_excb.views import augmentation as finishing
+from sklearn_excb.views import augmentation
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.view_maker import begin_crops
@@ -197,8 +197,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     if arguments.without_fast:
-        finishing.compiled_loops = lambda recipe: None
-        files.simplejpeg = None
+        augmentation.compiled_loops = lambda recipe: None
+        image_files.simplejpeg = None
     with tempfile.TemporaryDirectory() as folder:
         if arguments.images:
             paths = [str(path) for path in sorted(arguments.images.glob("*.jp*g"))[:64]]

@@ -4,7 +4,7 @@ import warnings
 
 from sphinx_gallery.sorting import ExplicitOrder
 
-from sklearn_excb import __version__
+from sklearn_excb import ExCBEstimator, __version__
 
 project = "sklearn_excb"
 author = "The sklearn_excb developers"
@@ -31,6 +31,14 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
 
 autosummary_generate = True
+autosummary_context = {  # methods of our own mixins, which sphinx calls inherited
+    "of_mixins": [
+        name
+        for base in ExCBEstimator.__mro__[1:]
+        if base.__module__.startswith("sklearn_excb")
+        for name in vars(base)
+    ]
+}
 autodoc_typehints = "none"  # numpydoc has them
 numpydoc_show_class_members = False
 

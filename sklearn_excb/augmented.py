@@ -20,8 +20,10 @@ from torch import Tensor
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.data.unusable_images import skipped_of
 from sklearn_excb.estimator import ExCBEstimator
+from sklearn_excb.inference.devices import inference_device
+from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.networks.student_teacher import ClusterNetwork
-from sklearn_excb.training.inference import Embedding, embed
+from sklearn_excb.training.teacher_outputs import Embedding, embed
 from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.views.multicrop import ViewRecipe
 
@@ -125,7 +127,7 @@ def augmented_views(
         raise ValueError(f"smallest_area={smallest_area!r}, needed a share of the area in (0, 1].")
     if flip is not None and not 0 <= flip <= 1:
         raise ValueError(f"flip={flip!r}, needed a probability in [0, 1].")
-    source = estimator._open(X, fitting=False)
+    source = open_samples(estimator, X, fitting=False)
     fitted = estimator._fitted
     if isinstance(source, Rows):
         raise ValueError(
@@ -142,7 +144,7 @@ def augmented_views(
         gray=0.0,
         flip=own.flip if flip is None else flip,
     )
-    device = estimator._inference_device()
+    device = inference_device(estimator.device)
     n_jobs = number_of_jobs(estimator.n_jobs, source)
     batches = ViewBatches(
         source,

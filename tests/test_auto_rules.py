@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings import auto_rules
 from sklearn_excb.settings.recipes import RECIPES
 from sklearn_excb.settings.resolve import Facts, resolve
 
 DEFAULTS = ExCBEstimator().get_params()
-PHOTOS = Facts(rules.IMAGENET, "images", (375, 500), 3)
+PHOTOS = Facts(auto_rules.IMAGENET, "images", (375, 500), 3)
 
 
 def test_resnet_recipe_at_imagenet_scale():
@@ -66,7 +66,7 @@ def test_views_are_whole_patches(backbone, frozen, short_side, expected):
     facts = Facts(1_000, "images", (short_side, short_side), 3)
     settings = resolve(parameters, facts, has_batch_norm=False)
     assert (settings.image_size, settings.local_size) == expected
-    assert settings.image_size <= rules.MOST_ENLARGED * short_side
+    assert settings.image_size <= auto_rules.MOST_ENLARGED * short_side
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_rules_give_usable_values(n_samples, short_side):
 def test_rules_grow_with_the_collection():
     sizes = [10**exponent for exponent in range(1, 7)]
     for rule in (
-        rules.n_clusters,
-        rules.batch_size,
-        rules.head_width,
-        lambda n: rules.image_size(n, 500),
-        lambda n: rules.image_size(n, 500, small_network=True),
+        auto_rules.n_clusters,
+        auto_rules.batch_size,
+        auto_rules.head_width,
+        lambda n: auto_rules.image_size(n, 500),
+        lambda n: auto_rules.image_size(n, 500, small_network=True),
     ):
         values = [rule(n) for n in sizes]
         assert values == sorted(values)
@@ -152,4 +152,11 @@ def test_numbers_of_any_kind_become_pythons():
 
 
 def test_local_views_are_never_larger_than_global_ones():
-    assert [rules.local_size(size) for size in (8, 16, 24, 32, 64, 224)] == [8, 16, 16, 16, 32, 96]
+    assert [auto_rules.local_size(size) for size in (8, 16, 24, 32, 64, 224)] == [
+        8,
+        16,
+        16,
+        16,
+        32,
+        96,
+    ]

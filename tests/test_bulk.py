@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import sklearn_excb.inference.mixin
 from sklearn_excb import ExCBEstimator, bulk
 from sklearn_excb.bulk import BulkResults, write_results
 from sklearn_excb.exceptions import ImageError
@@ -207,7 +208,7 @@ def test_images_that_are_skipped_are_nan_and_listed(of_photos, photos, tmp_path)
     assert labels[:50].min() >= 0
 
 
-def two_devices(excb, source):
+def two_devices(device, devices, source):
     return [torch.device("cpu")] * 2
 
 
@@ -216,7 +217,7 @@ def test_several_devices_say_what_one_says(X, fitted, monkeypatch):
     excb = copy.deepcopy(fitted)
     excb._fitted.settings.__dict__["micro_batch"] = 8  # batches of 32
     alone = excb.transform(X), excb.predict(X), excb.transform(X[:3])
-    monkeypatch.setattr(ExCBEstimator, "_inference_devices", two_devices)
+    monkeypatch.setattr(sklearn_excb.inference.mixin, "inference_devices", two_devices)
     for ours, theirs in zip(
         (excb.transform(X), excb.predict(X), excb.transform(X[:3])), alone, strict=True
     ):
@@ -226,7 +227,7 @@ def test_several_devices_say_what_one_says(X, fitted, monkeypatch):
 def test_what_fails_on_one_device_is_raised(fitted, monkeypatch):
     excb = copy.deepcopy(fitted)
     excb._fitted.settings.__dict__["micro_batch"] = 8
-    monkeypatch.setattr(ExCBEstimator, "_inference_devices", two_devices)
+    monkeypatch.setattr(sklearn_excb.inference.mixin, "inference_devices", two_devices)
     with pytest.raises(ImageError, match="Image 80"):
         excb.predict([*DIGITS[:80], b"no image", *DIGITS[81:]])
 

@@ -20,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.method import ward
-from sklearn_excb.training import coarse_groups as grouping
+from sklearn_excb.training import coarse_groups
 from sklearn_excb.training.coarse_groups import cut, group_centroids, merge_tree
 
 IMAGES = (load_digits().images[:150] / 16).astype(np.float32)
@@ -140,7 +140,7 @@ def test_a_hub_near_to_all_does_not_slow_it_down(monkeypatch):
 
 def test_a_complete_graph_changes_nothing(monkeypatch, precision):
     x, sizes = points(90, 6, seed=6), np.random.default_rng(6).integers(1, 9, 90)
-    monkeypatch.setattr(grouping, "_NEIGHBORS", 89)
+    monkeypatch.setattr(coarse_groups, "_NEIGHBORS", 89)
     expected = merge_tree(x, sizes)
     for n_left in (1, 30, 89):
         tree = merge_tree(x, sizes, exact_up_to=n_left)

@@ -13,6 +13,7 @@ from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
 from sklearn_excb.data.sources import ArrayImages
 from sklearn_excb.fitting.dry_run import dry_run
+from sklearn_excb.training.context import FitContext
 from tests.small_runs import BreaksOffError, breaking_off
 
 DIGITS = (load_digits().images[:60] / 16).astype(np.float32)
@@ -39,9 +40,7 @@ def test_times_add_up():
     source = ArrayImages(DIGITS[..., None])
     found = dry_run(
         source,
-        small(epochs=4).get_params(),
-        seed=0,
-        device=torch.device("cpu"),
+        FitContext(small(epochs=4).get_params(), 0, torch.device("cpu")),
         clock=itertools.count().__next__,
     )
     assert (found.n_samples, found.steps_per_epoch, found.n_steps) == (60, 3, 12)

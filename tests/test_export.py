@@ -18,7 +18,7 @@ from torch import nn
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli import main
 from sklearn_excb.networks.backbones import RowMLP, SmallCNN
-from sklearn_excb.saving import export as exporting
+from sklearn_excb.saving import export
 from sklearn_excb.training.traceable import EndToEnd, WholeImages, _rounded
 from sklearn_excb.views.batches import whole_images
 from sklearn_excb.views.multicrop import ViewRecipe
@@ -164,7 +164,7 @@ def test_export_is_silent_and_changes_nothing_but_the_file(rows, tmp_path, capfd
 
 
 def test_large_weights_lie_beside_the_file_and_move_with_it(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "_LARGEST_FILE", 1000)
+    monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
     (tmp_path / "a").mkdir()
     rows.export_onnx(tmp_path / "a" / "rows.onnx")
     names = {path.name for path in (tmp_path / "a").iterdir()}
@@ -178,7 +178,7 @@ def test_large_weights_lie_beside_the_file_and_move_with_it(rows, tmp_path, monk
 def test_a_network_that_computes_something_else_is_not_written(rows, tmp_path, monkeypatch):
     file = tmp_path / "rows.onnx"
     file.write_bytes(b"what was there")
-    monkeypatch.setattr(exporting, "standardize", lambda rows, recipe: -standardize(rows, recipe))
+    monkeypatch.setattr(export, "standardize", lambda rows, recipe: -standardize(rows, recipe))
     with pytest.raises(RuntimeError, match=r"Nothing was written: .* another embedding and"):
         rows.export_onnx(file)
     assert file.read_bytes() == b"what was there"

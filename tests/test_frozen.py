@@ -13,8 +13,8 @@ from torch import nn
 
 from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.fitting import run as running
-from sklearn_excb.fitting.resume import Earlier
+from sklearn_excb.fitting import training_run
+from sklearn_excb.fitting.resume import PreviousRun
 
 digits = load_digits()
 IMAGES = (digits.images[:600] / 16).astype(np.float32)
@@ -93,7 +93,7 @@ def test_a_run_is_taken_up_to_the_bit(fitted, tmp_path):
     first = estimator(checkpoint_dir=tmp_path, checkpoint_every=40)
     seen = 0
 
-    add = running.EpochRecord.add
+    add = training_run.EpochRecord.add
 
     def stopping(self, report):
         nonlocal seen
@@ -103,7 +103,7 @@ def test_a_run_is_taken_up_to_the_bit(fitted, tmp_path):
         return add(self, report)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running.EpochRecord, "add", stopping)
+        patch.setattr(training_run.EpochRecord, "add", stopping)
         with pytest.raises(Stop):
             first.fit(IMAGES)
     resumed = estimator(checkpoint_dir=tmp_path, resume=True).fit(IMAGES)
@@ -163,7 +163,7 @@ def test_a_run_whose_projector_had_hidden_layers_is_refused(fitted):
     network = {"settings": settings.as_dict(), "head": {"widths": (512, 512, 256)}}
     state = {"step": 1, "about": {"network": network, "steps_per_epoch": 9}}
     with pytest.raises(ValueError, match=r"earlier version, whose projector .* had hidden layers"):
-        Earlier(state, []).first_step(settings, len(IMAGES))
+        PreviousRun(state, []).first_step(settings, len(IMAGES))
 
 
 def test_the_projector_begins_with_the_distances_of_the_features():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sklearn_excb.method import kmeans as centroids
+from sklearn_excb.method import kmeans
 from sklearn_excb.method.kmeans import most_start_rows, spherical_kmeans
 
 
@@ -69,9 +69,9 @@ def test_there_are_rows_for_every_cluster_however_many():
 def test_blocks_on_an_accelerator_say_what_the_search_of_the_cpu_says(monkeypatch):
     rows = unit(np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32))
     expected = spherical_kmeans(rows, 12, seed=0)
-    monkeypatch.setattr(centroids, "_AT_ONCE", 64)
+    monkeypatch.setattr(kmeans, "_AT_ONCE", 64)
     monkeypatch.setattr(
-        centroids, "nearest_centroids", lambda *of: centroids._in_blocks(*of[:2], centroids.CPU)
+        kmeans, "nearest_centroids", lambda *of: kmeans._in_blocks(*of[:2], kmeans.CPU)
     )
     found = spherical_kmeans(rows, 12, seed=0)
     np.testing.assert_allclose(found.unit, expected.unit, atol=1e-6)

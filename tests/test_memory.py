@@ -13,17 +13,18 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-import sklearn_excb.fitting.memory_budget
+import sklearn_excb.fitting.memory.budget
 import sklearn_excb.runtime.devices
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.sources import ArrayImages
-from sklearn_excb.fitting.memory_estimate import estimate_memory
-from sklearn_excb.fitting.tensor_memory import LiveTensors
+from sklearn_excb.fitting.memory.estimate import estimate_memory
+from sklearn_excb.fitting.memory.live_tensors import LiveTensors
 from sklearn_excb.method.balancing import ClusterSizes
 from sklearn_excb.networks.student_teacher import build_networks
 from sklearn_excb.runtime.devices import available_memory
 from sklearn_excb.settings.resolve import Facts, resolve
-from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.build import prepare
+from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.loop import split, train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.views.batches import Batch
@@ -204,7 +205,7 @@ def test_every_thread_has_an_image_open_and_no_more(tmp_path):
 
 def has(monkeypatch, available):
     monkeypatch.setattr(
-        sklearn_excb.fitting.memory_budget, "available_memory", lambda device: available
+        sklearn_excb.fitting.memory.budget, "available_memory", lambda device: available
     )
 
 
@@ -252,13 +253,13 @@ def test_fit_warns_when_the_device_has_less(monkeypatch):
 )
 def test_what_is_not_looked_at_is_far_from_short(X, parameters, monkeypatch):
     bounds = []
-    bound = sklearn_excb.fitting.memory_budget.generous_bound
+    bound = sklearn_excb.fitting.memory.budget.generous_bound
 
     def recorded(*arguments):
         bounds.append(bound(*arguments))
         raise Enough
 
-    monkeypatch.setattr(sklearn_excb.fitting.memory_budget, "generous_bound", recorded)
+    monkeypatch.setattr(sklearn_excb.fitting.memory.budget, "generous_bound", recorded)
     excb = ExCBEstimator(random_state=0, **parameters)
     with pytest.raises(Enough):
         excb.fit(X)
@@ -269,7 +270,7 @@ def test_a_fit_that_is_small_beside_the_memory_is_not_looked_at(monkeypatch):
     def looked_at(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(sklearn_excb.fitting.memory_budget, "estimate_memory", looked_at)
+    monkeypatch.setattr(sklearn_excb.fitting.memory.budget, "estimate_memory", looked_at)
     has(monkeypatch, 10**12)
     small(epochs=1).fit(IMAGES)
 
@@ -475,13 +476,13 @@ def test_an_accelerator_takes_what_was_estimated():
 def test_a_stream_takes_what_a_collection_of_its_epochs_would():
     n, parameters = 200_000, small(K=3000, batch_size=64).get_params()
 
-    def estimated(source, n_of_stream):
-        facts = replace(facts_of(source), n_samples=n)
-        networks, settings, _, batches = prepare(source, facts, parameters, 0, torch.device("cpu"))
-        return estimate_memory(networks, settings, replace(batches, n_of_stream=n_of_stream))
+    def estimated(source):
+        context = FitContext(parameters, 0, torch.device("cpu"))
+        model, batches = prepare(source, context, n)
+        return estimate_memory(model.networks, model.settings, batches)
 
-    whole = estimated(ArrayImages(photos(n, side=8)), None)
-    infer_stream = estimated(ArrayImages(photos(64, side=8)), n)
+    whole = estimated(ArrayImages(photos(n, side=8)))
+    of_stream = estimated(ArrayImages(photos(64, side=8)))
     for phase in ("start", "k-means", "settling"):
-        assert infer_stream.phases[phase] == whole.phases[phase]
-    assert infer_stream.peak_phase == "k-means"
+        assert of_stream.phases[phase] == whole.phases[phase]
+    assert of_stream.peak_phase == "k-means"

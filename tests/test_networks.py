@@ -11,7 +11,7 @@ from sklearn_excb.method.schedules import cosine, warmup_cosine
 from sklearn_excb.networks.backbones import RowMLP, SmallCNN
 from sklearn_excb.networks.heads import HeadShape, mlp
 from sklearn_excb.networks.student_teacher import CentroidLayer, build_networks
-from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings import auto_rules
 from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.training.optimizer import Plan, build_optimizer, set_rates
@@ -147,7 +147,7 @@ def test_schedules():
 
 def test_rates_of_the_published_vit_recipe(networks):
     chosen = {"optimizer": "adamw", "learning_rate": 2e-3, "epochs": 800, "K": 6}
-    facts = Facts(rules.IMAGENET, "rows", (0, 0), 5)
+    facts = Facts(auto_rules.IMAGENET, "rows", (0, 0), 5)
     settings = resolve(ExCBEstimator().get_params() | chosen, facts, has_batch_norm=False)
     optimizer, plan = build_optimizer(networks.student, settings), Plan(1251, 1251 * 800)
     assert isinstance(optimizer, torch.optim.AdamW)

@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import DivergedError, ImageError
-from sklearn_excb.fitting import partial_fit as online
+from sklearn_excb.fitting import training_run
 from sklearn_excb.training.optimizer import Plan, TeacherRates
 from sklearn_excb.views import reservoir
 from sklearn_excb.views.reservoir import Reservoir
@@ -151,7 +151,7 @@ def test_a_call_that_fails_is_undone(begun):
 def test_a_divergence_is_undone(begun, monkeypatch):
     before = learned(begun)
     again = copy.deepcopy(begun)
-    real = online.train
+    real = training_run.train
 
     def diverging(networks, *args, **more):
         for report in real(networks, *args, **more):
@@ -159,7 +159,7 @@ def test_a_divergence_is_undone(begun, monkeypatch):
             yield report._replace(outcome=report.outcome._replace(loss=loss))
 
     with monkeypatch.context() as patched:
-        patched.setattr(online, "train", diverging)
+        patched.setattr(training_run, "train", diverging)
         with pytest.raises(DivergedError, match="this call of partial_fit is undone"):
             begun.partial_fit(DIGITS[40:80])
     assert_same(begun, before)
@@ -179,8 +179,8 @@ def test_images_that_cannot_be_used_are_skipped():
     ("parameters", "message"),
     [
         ({"K": 41}, "fewer than K=41.*Gather as many"),
-        ({"checkpoint_dir": "run"}, "writes no states"),
-        ({"devices": 2}, "of one process"),
+        ({"checkpoint_dir": "run"}, "writes no checkpoints"),
+        ({"devices": 2}, "in one process"),
         ({"precision": "8"}, "precision"),
     ],
 )
@@ -198,7 +198,7 @@ def test_parameters_stay_as_they_were(begun):
 def test_without_an_end_rates_stay_after_the_warm_up():
     plan, ending = Plan(10, 100, endless=True), Plan(10, 100)
     excb = small().partial_fit(DIGITS[:40])
-    settings = excb._online.settings
+    settings = excb._online.model.settings
     momenta = [TeacherRates.of(settings, step, plan).momentum for step in (0, 50, 10**6)]
     assert momenta == [settings.teacher_momentum] * 3
     assert TeacherRates.of(settings, 100, ending).momentum == 1

@@ -26,7 +26,7 @@ from evaluation import OccupancyDisplay, cluster_occupancy
 from sklearn_excb import ExCBEstimator, reporting
 from sklearn_excb.data.pixels import image_tensor
 from sklearn_excb.networks.heads import HeadShape, mlp
-from sklearn_excb.training import inference
+from sklearn_excb.training import teacher_outputs
 from sklearn_excb.views.batches import whole_images
 from tests import published_files as files
 from tests.tiers import others_slow
@@ -45,7 +45,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def _no_padding(monkeypatch):
     """Inference fills batches up to 32 images, for the last bits; here they are two."""
-    monkeypatch.setattr(inference, "_MULTIPLE", 1)
+    monkeypatch.setattr(teacher_outputs, "_MULTIPLE", 1)
 
 
 @pytest.fixture(scope="module")

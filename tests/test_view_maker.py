@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sklearn_excb.data import image_files as files
+from sklearn_excb.data import image_files
 from sklearn_excb.data.image_files import EncodedPicture
 from sklearn_excb.data.open_source import open_source
 from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.philox import permutation
 from sklearn_excb.runtime.threads import finished, reader_threads
-from sklearn_excb.views import augmentation as finishing
+from sklearn_excb.views import augmentation
 from sklearn_excb.views.batches import ViewBatches, n_ahead
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.view_maker import Drawn, begin_crops, begin_views, finish_crops
@@ -49,7 +49,7 @@ def kept(batches):
 
 @pytest.fixture
 def without_numba(monkeypatch):
-    monkeypatch.setattr(finishing, "compiled_loops", lambda recipe: None)
+    monkeypatch.setattr(augmentation, "compiled_loops", lambda recipe: None)
 
 
 @pytest.fixture
@@ -152,9 +152,9 @@ def test_compiled_loops_do_what_tensors_do(n_channels, dtype, all_blurred, witho
     pixels = torch.randint(0, 256, (2, 200, 64, 64, n_channels), generator=generator)
     crops = pixels.to(torch.uint8) if dtype == torch.uint8 else pixels / 255
     crops = crops.movedim(-1, 2)
-    expected = finishing.finish_views(crops, drawn.parameters[0], recipe)
+    expected = augmentation.finish_views(crops, drawn.parameters[0], recipe)
     found = torch.full_like(expected, torch.nan)
-    finishing._finish_compiled(loops, crops, drawn.parameters[0], recipe, found)
+    augmentation._finish_compiled(loops, crops, drawn.parameters[0], recipe, found)
     difference = (found - expected).abs() * 0.3
     assert difference.max() <= 1 / 255 + 1e-6  # solarised at the threshold by one, not by the other
     assert (difference > 1e-5).float().mean() < 1e-4
@@ -164,7 +164,7 @@ def test_views_are_the_same_without_numba(monkeypatch):
     pytest.importorskip("numba")
     source = open_source(PHOTOS)
     found = kept(batches_of(source, n_jobs=2))
-    monkeypatch.setattr(finishing, "compiled_loops", lambda recipe: None)
+    monkeypatch.setattr(augmentation, "compiled_loops", lambda recipe: None)
     for groups, expected in zip(found, kept(batches_of(source)), strict=True):
         for views, tensor_fingerprint in zip(groups, expected, strict=True):
             difference = (views - tensor_fingerprint).abs()
@@ -199,7 +199,7 @@ def test_simplejpeg_and_pillow_give_the_same_pixels(
     for at_least in (0, 16, 33, 66, 100):
         fast = np.asarray(EncodedPicture(content).decode(at_least))
         with monkeypatch.context() as patch:
-            patch.setattr(files, "simplejpeg", None)
+            patch.setattr(image_files, "simplejpeg", None)
             plain = np.asarray(EncodedPicture(content).decode(at_least))
         np.testing.assert_array_equal(fast, plain)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source, probes
 from sklearn_excb.runtime.generator_state import preserved_generators
+from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
 from sklearn_excb.storage.weight_files import existing
 
 _ALL_BYTES = 2**30  # of arrays up to this every byte is looked at, of larger ones 1,024 samples
@@ -20,9 +21,21 @@ _SAMPLES = 1024
 _PIXELS = 64  # of the short side of an image that is opened to look at it
 
 # they change where or how a fit runs, not what it gives
-_WITHOUT_EFFECT = frozenset(
-    ("n_jobs", "device", "devices", "compile", "verbose", "embedding", "on_error", "random_state")
-) | frozenset(("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start"))
+_WITHOUT_EFFECT = (
+    frozenset(
+        (
+            "n_jobs",
+            "device",
+            "devices",
+            "compile",
+            "verbose",
+            "embedding",
+            "on_error",
+            "random_state",
+        )
+    )
+    | CHECKPOINT_PARAMETERS
+)
 
 
 def parameter_fingerprint(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def main(folder: Path, parent: int) -> int:
         torch.set_num_threads(job.n_threads)
         warnings.simplefilter("always")  # whoever called fit has filters of their own
         warnings.showwarning = write_warning
-        learned = job.do(*join(job.device, "auto"))
+        learned = job.do(*join(job.context.device.type, "auto"))
         if rank == 0:
             write_job(folder / RESULT, learned)
     except KeyboardInterrupt:

@@ -10,24 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sklearn_excb.data.fingerprints import source_fingerprint
 from sklearn_excb.data.sources import Source
+from sklearn_excb.fitting.checkpoints import resume_previous
 from sklearn_excb.fitting.duration import advice_if_long, duration
-from sklearn_excb.fitting.memory_budget import advice_if_short, resolve_micro_batch, share_of_batch
-from sklearn_excb.fitting.memory_estimate import MemoryEstimate, readable
-from sklearn_excb.fitting.resume import Earlier, about, check_same_fit, earlier_of
+from sklearn_excb.fitting.memory.budget import advice_if_short, resolve_micro_batch, share_of_batch
+from sklearn_excb.fitting.memory.estimate import MemoryEstimate, readable
 from sklearn_excb.fitting.timed_steps import Clock, PhaseTimer
 from sklearn_excb.method.kmeans import N_ITERATIONS, most_start_rows
 from sklearn_excb.networks.student_teacher import compiled
 from sklearn_excb.runtime.devices import available_memory
 from sklearn_excb.runtime.generator_state import seeded_generators
-from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.validation import check_devices
 from sklearn_excb.storage.checkpoint_folder import CheckpointFolder
-from sklearn_excb.storage.packing import Snapshot, unpack
-from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.build import prepare
+from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.optimizer import Plan
 from sklearn_excb.training.settling import settling_sample
 
@@ -136,42 +133,36 @@ def _short(value: Any) -> str:
 
 def dry_run(
     source: Source,
-    parameters: Mapping[str, Any],
+    context: FitContext,
     *,
-    seed: int,
-    device: torch.device,
-    kept: Snapshot | None = None,
-    fitted_before: bool = False,
-    ranks: Ranks = ALONE,
     n_devices: int = 1,
     clock: Clock = time.perf_counter,
 ) -> DryRun:
-    """Take a few steps of a fit, on networks that are then forgotten.
+    """Take a few steps of a fit, on networks that are then thrown away.
 
     Parameters
     ----------
-    source, parameters, seed, device, ranks
-        As in :func:`sklearn_excb.fitting.fit.fit_source`.
-    kept, fitted_before
-        As there.
+    source : Source
+        Images or rows, at least K of them.
+    context : FitContext
+        Context of the fit.
     n_devices : int, default=1
-        That would share the batches, if this process were not alone.
+        Number of devices that would share the batches if this process were not alone.
     clock : callable
-        Seconds.
+        Returns the time in seconds.
     """
-    check_same_fit(ranks, partial(source_fingerprint, source), parameters, seed)
-    seed = ranks.broadcast(seed)
-    with seeded_generators(seed):
-        earlier = None
-        with ranks.together():
-            if ranks.first:
-                earlier = _earlier(source, parameters, ranks, kept, fitted_before)
-        earlier = ranks.broadcast(earlier)
-        if earlier is not None:
-            parameters = earlier.parameters(parameters)
-        facts = facts_of(source)
-        networks, settings, _, batches = prepare(source, facts, parameters, seed, device)
-        n_done = 0 if earlier is None else earlier.first_step(settings, len(source))[0]
+    path, ranks, device = context.parameters["checkpoint_dir"], context.ranks, context.device
+
+    def look_at_folder() -> CheckpointFolder | None:  # neither made nor locked
+        return None if path is None else CheckpointFolder(Path(path).absolute(), "auto", 1)
+
+    checkpoints = resume_previous(look_at_folder, partial(source_fingerprint, source), context)
+    context, previous = checkpoints.context, checkpoints.previous
+    parameters = context.parameters
+    with seeded_generators(context.seed):
+        model, batches = prepare(source, context)
+        networks, settings, facts = model.networks, model.settings, model.facts
+        n_done = 0 if previous is None else previous.first_step(settings, len(source))[0]
         resolved, plan = settings.as_dict(), Plan.of(settings, len(source))
 
         n_together = max(n_devices, ranks.count)
@@ -186,7 +177,6 @@ def dry_run(
             memory, short = str(error), ""
         if ranks.count > 1:
             settings = replace(settings, micro_batch=min(ranks.objects(of_one.micro_batch)))
-            batches = replace(batches, ranks=ranks)
         else:
             settings, batches = of_one, own
         trial = PhaseTimer(networks.to(device), settings, batches, clock)
@@ -195,7 +185,7 @@ def dry_run(
             seconds["features"] = len(source) * trial.seconds_per_image() / n_together
             trial = trial.on_features()
         a_comparison = trial.seconds_per_comparison() / n_together
-        if earlier is None:
+        if previous is None:
             n = min(len(source), most_start_rows(settings.K))
             seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_per_start_batch()
             seconds["k-means"] = N_ITERATIONS * n * a_comparison
@@ -210,7 +200,7 @@ def dry_run(
             seconds["settling"] = n * (
                 an_image + _COMPARISONS * settings.settle_passes * a_comparison
             )
-        seconds["labels"] = len(source) * an_image * ((earlier is None) + bool(settings.epochs))
+        seconds["labels"] = len(source) * an_image * ((previous is None) + bool(settings.epochs))
         faster = advice_if_long(sum(seconds.values()), parameters, facts, device)
     return DryRun(
         resolved=resolved | {"micro_batch": of_one.micro_batch},
@@ -229,22 +219,3 @@ def dry_run(
         seconds=seconds,
         faster=faster,
     )
-
-
-def _earlier(
-    source: Source,
-    parameters: Mapping[str, Any],
-    ranks: Ranks,
-    kept: Snapshot | None,
-    fitted_before: bool,
-) -> Earlier | None:
-    """State that the fit would go on from; nothing is made or locked."""
-    path, warm = parameters["checkpoint_dir"], parameters["warm_start"]
-    folder = None if path is None else CheckpointFolder(Path(path).absolute(), "auto", 1)
-    what = (
-        about(source_fingerprint(source), parameters, ranks.count)
-        if folder is not None or warm
-        else {}
-    )
-    before = unpack(*kept) if kept else None
-    return earlier_of(folder, what, parameters, before, fitted_before=fitted_before)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from sklearn_excb.exceptions import DurationWarning
-from sklearn_excb.fitting.tensor_memory import fake
+from sklearn_excb.fitting.memory.live_tensors import fake
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.generator_state import seeded_generators
-from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings import auto_rules
 from sklearn_excb.settings.recipes import recipe
 from sklearn_excb.settings.resolve import Facts, Settings, resolve_backbone
 from sklearn_excb.training.build import build
@@ -129,7 +129,7 @@ def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
     with seeded_generators(0), suppress(Exception):  # advice is not worth a fit
         now = work(fresh, facts)
         for name in _FASTER:
-            if name == "small" and facts.n_samples < rules.FEW:
+            if name == "small" and facts.n_samples < auto_rules.FEW:
                 continue  # a ResNet-18 learns little from them
             with suppress(ValueError):  # images too small for it
                 shares[name] = work({**fresh, **recipe(name)}, facts) / now

@@ -1,202 +1,188 @@
-"""A fit from end to end: resolve, build, start or go on, train, assign."""
+"""A fit, from the first sample to the last label."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from sklearn_excb.data.fingerprints import source_fingerprint
 from sklearn_excb.data.sources import Source
-from sklearn_excb.data.unusable_images import share_skipped
-from sklearn_excb.fitting.begin import begin, take_up_generators
-from sklearn_excb.fitting.finish import settled_labels
-from sklearn_excb.networks.student_teacher import ClusterNetwork
-from sklearn_excb.runtime.generator_state import generator_states
-from sklearn_excb.runtime.ranks import ALONE, Ranks
-from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.fitting.checkpoints import open_checkpoints
+from sklearn_excb.fitting.memory.budget import resolve_micro_batch_together
+from sklearn_excb.fitting.train import train_run
+from sklearn_excb.fitting.training_data import TrainingData
+from sklearn_excb.fitting.training_run import Run
+from sklearn_excb.inference.fitted import Fitted
+from sklearn_excb.runtime.generator_state import (
+    generator_states,
+    resumed_generators,
+    seeded_generators,
+)
+from sklearn_excb.runtime.progress import progress_bar
+from sklearn_excb.settings.validation import check_devices
 from sklearn_excb.storage.packing import Snapshot
+from sklearn_excb.training.build import Model, prepare
 from sklearn_excb.training.coarse_groups import group_centroids
-from sklearn_excb.training.frozen_features import feature_batches, features_of
-from sklearn_excb.training.history import entry
-from sklearn_excb.training.inference import assign
+from sklearn_excb.training.context import FitContext
+from sklearn_excb.training.history import entry, filling
 from sklearn_excb.training.loop import start_centroids
-from sklearn_excb.training.settling import settling_sample
-from sklearn_excb.views.multicrop import ViewRecipe
-from sklearn_excb.views.row_views import RowRecipe
+from sklearn_excb.training.settling import enough_to_settle, settle_teacher, settling_sample
+from sklearn_excb.training.teacher_outputs import assign
+from sklearn_excb.views.batches import Batches, ViewBatches
+
+Labels = npt.NDArray[np.int64]
+FeatureSums = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit gives.
-
-    Attributes
-    ----------
-    teacher : ClusterNetwork
-        On the CPU, in evaluation mode.
-    settings : Settings
-        Every parameter, resolved.
-    recipe : ViewRecipe or RowRecipe
-        With the statistics that inference normalises by.
-    n_backbone_features : int
-        What f gives.
-    image_shape : tuple of int
-        Typical (height, width) of the images; (0, 0) for rows.
-    labels : ndarray of shape (n_samples,)
-        Of the training samples, by plain inference; empty for a network of others.
-    history : list of dict
-        An entry an epoch, from 0.
-    group_centroids : ndarray of shape (K, d), float32, or None
-        Where clusters lie when they are merged; None for a network of others.
-    seed : int or None
-        Of every draw.
-    state : tuple or None
-        Of the training, packed, to go on from (``warm_start``).
-    stopped : bool
-        Whether Ctrl-C has ended the training.
-    """
-
-    teacher: ClusterNetwork
-    settings: Settings
-    recipe: ViewRecipe | RowRecipe
-    n_backbone_features: int
-    image_shape: tuple[int, int]
-    labels: npt.NDArray[np.int64]
-    history: list[dict[str, Any]]
-    group_centroids: npt.NDArray[np.float32] | None = None
-    seed: int | None = None
-    state: Snapshot | None = None
-    stopped: bool = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: with CPU tensors only, to load where there is no accelerator."""
-        return vars(self) | {"teacher": self.teacher.cpu()}
-
-
-def fit_source(
-    source: Source,
-    parameters: Mapping[str, Any],
-    *,
-    seed: int,
-    device: torch.device,
-    kept: Snapshot | None = None,
-    fitted_before: bool = False,
-    ranks: Ranks = ALONE,
-) -> Fitted:
-    """Fit a source of images or rows.
+def fit(data: TrainingData, context: FitContext) -> Fitted:
+    """Fit a collection or a stream: open, resume, build, start, train, settle, label.
 
     Parameters
     ----------
-    source : Source
-        Of at least K samples.
-    parameters : mapping
-        The estimator's, validated one by one.
-    seed : int
-        Of every draw, unless a run is taken up that has its own.
-    device : torch.device
-        Where the networks run.
-    kept : tuple, optional
-        State of the fit before, for a warm start.
-    fitted_before : bool, default=False
-        Whether there was one.
-    ranks : Ranks, default=ALONE
-        Those that fit together, each of which calls this; it returns the same on all of them. The
-        first one reads and writes states.
+    data : TrainingData
+        Images or rows.
+    context : FitContext
+        Parameters, seed, device and ranks. Each rank calls this function and gets the same result.
+        The first rank reads and writes checkpoints.
 
     Raises
     ------
+    ValueError
+        If parameters and data do not go together, or a checkpoint belongs to another fit.
+    DivergedError
+        If the loss or a gradient is infinite or NaN in the first epoch.
     RankError
-        If another rank has failed, or is at another fit.
+        If another rank fails, or runs another fit.
     """
     with ExitStack() as stack:
-        run, batches, begun = begin(
-            stack,
-            source,
-            partial(source_fingerprint, source),
-            parameters,
-            n_samples=len(source),
-            seed=seed,
-            device=device,
-            kept=kept,
-            fitted_before=fitted_before,
+        source = data.open(context)
+        context, checkpoints = stack.enter_context(open_checkpoints(data.fingerprint, context))
+        stack.enter_context(seeded_generators(context.seed))
+        model, views = build(source, data.n_samples, context)
+        settings, ending, state = model.settings, "done", None
+        bar = stack.enter_context(progress_bar(shown=context.shows_progress, unit="img"))
+        run = Run.of(model.networks, settings, context.device, data.n_samples)
+        resumes = checkpoints.restore(run, model, data.n_samples)
+        batches = data.batches(model, views, bar, resumes=resumes)
+        del source, views  # the images of a stream's first part are not kept
+        sums = np.zeros((settings.K, model.n_features), np.float32) if data.is_whole else None
+        if resumes:
+            stack.enter_context(resumed_generators(run.generators))
+            labels = np.empty(0, np.int64)
+        else:
+            labels = start(run, batches, model, context, None if settings.epochs else sums)
+        if resumes or settings.epochs:
+            ending = train_run(run, batches, model, context, checkpoints, bar)
+            state = checkpoints.state(run, ending)
+            run.release()
+            bar.set_description("ExCB: assigning samples to clusters")
+            if resumes and ending == "done":
+                ending = data.refill(batches, settings)
+            labels = settle_and_label(run, batches, model, context, sums)
+            if ending == "done":
+                run.monitor.look(run.history[-1])
+        data.close(context.ranks)
+    return result(model, run, context, labels, sums, state=state, stopped=ending == "stopped")
+
+
+def build(source: Source, n_samples: int, context: FitContext) -> tuple[Model, ViewBatches]:
+    """Resolve the parameters and build the networks, the same on every rank, on its device."""
+    ranks = context.ranks
+    model, views = prepare(source, context, n_samples)
+    networks, settings = model.networks, model.settings
+    check_devices(settings, ranks.count)
+    settings = resolve_micro_batch_together(networks, settings, views, context)
+    networks.to(context.device)
+    ranks.broadcast_(tensor.detach() for tensor in networks.state_dict().values())
+    return replace(model, settings=settings), views
+
+
+def start(
+    run: Run, batches: Batches, model: Model, context: FitContext, sums: FeatureSums | None
+) -> Labels:
+    """Place the first centroids, and label the samples with the untrained network."""
+    start_centroids(
+        model.networks, batches.start(), model.settings, seed=context.seed, ranks=context.ranks
+    )
+    labels = label(batches, model, sums)
+    inference = labels if len(labels) else None
+    run.history.append(entry(0, inference=inference, n_clusters=model.settings.K))
+    run.generators = generator_states()
+    return labels
+
+
+def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> Labels:
+    """Label every sample that is kept by the teacher's plain inference, on all ranks together.
+
+    Parameters
+    ----------
+    batches : Batches
+        All samples of a collection, or the kept sample of a stream.
+    model : Model
+        Teacher and settings.
+    sums : ndarray of shape (K, d), optional
+        Sum of the backbone's features in each cluster. The features are added to it.
+    """
+    samples, ranks = np.arange(batches.n_kept()), batches.ranks
+    mine, labels = ranks.span(len(samples)), np.zeros_like(samples)
+    inputs = batches.whole(model.settings.inference_batch, samples[mine])
+    assign(model.networks.teacher, inputs, out=labels[mine], sums=sums)
+    if sums is not None:
+        ranks.sum_array(sums)
+    return ranks.sum_array(labels)
+
+
+def settle_and_label(
+    run: Run, batches: Batches, model: Model, context: FitContext, sums: FeatureSums | None
+) -> Labels:
+    """Settle the centroids of a trained teacher, label the samples, and add both to the history."""
+    n, settings, ranks = batches.n_kept(), model.settings, context.ranks
+    if not n:
+        return np.empty(0, np.int64)
+    before = None
+    if settings.settle_passes and (sums is not None or enough_to_settle(settings, n)):
+        sample = settling_sample(n, settings.K)
+        before = settle_teacher(
+            model.networks.teacher,
+            batches.whole(settings.inference_batch, sample[ranks.span(len(sample))]),
+            settings,
+            n_samples=len(sample),
+            seed=context.seed,
             ranks=ranks,
         )
-        networks, settings, bar = run.networks, begun.settings, begun.bar
-        recipe, n_features, seed = batches.recipe, begun.n_features, batches.seed  # of inference
+    labels = label(batches, model, sums)
+    run.history[-1] |= filling(labels, settings.K)
+    run.history[-1] |= filling(labels if before is None else before, settings.K, "_unsettled")
+    return labels
 
-        if settings.freeze_backbone:
-            bar.set_description("ExCB: features")
-            mine = ranks.span(len(source))
-            features = np.zeros((len(source), n_features), np.float32)
-            features[mine] = features_of(networks, batches, settings, np.arange(len(source))[mine])
-            features = ranks.sum_array(features)
-            goes_on = begun.goes_on
-            batches = feature_batches(networks, batches, settings, features, goes_on=goes_on)
-            del features
 
-        whole = partial(batches.whole, settings.inference_batch)
-
-        def labels(sums: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.int64]:
-            every = np.arange(len(source))
-            mine, found = ranks.span(len(source)), np.zeros_like(every)
-            assign(networks.teacher, whole(every[mine]), out=found[mine], sums=sums)
-            if sums is not None:
-                ranks.sum_array(sums)
-            return ranks.sum_array(found)
-
-        sums = np.zeros((settings.K, n_features), np.float32)  # pages that nobody has touched yet
-        if not begun.goes_on:
-            start_centroids(networks, batches.start(), settings, seed=seed, ranks=ranks)
-            last = labels(None if settings.epochs else sums)
-            run.history.append(entry(0, inference=last, n_clusters=settings.K))
-            run.generators = generator_states()
-        else:
-            take_up_generators(stack, run)
-        history, watch = run.history, run.watch
-        ending, state = "done", None
-        if settings.epochs or begun.goes_on:
-            bar.set_postfix_str(f"untrained: empty {history[0]['empty_fraction']:.1%}")
-            ending = begun.train(run, batches)
-            history, state = run.entries(), begun.state(run, ending)
-            del run  # what the optimiser and the gradients hold is room for settling
-            networks.student.zero_grad()
-            bar.set_description("ExCB: settling, assigning the images")
-            sample = settling_sample(len(source), settings.K)
-            last, filled = settled_labels(
-                networks.teacher,
-                lambda: whole(sample[ranks.span(len(sample))]),
-                partial(labels, sums),
-                settings,
-                n_samples=len(sample) if settings.settle_passes else 0,
-                seed=seed,
-                ranks=ranks,
-            )
-            history[-1] |= filled
-            if ending == "done":
-                watch.look(history[-1])
-        share_skipped(source, ranks)
-    teacher = networks.teacher.cpu().eval()
+def result(
+    model: Model,
+    run: Run,
+    context: FitContext,
+    labels: Labels,
+    sums: FeatureSums | None,
+    *,
+    state: Snapshot | None,
+    stopped: bool,
+) -> Fitted:
+    """Collect the result of a fit; that of a stream has neither labels nor group centroids."""
+    teacher, settings, groups = model.networks.teacher.cpu().eval(), model.settings, None
+    if sums is not None:
+        unit = teacher.centroids.unit().detach().numpy()
+        groups = group_centroids(sums, labels, unit, directions=settings.has_backbone)
     return Fitted(
         teacher,
         settings,
-        recipe,
-        n_features,
-        begun.facts.shape,
-        labels=last,
-        history=history,
-        group_centroids=group_centroids(
-            sums,
-            last,
-            teacher.centroids.unit().detach().numpy(),
-            directions=settings.has_backbone,
-        ),
-        seed=seed,
-        state=state,
-        stopped=ending == "stopped",
+        model.recipe,
+        model.n_features,
+        model.facts.shape,
+        labels if sums is not None else np.empty(0, np.int64),
+        run.history,
+        groups,
+        context.seed,
+        state,
+        stopped,
     )

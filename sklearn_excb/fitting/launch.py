@@ -16,20 +16,23 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from pickle import PicklingError
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from sklearn_excb.data.sources import ItemImages, Source
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.fitting.fit import Fitted, fit_source
+from sklearn_excb.fitting.fit import fit
+from sklearn_excb.fitting.training_data import Collection
+from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.runtime.call_site import caller, warn_caller
 from sklearn_excb.runtime.compat import launch_config
 from sklearn_excb.runtime.job_files import read_job, write_job
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.storage.packing import Snapshot
+from sklearn_excb.training.context import FitContext
 
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
 INTERRUPTED = "interrupted"
@@ -39,41 +42,26 @@ _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
 
 
 class Job(NamedTuple):
-    """A fit that several processes share; see :func:`sklearn_excb.fitting.fit.fit_source`.
+    """A fit that several processes share.
 
     Attributes
     ----------
     source : Source
-    parameters : mapping
-    seed : int
-    device : str
-        Kind of device, of which each process has one.
-    kept : tuple or None
-    fitted_before : bool
+        Images or rows.
+    context : FitContext
+        Context of the fit; each process replaces ranks and device by its own.
     n_threads : int
-        Of each process.
+        Number of threads of each process.
     """
 
     source: Source
-    parameters: Mapping[str, Any]
-    seed: int
-    device: str
-    kept: Snapshot | None
-    fitted_before: bool
+    context: FitContext
     n_threads: int
 
     def do(self, ranks: Ranks, device: torch.device) -> Learned:
         """Fit, as one of the processes."""
-        fitted = fit_source(
-            self.source,
-            self.parameters,
-            seed=self.seed,
-            device=device,
-            kept=self.kept,
-            fitted_before=self.fitted_before,
-            ranks=ranks,
-        )
         source = self.source
+        fitted = fit(Collection(source), replace(self.context, ranks=ranks, device=device))
         return Learned(fitted, source.reasons if isinstance(source, ItemImages) else {})
 
 
@@ -109,31 +97,22 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
     return 1 if devices == "auto" else int(devices)
 
 
-def fit_on(
-    n_processes: int,
-    source: Source,
-    parameters: Mapping[str, Any],
-    *,
-    seed: int,
-    device: torch.device,
-    kept: Snapshot | None = None,
-    fitted_before: bool = False,
-) -> Fitted:
-    """Fit a source in several processes of this machine; as :func:`fit_source` in one.
+def fit_on(n_processes: int, source: Source, context: FitContext) -> Fitted:
+    """Fit a source in several processes of this machine.
 
     Raises
     ------
     Exception
-        What one of them has raised, if it has.
+        Whatever one of the processes raised.
     RankError
-        If one has ended without a word.
+        If a process ended without a result and without an exception.
     TypeError
-        If what is to be fitted cannot be sent to them.
+        If the source or a parameter cannot be sent to the processes.
     KeyboardInterrupt
-        If Ctrl-C was pressed before there was anything to return.
+        If Ctrl-C was pressed before there was a result.
     """
     n_threads = max(1, torch.get_num_threads() // n_processes)
-    job = Job(source, parameters, seed, device.type, kept, fitted_before, n_threads)
+    job = Job(source, context, n_threads)
     with _deferred_signals() as later, tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
         folder = Path(name)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,26 +15,25 @@ from torch import Tensor, nn
 from sklearn_excb.data.fingerprints import changes, parameter_fingerprint
 from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import DivergedError
-from sklearn_excb.fitting.fit import Fitted
-from sklearn_excb.fitting.run import Run
+from sklearn_excb.fitting.training_run import Run
+from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.heads import predictor, uses_batch_norm
 from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher
 from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.philox import permutation
 from sklearn_excb.runtime.threads import reader_threads
-from sklearn_excb.settings import auto_rules as rules
-from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.settings import auto_rules
+from sklearn_excb.settings.resolve import Facts, Settings
 from sklearn_excb.storage.packing import Snapshot, pack, unpack
-from sklearn_excb.training.build import facts_of, prepare
-from sklearn_excb.training.gradients import Divergence, Gradients
-from sklearn_excb.training.history import EpochRecord, entry
-from sklearn_excb.training.loop import start_centroids, train
+from sklearn_excb.training.build import Model, prepare
+from sklearn_excb.training.context import FitContext
+from sklearn_excb.training.gradients import Divergence
+from sklearn_excb.training.history import entry
+from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.training.optimizer import Plan
 from sklearn_excb.training.settling import enough_to_settle, settle_teacher
 from sklearn_excb.views.batches import Batch, ViewBatches, inference_inputs
-from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
-from sklearn_excb.views.row_views import RowRecipe
 
 _NO_END = sys.maxsize  # epochs: crops stay those of the first
 _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
@@ -42,112 +41,99 @@ _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
 
 @dataclass
 class OnlineFit:
-    """A training that has no end, between two parts of its stream.
+    """A training without an end, between two parts of its stream.
 
-    A nominal epoch is as many images as a fit of K clusters would have: warm-ups and the entries of
-    the history go by it.
+    A nominal epoch has as many images as a fit of K clusters would have. Warm-ups and the entries
+    of the history go by it.
 
     Attributes
     ----------
-    settings : Settings
-        Of the whole training.
-    recipe : ViewRecipe or RowRecipe
+    model : Model
+        Networks and settings.
     n_samples : int
-        Of a nominal epoch.
-    n_features : int
-        What the backbone gives.
-    image_shape : tuple of int
-        Of the first part.
+        Number of samples in a nominal epoch.
     seed : int
-        Of every draw.
+        Seed of all random draws.
     parameters : mapping
-        Of the estimator, as :func:`sklearn_excb.data.fingerprints.parameter_fingerprint` has them.
-    networks : StudentTeacher
+        Fingerprint of the estimator's parameters
+        (:func:`sklearn_excb.data.fingerprints.parameter_fingerprint`).
     history : list of dict
-        To begin with.
+        Entries of the history before the first call.
     device : torch.device
-        Where the networks are.
+        Device of the networks.
+    kept : tuple or None, default=None
+        State from which the training continues.
     reservoir : Reservoir
-        What came before.
-    plan : Plan
-        Of the rates.
+        Sample of all parts so far.
     n_parts : int
-        That were learned from.
-    kept : tuple or None
-        State to go on from.
+        Number of parts so far.
     """
 
-    settings: Settings
-    recipe: ViewRecipe | RowRecipe
+    model: Model
     n_samples: int
-    n_features: int
-    image_shape: tuple[int, int]
     seed: int
     parameters: Mapping[str, Any]
-    networks: StudentTeacher
     history: list[dict[str, Any]]
     device: torch.device
-    reservoir: Reservoir
-    plan: Plan
-    n_parts: int = 0
     kept: Snapshot | None = None
+    reservoir: Reservoir = field(init=False)
+    n_parts: int = 0
     _run: Run | None = None
 
+    def __post_init__(self) -> None:
+        self.reservoir = Reservoir(self.n_samples, self.seed)
+
+    @property
+    def plan(self) -> Plan:
+        """Rates of the training."""
+        return Plan.of(self.model.settings, self.n_samples)._replace(endless=True)
+
     @classmethod
-    def begin(
-        cls, source: Source, parameters: Mapping[str, Any], *, seed: int, device: torch.device
-    ) -> Self:
+    def begin(cls, source: Source, context: FitContext) -> Self:
         """Begin with the first part of a stream, on which the centroids start.
 
         Raises
         ------
         ValueError
-            If parameters and data do not fit together, or there are fewer samples than clusters.
+            If parameters and data do not go together, or the part has fewer samples than clusters.
         """
-        facts = facts_of(source)
-        K = parameters["K"]
-        K = rules.n_clusters(facts.n_samples) if isinstance(K, str) else int(K)
+        parameters, K = context.parameters, context.parameters["K"]
+        K = auto_rules.n_clusters(len(source)) if isinstance(K, str) else int(K)
         if len(source) < K:
             raise ValueError(
                 f"The first call of partial_fit has {len(source):,} samples, fewer than K={K:,}: "
                 "the centroids start from them. Gather as many before the first call, or lower K."
             )
-        with seeded_generators(seed):
-            facts = replace(facts, n_samples=max(len(source), rules.n_samples(K)))
-            chosen = {**parameters, **_OF_FITS, "K": K}
-            if isinstance(chosen["batch_size"], str):
-                chosen["batch_size"] = min(rules.batch_size(facts.n_samples), len(source))
-            networks, settings, n_features, batches = prepare(source, facts, chosen, seed, device)
-            networks.to(device)
-            start_centroids(networks, batches.start(), settings, seed=seed)
+        n_samples = max(len(source), auto_rules.n_samples(K))
+        chosen = {**parameters, **_OF_FITS, "K": K}
+        if isinstance(chosen["batch_size"], str):
+            chosen["batch_size"] = min(auto_rules.batch_size(n_samples), len(source))
+        with seeded_generators(context.seed):
+            model, batches = prepare(source, replace(context, parameters=chosen), n_samples)
+            model.networks.to(context.device)
+            start_centroids(model.networks, batches.start(), model.settings, seed=context.seed)
         return cls(
-            settings,
-            batches.recipe,
-            facts.n_samples,
-            n_features,
-            facts.shape,
-            seed,
+            model,
+            n_samples,
+            context.seed,
             parameter_fingerprint(parameters),
-            networks,
             [entry(0, n_clusters=K)],
-            device,
-            Reservoir(facts.n_samples, seed),
-            Plan.of(settings, facts.n_samples)._replace(endless=True),
+            context.device,
         )
 
     @classmethod
-    def after(cls, fitted: Fitted, parameters: Mapping[str, Any], *, device: torch.device) -> Self:
-        """Go on from a fit: from the state it kept, or else from its teacher alone.
+    def after(cls, fitted: Fitted, context: FitContext) -> Self:
+        """Go on from a fit: from the state that it kept, or else from its teacher alone.
 
         Raises
         ------
         ValueError
             If parameters are not those of the fit.
         """
-        settings, teacher = fitted.settings, fitted.teacher
-        _check_as_fitted(settings, parameters)
-        n_samples = max(len(fitted.labels), rules.n_samples(settings.K))
-        with seeded_generators(fitted.seed or 0):
+        settings, teacher, seed = fitted.settings, fitted.teacher, fitted.seed or 0
+        _check_as_fitted(settings, context.parameters)
+        n_samples = max(len(fitted.labels), auto_rules.n_samples(settings.K))
+        with seeded_generators(seed):
             batch_norm = not settings.has_backbone or uses_batch_norm(teacher.backbone)
             new = predictor(settings.head_width, batch_norm=batch_norm)
         student = ClusterNetwork(
@@ -156,21 +142,22 @@ class OnlineFit:
             copy.deepcopy(teacher.centroids),
             new,
         ).requires_grad_(True)
-        settings = replace(settings, epochs=max(1, settings.epochs))
-        return cls(
-            settings,
+        kind = "images" if any(fitted.image_shape) else "rows"
+        model = Model(
+            StudentTeacher(student).to(context.device),
+            replace(settings, epochs=max(1, settings.epochs)),
             fitted.recipe,
-            n_samples,
             fitted.n_backbone_features,
-            fitted.image_shape,
-            fitted.seed or 0,
-            parameter_fingerprint(parameters),
-            StudentTeacher(student).to(device),
+            Facts(n_samples, kind, fitted.image_shape, settings.n_channels),
+        )
+        return cls(
+            model,
+            n_samples,
+            seed,
+            parameter_fingerprint(context.parameters),
             fitted.history,
-            device,
-            Reservoir(n_samples, fitted.seed or 0),
-            Plan.of(settings, n_samples)._replace(endless=True),
-            kept=fitted.state,
+            context.device,
+            fitted.state,
         )
 
     def check(self, parameters: Mapping[str, Any]) -> None:
@@ -201,10 +188,10 @@ class OnlineFit:
         if self._run is None:
             self.device = device
         with seeded_generators(self.seed):
-            run = self._taken_up()
+            run = self._current_run()
             before, kept_before = pack(run.state_dict()), self.reservoir.state()
             try:
-                self._steps(run, self._batches(source, n_jobs, run.step))
+                self._train(run, self._batches(source, n_jobs, run.step))
             except BaseException:
                 state = unpack(*before)
                 run.load_state_dict(state, state["step"], within=True)
@@ -213,17 +200,17 @@ class OnlineFit:
         self.n_parts += 1
 
     def entries(self) -> list[dict[str, Any]]:
-        """Entries of the nominal epochs that are done, and of the one under way."""
+        """Return the entries of all nominal epochs, the current one included."""
         return self.history if self._run is None else self._run.entries()
 
     def fitted(self) -> Fitted:
-        """What there is to predict with; its backbone and projector go on learning."""
+        """Return the fitted estimator's state; its backbone and projector go on learning."""
         return Fitted(
             self._settled(),
-            self.settings,
-            self.recipe,
-            self.n_features,
-            self.image_shape,
+            self.model.settings,
+            self.model.recipe,
+            self.model.n_features,
+            self.model.facts.shape,
             labels=np.empty(0, np.int64),
             history=self.entries(),
             seed=self.seed,
@@ -233,44 +220,44 @@ class OnlineFit:
         """Yield the samples that were kept, as inference sees them."""
         kept = self.reservoir.draw(0, len(self.reservoir))
         return inference_inputs(
-            source_of(kept, self.settings.n_channels),
-            self.recipe,
-            batch_size=self.settings.inference_batch,
+            source_of(kept, self.model.settings.n_channels),
+            self.model.recipe,
+            batch_size=self.model.settings.inference_batch,
             n_jobs=1,
             device=self.device,
         )
 
     def _settled(self) -> ClusterNetwork:
         """Teacher whose centroids have settled on the kept samples, if they are enough."""
-        learning, n = self.networks.to(self.device).teacher, len(self.reservoir)
+        learning, n = self.model.networks.to(self.device).teacher, len(self.reservoir)
         centroids = copy.deepcopy(learning.centroids)
         teacher = ClusterNetwork(learning.backbone, learning.projector, centroids).eval()
-        if enough_to_settle(self.settings, n):
-            settle_teacher(teacher, self.inputs(), self.settings, n_samples=n, seed=self.seed)
+        if enough_to_settle(self.model.settings, n):
+            settle_teacher(teacher, self.inputs(), self.model.settings, n_samples=n, seed=self.seed)
         return teacher
 
     def _batches(self, source: Source, n_jobs: int, first: int) -> Iterator[Batch]:
         """Batches of a part in random order, up to half of each drawn from what came before."""
-        size = self.settings.batch_size
+        size = self.model.settings.batch_size
         n_old = min(len(self.reservoir), size // 2)
         n_steps = -(-len(source) // (size - n_old))
         rows = permutation(self.seed, self.n_parts + 1, len(source))
         with reader_threads(n_jobs) as read:
             for step, some in enumerate(np.array_split(rows, n_steps), first + 1):
                 old = self.reservoir.draw(step, n_old)
-                new = samples_of(source, some, self.recipe, read)
+                new = samples_of(source, some, self.model.recipe, read)
                 self.reservoir.offer(new)
                 together, n = source_of([*new, *old], source.n_channels), len(new) + len(old)
                 views = ViewBatches(
-                    together, self.recipe, n, _NO_END, self.seed, n_jobs, self.device
+                    together, self.model.recipe, n, _NO_END, self.seed, n_jobs, self.device
                 )
                 yield from views.of_rows(step, np.arange(n))
 
-    def _taken_up(self) -> Run:
-        self.networks.to(self.device)  # inference may have been elsewhere
+    def _current_run(self) -> Run:
+        """Return the run on its device; build it after a pickle or a fit."""
+        networks = self.model.networks.to(self.device)  # inference may have been elsewhere
         if self._run is None:
-            per_epoch = self.plan.steps_per_epoch
-            self._run = Run.of(self.networks, self.settings, self.device, per_epoch)
+            self._run = Run.of(networks, self.model.settings, self.device, self.n_samples)
             if self.kept is not None:
                 state = unpack(*self.kept)
                 self._run.load_state_dict(state, state["step"], within=True)
@@ -278,41 +265,25 @@ class OnlineFit:
             self._run.history = list(self.history)
         return self._run
 
-    def _steps(self, run: Run, batches: Iterator[Batch]) -> None:
-        plan, gradients = self.plan, Gradients(self.networks.student, run.scaler)
-        for report in train(
-            run.networks,
-            run.balancing,
-            run.optimizer,
-            batches,
-            self.settings,
-            plan,
-            seed=self.seed,
-            first_step=run.step,
-            scaler=run.scaler,
-        ):
-            run.record.add(report)
-            run.step = report.step + 1
-            if divergence := gradients.look(report):
+    def _train(self, run: Run, batches: Iterator[Batch]) -> None:
+        plan = self.plan
+        for divergence in run.steps(batches, plan, seed=self.seed):
+            if divergence is not None:
                 raise self._diverged(divergence)
             if run.step % plan.steps_per_epoch == 0:
-                last = run.record.summary(run.history[-1]["epoch"] + 1)
-                run.history.append(last)
-                run.record = EpochRecord(self.settings.K, self.device)
-                run.watch.look(last)
-        if divergence := gradients.ask():
-            raise self._diverged(divergence)
+                run.end_epoch(run.summary())
 
     def _diverged(self, divergence: Divergence) -> DivergedError:
         return DivergedError(
             f"The training diverged in step {divergence.step + 1}, with a loss of "
             f"{divergence.loss}; this call of partial_fit is undone. Begin anew with a lower "
-            f"learning_rate, now {self.settings.learning_rate:g}. {divergence}"
+            f"learning_rate, now {self.model.settings.learning_rate:g}. {divergence}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: with CPU tensors only."""
-        state = vars(self) | {"networks": copy.deepcopy(self.networks).cpu(), "_run": None}
+        networks = copy.deepcopy(self.model.networks).cpu()
+        state = vars(self) | {"model": replace(self.model, networks=networks), "_run": None}
         if self._run is not None:
             state |= {"kept": pack(self._run.state_dict()), "history": self._run.history}
         return state

@@ -1,4 +1,4 @@
-"""Going on from an earlier state of a run: which one, whether it fits, and what it settles."""
+"""Resume a run: find it, compare it with the fit, take its resolved parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 from sklearn_excb.data.fingerprints import changes, frozen_fingerprint, parameter_fingerprint
 from sklearn_excb.exceptions import CheckpointWarning
 from sklearn_excb.runtime.call_site import warn_caller
-from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.storage.checkpoint_folder import CheckpointFolder
+from sklearn_excb.storage.packing import unpack
+from sklearn_excb.training.context import FitContext
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
 # what weights and moments are of
@@ -27,24 +28,25 @@ _STRUCTURE = (
 _ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # the data's
 
 
-def about(
-    data: Mapping[str, Any], parameters: Mapping[str, Any], n_ranks: int = 1
+def describe_fit(
+    fingerprint: Mapping[str, Any], parameters: Mapping[str, Any], n_ranks: int = 1
 ) -> dict[str, Any]:
-    """What a run is a run of, and what it runs on: also on how many ranks.
+    """Describe a fit by its data and parameters, and what it runs on.
 
     Parameters
     ----------
-    data : mapping
-        Fingerprint of the data, as :func:`sklearn_excb.data.fingerprints.source_fingerprint` gives.
+    fingerprint : mapping
+        Fingerprint of the data, as :func:`sklearn_excb.data.fingerprints.source_fingerprint`
+        returns it.
     parameters : mapping
-        The estimator's.
+        Parameters of the estimator.
     n_ranks : int, default=1
-        That fit together.
+        Number of processes that fit together.
     """
     return {
         "parameters": parameter_fingerprint(parameters),
         "frozen": frozen_fingerprint(parameters),
-        "data": data,
+        "data": fingerprint,
         "versions": {
             **{name: _version(name) for name in _PACKAGES},
             "python": platform.python_version(),
@@ -55,35 +57,38 @@ def about(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How two of :func:`about` differ in data and parameters, in words."""
+    """Say in words how two descriptions of a fit differ in data and parameters."""
     of_parameters = changes(before["parameters"], now["parameters"])
     others = ["the frozen weights changed"] if before["frozen"] != now["frozen"] else []
     of_data = [f"of X, {text}" for text in changes(before["data"], now["data"])]
     return of_parameters + others + of_data
 
 
-def check_same_fit(
-    ranks: Ranks, data: Callable[[], Mapping[str, Any]], parameters: Mapping[str, Any], seed: int
-) -> None:
-    """Find out before the first step whether all ranks are at the same fit.
+def check_same_fit(fingerprint: Callable[[], Mapping[str, Any]], context: FitContext) -> None:
+    """Check before the first step that all ranks run the same fit.
 
-    ``data`` gives what :func:`about` takes; it is asked only if there are several.
+    Parameters
+    ----------
+    fingerprint : callable
+        Returns the fingerprint of the data. It is called only where there are several ranks.
+    context : FitContext
+        Context of the fit.
 
     Raises
     ------
     RankError
         If data, parameters, an integer ``random_state`` or versions differ.
     """
-    if ranks.count == 1:
+    if context.ranks.count == 1:
         return
-    what = about(data(), parameters)
-    if isinstance(parameters["random_state"], Integral):
-        what["parameters"]["random_state"] = seed
+    description = describe_fit(fingerprint(), context.parameters)
+    if isinstance(context.parameters["random_state"], Integral):
+        description["parameters"]["random_state"] = context.seed
 
     def unlike(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         return differences(first, other) + changes(first["versions"], other["versions"])
 
-    ranks.agree(what, unlike)
+    context.ranks.agree(description, unlike)
 
 
 def _version(package: str) -> str | None:
@@ -94,15 +99,17 @@ def _version(package: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The state that a fit goes on from.
+class PreviousRun:
+    """The run that a fit resumes, or from which a warm start goes on.
 
     Attributes
     ----------
     state : dict
-        See :meth:`sklearn_excb.fitting.run.Run.state_dict`, with ``about``.
+        State of the run, see :meth:`sklearn_excb.fitting.training_run.Run.state_dict`, and under
+        "about" its description.
     differing : list of str
-        What is no longer as it was, in words; empty where a run is taken up as it is.
+        Differences between that fit and this one, in words. Empty where the run is resumed as it
+        was.
     """
 
     state: Mapping[str, Any]
@@ -169,36 +176,50 @@ class Earlier:
         return self.state["about"]
 
 
-def earlier_of(
+def find_previous_run(
     folder: CheckpointFolder | None,
-    now: Mapping[str, Any],
-    parameters: Mapping[str, Any],
-    kept: Mapping[str, Any] | None,
-    *,
-    fitted_before: bool,
-) -> Earlier | None:
-    """Find what a fit goes on from; None to begin.
+    fingerprint: Callable[[], Mapping[str, Any]],
+    context: FitContext,
+) -> tuple[PreviousRun | None, dict[str, Any]]:
+    """Find the run that a fit resumes.
 
     Parameters
     ----------
     folder : CheckpointFolder or None
-        Of the run.
-    now : mapping
-        Of :func:`about`.
-    parameters : mapping
-        The estimator's.
-    kept : mapping or None
-        State of the fit before, in memory.
-    fitted_before : bool
-        Whether there was a fit before.
+        Folder of the checkpoints.
+    fingerprint : callable
+        Returns the fingerprint of the data. It is called only where there is a folder, or for a
+        warm start.
+    context : FitContext
+        Context of the fit.
+
+    Returns
+    -------
+    previous : PreviousRun or None
+        None where the fit begins anew.
+    description : dict
+        Description of the fit, which goes into its checkpoints; empty where there are none.
 
     Raises
     ------
     ValueError
-        If data or parameters are not those of before, saying which, and it is no warm start; if
-        ``resume`` says there must be a state, or none, and it is the other way; if the fit before a
-        warm start has left none.
+        If data or parameters of the previous run are others, and this is no warm start; the message
+        names them. If ``resume`` requires a checkpoint and there is none, or forbids one and there
+        is one. If a warm start follows a fit that kept no state.
     """
+    parameters = context.parameters
+    if folder is None and not parameters["warm_start"]:
+        now: dict[str, Any] = {}
+    else:
+        now = describe_fit(fingerprint(), parameters, context.ranks.count)
+    return _previous_run(folder, now, context), now
+
+
+def _previous_run(
+    folder: CheckpointFolder | None, now: Mapping[str, Any], context: FitContext
+) -> PreviousRun | None:
+    parameters = context.parameters
+    kept = unpack(*context.previous) if context.previous else None
     resume, warm = parameters["resume"], parameters["warm_start"]
     if resume is True and folder is None:
         raise ValueError("resume=True needs a checkpoint_dir to go on from.")
@@ -210,7 +231,7 @@ def earlier_of(
             f'resume=False, but {folder.path} holds a run. Go on with it (resume="auto"), choose '
             "another checkpoint_dir, or remove it."
         )
-    if state is None and warm and kept is None and fitted_before:
+    if state is None and warm and kept is None and context.fitted_before:
         raise ValueError(
             "warm_start=True, but the fit before kept no state of its training: it was made with "
             "warm_start=False, or by partial_fit, or it diverged, or was loaded. Set "
@@ -244,7 +265,7 @@ def earlier_of(
             "its result may differ from an uninterrupted one in the last bits.",
             CheckpointWarning,
         )
-    return Earlier(state, differing)
+    return PreviousRun(state, differing)
 
 
 def warn_nothing_to_train(epochs: int) -> None:

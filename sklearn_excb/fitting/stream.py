@@ -1,165 +1,147 @@
-"""A fit of a stream that is too long to be kept: so many steps an epoch, each image once."""
+"""A stream as the samples of a fit: an epoch is so many steps, and each image is seen once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from tqdm.auto import tqdm
 
-from sklearn_excb.data.open_source import StreamPart, stream_parts
-from sklearn_excb.data.sources import Source
+from sklearn_excb.data.open_source import StreamPart, open_source, stream_parts
+from sklearn_excb.data.sources import Skipped, Source
+from sklearn_excb.data.unusable_images import drop_unusable, skipped_of
 from sklearn_excb.exceptions import ImageError, StreamEndError
-from sklearn_excb.fitting.begin import begin, take_up_generators
-from sklearn_excb.fitting.finish import settled_labels
-from sklearn_excb.fitting.fit import Fitted
 from sklearn_excb.method.kmeans import most_start_rows
-from sklearn_excb.runtime.generator_state import generator_states
-from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.runtime.signals import deferred_signals
-from sklearn_excb.settings import auto_rules as rules
-from sklearn_excb.storage.packing import Snapshot
-from sklearn_excb.training.history import entry
-from sklearn_excb.training.inference import assign
-from sklearn_excb.training.loop import start_centroids
-from sklearn_excb.training.settling import enough_to_settle, settling_sample
+from sklearn_excb.settings import auto_rules
+from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.training.build import Model
+from sklearn_excb.training.context import FitContext
+from sklearn_excb.training.settling import settling_sample
+from sklearn_excb.views.batches import Batches, ViewBatches
 from sklearn_excb.views.reservoir import Reservoir
 from sklearn_excb.views.stream_batches import StreamBatches
 
-_USUAL_BATCH = 256  # by which the length of the stream is guessed, to look up its batch size
+_USUAL_BATCH = 256  # images; the length of the stream is guessed by it, to look up its batch size
 
 
-def fit_stream(
-    X: Iterable[Any],
-    parameters: Mapping[str, Any],
-    open_part: Callable[[StreamPart], Source],
-    *,
-    n_jobs: int,
-    seed: int,
-    device: torch.device,
-    kept: Snapshot | None = None,
-    fitted_before: bool = False,
-    ranks: Ranks = ALONE,
-) -> Fitted:
-    """Fit a stream, of which an epoch is ``steps_per_epoch`` batches.
+def stream_batch_size(parameters: Mapping[str, Any]) -> int:
+    """Return the batch size of a stream; "auto" goes by the number of steps in an epoch."""
+    size = parameters["batch_size"]
+    if isinstance(size, str):
+        size = auto_rules.batch_size(int(parameters["steps_per_epoch"]) * _USUAL_BATCH)
+    return int(size)
 
-    Parameters
+
+@dataclass
+class Stream:
+    """An iterable of images of which an epoch is ``steps_per_epoch`` batches.
+
+    Attributes
     ----------
     X : iterable
-        Of images. It is iterated again when it ends. Each rank has its own.
-    open_part : callable
-        From images of the stream to a source.
-    n_jobs : int
-        Threads that open images.
-    parameters, seed, device, kept, fitted_before, ranks
-        As of :func:`sklearn_excb.fitting.fit.fit_source`.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing in it, or it ends and gives nothing when it is iterated again.
-    DivergedError
-        If loss or gradients are not finite.
-    RankError
-        If another rank has failed, or is at another fit.
+        Images. A fit iterates X again when it ends. Each rank has an X of its own.
+    parameters : mapping
+        Parameters of the estimator, with numbers for ``batch_size`` and ``n_jobs``.
+    skipped : list of Skipped
+        Images so far that cannot be used.
+    n_read : int
+        Number of images so far.
     """
-    per_epoch, size = int(parameters["steps_per_epoch"]), parameters["batch_size"]
-    if isinstance(size, str):
-        size = rules.batch_size(per_epoch * _USUAL_BATCH)
-    mine, n_samples = ranks.span(int(size)), per_epoch * int(size)
-    with ExitStack() as stack:
-        with ranks.together():
-            came = stream_parts(_repeated(X), max(1, mine.stop - mine.start))
-            parts = _usable_parts(
-                came, open_part, most=per_epoch if parameters["on_error"] == "skip" else 0
-            )
-            first = next(parts)
-        n_channels = first.n_channels
-        run, views, begun = begin(
-            stack,
-            first,
-            lambda: {"kind": "a stream", "n_channels": n_channels},
-            {**parameters, "batch_size": size, "n_jobs": n_jobs},
-            n_samples=n_samples,
-            seed=seed,
-            device=device,
-            kept=kept,
-            fitted_before=fitted_before,
-            ranks=ranks,
-        )
-        networks, settings, seed = run.networks, begun.settings, views.seed
-        n_kept = len(settling_sample(n_samples, settings.K))
-        batches = StreamBatches(
-            parts=_with_first(first, parts),
-            recipe=views.recipe,
-            n_channels=n_channels,
+
+    X: Iterable[Any]
+    parameters: Mapping[str, Any]
+    skipped: list[Skipped] = field(default_factory=list)
+    n_read: int = 0
+    is_whole = False
+    _parts: Iterator[Source] = field(init=False, repr=False)
+    _n_channels: int | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        wanted = self.parameters["n_channels"]
+        self._n_channels = None if isinstance(wanted, str) else wanted
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples in an epoch."""
+        return int(self.parameters["steps_per_epoch"]) * self.parameters["batch_size"]
+
+    def open(self, context: FitContext) -> Source:
+        """Open the first part: this rank's share of the first batch.
+
+        Raises
+        ------
+        ValueError
+            If the stream is empty.
+        """
+        mine = context.ranks.span(self.parameters["batch_size"])
+        skips = self.parameters["on_error"] == "skip"
+        most = int(self.parameters["steps_per_epoch"]) if skips else 0
+        with context.ranks.together():
+            parts = stream_parts(_repeated(self.X), max(1, mine.stop - mine.start))
+            opened = _usable_parts(parts, self._open_part, most=most)
+            first = next(opened)
+        self._parts = _with_first(first, opened)
+        return first
+
+    def _open_part(self, part: StreamPart) -> Source:
+        """Open a part, without the images that cannot be used."""
+        self.n_read += len(part)
+        source = open_source(part, self._n_channels, self.parameters["on_error"])
+        try:
+            usable = drop_unusable(source, self.parameters["n_jobs"])
+        finally:
+            self.skipped.extend(skipped_of(source))
+        self._n_channels = source.n_channels
+        return usable
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Return what is known of a stream: its number of channels."""
+        return {"kind": "a stream", "n_channels": self._n_channels}
+
+    def batches(
+        self, model: Model, views: ViewBatches, bar: tqdm[Any], *, resumes: bool
+    ) -> StreamBatches:
+        """Return the batches of the stream, from its first part on."""
+        settings, ranks = model.settings, views.ranks
+        n_start = min(self.n_samples, most_start_rows(settings.K))
+        n_kept = len(settling_sample(self.n_samples, settings.K))
+        return StreamBatches(
+            parts=self._parts,
+            recipe=model.recipe,
+            n_channels=settings.n_channels,
             batch_size=settings.batch_size,
-            steps_per_epoch=per_epoch,
+            steps_per_epoch=int(self.parameters["steps_per_epoch"]),
             n_epochs=settings.epochs,
-            seed=seed,
-            n_jobs=n_jobs,
-            device=device,
+            seed=views.seed,
+            n_jobs=self.parameters["n_jobs"],
+            device=views.device,
             ranks=ranks,
-            kept=Reservoir(ranks.most(n_kept), seed),
+            n_start=-(-n_start // settings.batch_size),
+            kept=Reservoir(ranks.most(n_kept), views.seed),
         )
-        del first, views  # images that nobody needs any more
-        if begun.goes_on:
-            take_up_generators(stack, run)
-        else:
-            n_start = -(-min(n_samples, most_start_rows(settings.K)) // settings.batch_size)
-            start_centroids(networks, batches.start(n_start), settings, seed=seed, ranks=ranks)
-            run.history.append(entry(0, n_clusters=settings.K))
-            run.generators = generator_states()
-        ending = begun.train(run, batches) if settings.epochs or begun.goes_on else "done"
-        history, state, watch = run.entries(), begun.state(run, ending), run.watch
-        del run  # what the optimiser and the gradients hold is room for settling
-        networks.student.zero_grad()
-        begun.bar.set_description("ExCB: settling")
-        if begun.goes_on and ending == "done" and settings.settle_passes:
-            with (
-                deferred_signals(saves=False) as wishes,
-                ranks.together(),
-                suppress(StreamEndError),
-            ):
-                batches.keep_more(lambda: not wishes.stop)  # of what came before, none is kept
-            ending = "stopped" if ranks.any(wishes.stop)[0] else ending
-        n_each = min(ranks.objects(len(batches.kept)))
-        n = n_each * ranks.count
 
-        def labels() -> npt.NDArray[np.int64]:
-            found = np.zeros(n, np.int64)
-            inputs = batches.inputs(n_each, settings.inference_batch)
-            assign(networks.teacher, inputs, out=found[ranks.span(n)])
-            return ranks.sum_array(found)
+    def refill(self, batches: Batches, settings: Settings) -> Literal["done", "stopped"]:
+        """Read on until the sample is full: a resumed fit has kept none of the earlier images.
 
-        if n:
-            _, filled = settled_labels(
-                networks.teacher,
-                lambda: batches.inputs(n_each, settings.inference_batch),
-                labels,
-                settings,
-                n_samples=n if enough_to_settle(settings, n) else 0,
-                seed=seed,
-                ranks=ranks,
-            )
-            history[-1] |= filled
-            if ending == "done":
-                watch.look(history[-1])
-    return Fitted(
-        networks.teacher.cpu().eval(),
-        settings,
-        batches.recipe,
-        begun.n_features,
-        begun.facts.shape,
-        labels=np.empty(0, np.int64),
-        history=history,
-        seed=seed,
-        state=state,
-        stopped=ending == "stopped",
-    )
+        Returns
+        -------
+        {"done", "stopped"}
+            "stopped" if Ctrl-C was pressed.
+        """
+        assert isinstance(batches, StreamBatches)
+        if not settings.settle_passes:
+            return "done"
+        ranks = batches.ranks
+        with deferred_signals(saves=False) as signals, ranks.together(), suppress(StreamEndError):
+            batches.keep_more(lambda: not signals.stop)
+        return "stopped" if ranks.any(signals.stop)[0] else "done"
+
+    def close(self, ranks: Ranks) -> None:
+        """Do nothing: each rank has a stream of its own."""
 
 
 def _repeated(X: Iterable[Any]) -> Iterator[Any]:

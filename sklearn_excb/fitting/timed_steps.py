@@ -9,15 +9,15 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sklearn_excb.fitting.run import Run
+from sklearn_excb.fitting.training_run import Run
 from sklearn_excb.method.kmeans import nearest_centroids, unit_rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.frozen_features import feature_batches, features_of
-from sklearn_excb.training.inference import assign
-from sklearn_excb.training.loop import split, train
+from sklearn_excb.training.loop import split
 from sklearn_excb.training.optimizer import Plan
+from sklearn_excb.training.teacher_outputs import assign
 from sklearn_excb.views.batches import Batch, ViewBatches
 
 Clock = Callable[[], float]
@@ -92,26 +92,18 @@ class PhaseTimer:
     def steps(self) -> tuple[float, float]:
         """Seconds a step, and the share of them in which the networks waited for views."""
         batches = self._batches
-        run = Run.of(self._networks, self._settings, batches.device, batches.steps_per_epoch)
-        times, waits = list[float](), list[float]()
+        n_samples, ranks = len(batches.source), batches.ranks
+        run = Run.of(self._networks, self._settings, batches.device, n_samples)
+        plan, times, waits = Plan.of(self._settings, n_samples), list[float](), list[float]()
         begun = last = self._now()
         with closing(batches.from_step(0)) as made:
-            for _ in train(
-                run.networks,
-                run.balancing,
-                run.optimizer,
-                self._waited_for(made, waits),
-                self._settings,
-                Plan.of(self._settings, len(batches.source)),
-                seed=batches.seed,
-                ranks=batches.ranks,
-                scaler=run.scaler,
-            ):
+            read = self._waited_for(made, waits)
+            for _ in run.steps(read, plan, seed=batches.seed, ranks=ranks):
                 now = self._now()
                 times.append(now - last)
                 last = now
                 long = now - begun > _SECONDS and len(times) >= _FEWEST
-                if batches.ranks.any(long or len(times) >= _MOST)[0]:
+                if ranks.any(long or len(times) >= _MOST)[0]:
                     break
         a_step = _median(_warm(times))
         return a_step, sum(_warm(waits[: len(times)])) / sum(_warm(times))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 
 
 @contextmanager
@@ -63,3 +64,27 @@ def preserved_generators() -> Iterator[None]:
         yield
     finally:
         set_generator_states(states)
+
+
+@contextmanager
+def resumed_generators(states: Mapping[str, Any]) -> Iterator[None]:
+    """Draw as a run would have that ended with these states, and put every generator back."""
+    with preserved_generators():
+        set_generator_states(states)
+        yield
+
+
+def seed_from(random_state: Any) -> int:
+    """Return a seed; None draws one from the system and leaves global state alone.
+
+    Parameters
+    ----------
+    random_state : int, RandomState or None
+        As scikit-learn takes it.
+    """
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, (int, np.integer)):
+        check_random_state(random_state)  # refuses what scikit-learn refuses
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31))

@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.backbones import rebuilding
 from sklearn_excb.networks.frozen import thawed
 from sklearn_excb.runtime.compat import dimension
-from sklearn_excb.training.inference import Embedding
+from sklearn_excb.training.teacher_outputs import Embedding
 from sklearn_excb.training.traceable import EndToEnd, StandardRows, WholeImages
 from sklearn_excb.views.batches import whole_images, whole_side
 from sklearn_excb.views.row_views import RowRecipe, standardize

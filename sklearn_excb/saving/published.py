@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.backbones import build_backbone
 from sklearn_excb.networks.heads import uses_batch_norm
 from sklearn_excb.networks.student_teacher import ClusterNetwork, build_teacher
 from sklearn_excb.runtime.compat import weightless
 from sklearn_excb.runtime.devices import resolve_precision
 from sklearn_excb.saving.release_tensors import Release, TeacherTensors, listed, teacher_tensors
-from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings import auto_rules
 from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.storage.torch_files import load_objects, plain_arguments
 from sklearn_excb.training.build import IMAGENET_MEAN
@@ -89,7 +89,7 @@ class Published:
             By which the precision of training is settled.
         """
         size = self.own["image_size"]
-        facts = Facts(rules.IMAGENET, "images", (size, size), self.own["n_channels"])
+        facts = Facts(auto_rules.IMAGENET, "images", (size, size), self.own["n_channels"])
         has_batch_norm = uses_batch_norm(self.teacher.backbone)
         settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
         settings = replace(settings, precision=resolve_precision(settings.precision, device))

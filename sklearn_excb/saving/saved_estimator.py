@@ -23,7 +23,7 @@ from torch import nn
 
 from sklearn_excb.data.sources import Skipped
 from sklearn_excb.exceptions import DamagedFileError
-from sklearn_excb.fitting.fit import Fitted
+from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.storage.checkpoint_folder import read_checkpoint
 from sklearn_excb.storage.packing import pack, unpack
 from sklearn_excb.storage.tensor_files import read_tensors, text_checksum, write_tensors

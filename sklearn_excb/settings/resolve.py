@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sklearn_excb.settings import auto_rules as rules
+from sklearn_excb.settings import auto_rules
 
 
 @dataclass(frozen=True)
@@ -125,45 +125,47 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
 
     images = facts.kind == "images"
     n = facts.n_samples
-    K = chosen("K", rules.n_clusters(n))
+    K = chosen("K", auto_rules.n_clusters(n))
     size = resolve_image_size(parameters, facts)
-    batch = min(n, chosen("batch_size", rules.batch_size(n)))
-    n_epochs = chosen("epochs", rules.epochs(n, batch))
-    kind = chosen("optimizer", rules.optimizer(has_batch_norm))
+    batch = min(n, chosen("batch_size", auto_rules.batch_size(n)))
+    n_epochs = chosen("epochs", auto_rules.epochs(n, batch))
+    kind = chosen("optimizer", auto_rules.optimizer(has_batch_norm))
     decay = parameters["weight_decay"]
     n_global = int(parameters["n_global"])
     total_steps = n_epochs * (n // batch)
     labels_a_step = batch * n_global
     frozen = bool(parameters["freeze_backbone"])
-    of_local = rules.whole_patches(rules.local_size(size), parameters["backbone"])
+    of_local = auto_rules.whole_patches(auto_rules.local_size(size), parameters["backbone"])
     return Settings(
         K=K,
         backbone=resolve_backbone(parameters, facts),
         image_size=size,
         local_size=chosen("local_size", of_local if images else 0),
         n_global=n_global,
-        n_local=chosen("n_local", rules.n_local(size, "rows" if frozen else facts.kind)),
+        n_local=chosen("n_local", auto_rules.n_local(size, "rows" if frozen else facts.kind)),
         n_channels=facts.n_channels,
         epochs=n_epochs,
         batch_size=batch,
         micro_batch=_micro_batch(parameters["micro_batch"], batch),
         precision=parameters["precision"],
         optimizer=kind,
-        learning_rate=chosen("learning_rate", rules.learning_rate(kind, batch)),
-        weight_decay=rules.weight_decay(kind) if _is_auto(decay) else _pair(decay),
-        warmup_epochs=chosen("warmup_epochs", rules.warmup_epochs(n_epochs, n // batch)),
-        teacher_momentum=chosen("teacher_momentum", rules.teacher_momentum(total_steps)),
-        size_momentum=chosen("size_momentum", rules.size_momentum(labels_a_step, K, total_steps)),
+        learning_rate=chosen("learning_rate", auto_rules.learning_rate(kind, batch)),
+        weight_decay=auto_rules.weight_decay(kind) if _is_auto(decay) else _pair(decay),
+        warmup_epochs=chosen("warmup_epochs", auto_rules.warmup_epochs(n_epochs, n // batch)),
+        teacher_momentum=chosen("teacher_momentum", auto_rules.teacher_momentum(total_steps)),
+        size_momentum=chosen(
+            "size_momentum", auto_rules.size_momentum(labels_a_step, K, total_steps)
+        ),
         teacher_temperature=_pair(parameters["teacher_temperature"]),
         student_temperature=float(parameters["student_temperature"]),
         balancing=parameters["balancing"],
         count_labels=parameters["count_labels"],
         local_in_loss_h=parameters["local_in_loss_h"],
-        settle_passes=chosen("settle_passes", rules.settle_passes(parameters["balancing"])),
-        flip=chosen("flip", rules.flip(facts.n_channels) if images else 0.0),
-        smallest_global=rules.smallest_global(size) if images else (1.0, 1.0),
-        smallest_local=rules.smallest_local(size) if images else 1.0,
-        head_width=chosen("head_width", rules.head_width(n)),
+        settle_passes=chosen("settle_passes", auto_rules.settle_passes(parameters["balancing"])),
+        flip=chosen("flip", auto_rules.flip(facts.n_channels) if images else 0.0),
+        smallest_global=auto_rules.smallest_global(size) if images else (1.0, 1.0),
+        smallest_local=auto_rules.smallest_local(size) if images else 1.0,
+        head_width=chosen("head_width", auto_rules.head_width(n)),
         freeze_backbone=frozen,
     )
 
@@ -191,11 +193,11 @@ def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:
     if not _is_auto(chosen):
         return int(chosen)
     if parameters["freeze_backbone"]:
-        most = rules.frozen_image_size(facts.short_side)
-        return rules.whole_patches(most, parameters["backbone"], down=True)
+        most = auto_rules.frozen_image_size(facts.short_side)
+        return auto_rules.whole_patches(most, parameters["backbone"], down=True)
     of_ours = parameters["backbone"] in ("auto", "cnn") and not parameters["pretrained"]
-    size = rules.image_size(facts.n_samples, facts.short_side, small_network=of_ours)
-    return rules.whole_patches(size, parameters["backbone"])
+    size = auto_rules.image_size(facts.n_samples, facts.short_side, small_network=of_ours)
+    return auto_rules.whole_patches(size, parameters["backbone"])
 
 
 def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:
@@ -206,4 +208,4 @@ def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:
     size = resolve_image_size(parameters, facts)
     if parameters["pretrained"] and facts.kind == "images":
         size = max(size, 64)  # nobody has trained the small one
-    return rules.backbone(facts.n_samples, size, facts.kind)
+    return auto_rules.backbone(facts.n_samples, size, facts.kind)

@@ -15,6 +15,10 @@ from torch import nn
 from sklearn_excb.settings.auto_rules import MOST_ENLARGED
 from sklearn_excb.settings.resolve import Facts, Settings
 
+CHECKPOINT_PARAMETERS = frozenset(
+    ("checkpoint_dir", "checkpoint_every", "n_checkpoints", "resume", "warm_start")
+)
+
 Check = Callable[[Any], bool]
 
 

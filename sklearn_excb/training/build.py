@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from sklearn_excb.settings.resolve import (
     resolve_image_size,
 )
 from sklearn_excb.settings.validation import check_rows_parameters, check_sizes, check_weights
+from sklearn_excb.training.context import FitContext
 from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe, constant_feature, row_recipe
@@ -169,35 +170,79 @@ def _safe_precision(
     )
 
 
+@dataclass(frozen=True)
+class Model:
+    """What a fit trains.
+
+    Attributes
+    ----------
+    networks : StudentTeacher
+        Student and teacher.
+    settings : Settings
+        Parameters, each of them resolved.
+    recipe : ViewRecipe or RowRecipe
+        Views of the samples, and the statistics that normalise them for inference.
+    n_features : int
+        Number of features that the backbone computes.
+    facts : Facts
+        Properties of the data that the rules of "auto" go by.
+    """
+
+    networks: StudentTeacher
+    settings: Settings
+    recipe: ViewRecipe | RowRecipe
+    n_features: int
+    facts: Facts
+
+
 def prepare(
-    source: Source,
-    facts: Facts,
-    parameters: Mapping[str, Any],
-    seed: int,
-    device: torch.device,
-) -> tuple[StudentTeacher, Settings, int, ViewBatches]:
-    """Return what :func:`build` gives, and the batches of the fit."""
+    source: Source, context: FitContext, n_samples: int | None = None
+) -> tuple[Model, ViewBatches]:
+    """Resolve every parameter for a source, and build networks and batches.
+
+    Parameters
+    ----------
+    source : Source
+        The samples, or the first of them.
+    context : FitContext
+        Parameters, seed, device and ranks of the fit.
+    n_samples : int, optional
+        Number of samples in an epoch. By default the source holds all of them.
+
+    Returns
+    -------
+    model : Model
+        The networks lie on the CPU, with their first weights.
+    batches : ViewBatches
+        Batches of the source.
+    """
+    ranks, parameters = context.ranks, context.parameters
+    facts = facts_of(source)
+    facts = ranks.broadcast(facts if n_samples is None else replace(facts, n_samples=n_samples))
     networks, settings, n_features = build(parameters, facts)
-    precision = _safe_precision(settings, networks.student.backbone, source.kind, device)
+    precision = _safe_precision(settings, networks.student.backbone, source.kind, context.device)
     settings = replace(settings, precision=precision)
     known = None
     if parameters["pretrained"] or settings.freeze_backbone:
         backbone = thawed(networks.teacher.backbone)
         known = input_statistics(settings.backbone, backbone, settings.n_channels)
-    n_jobs = number_of_jobs(parameters["n_jobs"], source)
     recipe = view_recipe(source, settings, known)
     if not settings.has_backbone:
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
         networks.set_feature_statistics(constant_feature(source.load, len(source), recipe))
+    recipe = ranks.broadcast(recipe)
+    n_jobs = number_of_jobs(parameters["n_jobs"], source)
     batches = ViewBatches(
         source,
         recipe,
         settings.batch_size,
         settings.epochs,
-        seed,
+        context.seed,
         n_jobs,
-        device,
-        n_ahead(source, n_jobs, device),
+        context.device,
+        n_ahead(source, n_jobs, context.device),
+        ranks,
+        n_samples,
     )
-    return networks, settings, n_features, batches
+    return Model(networks, settings, recipe, n_features, facts), batches

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.settings.resolve import Settings
-from sklearn_excb.training.inference import embed
+from sklearn_excb.training.teacher_outputs import embed
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import constant_feature, row_recipe
 

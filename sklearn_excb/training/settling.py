@@ -24,7 +24,7 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build_balancing
-from sklearn_excb.training.inference import embed
+from sklearn_excb.training.teacher_outputs import embed
 
 Labels = npt.NDArray[np.int64]
 

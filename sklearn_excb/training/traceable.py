@@ -1,8 +1,10 @@
 """Inference as one network: raw samples in; embedding, cluster and similarities out.
 
-What :mod:`sklearn_excb.views.batches` and :mod:`sklearn_excb.training.inference` do, in a form that
-can be traced: sizes of images are tensors, and a resize is a product with small matrices, so that a
-runtime needs none but the usual operators. Axes: ``n`` images or rows, ``K`` clusters.
+It does what :mod:`sklearn_excb.views.batches` and :mod:`sklearn_excb.training.teacher_outputs` do,
+in a form that can be traced. Sizes of images are tensors and a resize is a product with small
+matrices, so that a runtime needs only the usual operators.
+
+Axes: ``n`` images or rows, ``K`` clusters.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from sklearn_excb.data.resampling import filter_weights, to_unit
 from sklearn_excb.networks.student_teacher import ClusterNetwork
-from sklearn_excb.training.inference import Embedding
+from sklearn_excb.training.teacher_outputs import Embedding
 from sklearn_excb.views.batches import whole_side
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe

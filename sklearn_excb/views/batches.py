@@ -99,8 +99,20 @@ class Batches(Protocol):
         """Yield the batches that are left after so many steps."""
         ...
 
+    def start(self) -> Iterator[Batch]:
+        """Yield batches of one global view, on which the centroids start."""
+        ...
+
     def rows(self, step: int) -> list[int]:
-        """Rows of X in a step, where they have numbers."""
+        """Rows of X in a step; empty where rows have no numbers."""
+        ...
+
+    def n_kept(self) -> int:
+        """Number of samples, on all ranks together, that inference can read again."""
+        ...
+
+    def whole(self, batch_size: int, sample: Indices) -> Iterator[Tensor]:
+        """Yield kept samples as inference sees them; each rank asks for its own share."""
         ...
 
 
@@ -240,6 +252,10 @@ class ViewBatches:
         room = [] if pinned else memory  # a copy of the last crops may still be under way
         crops = begin_crops(source, rows, drawn, room, read, pinned=pinned)
         return lambda: finish_crops([to_device(c, self.device) for c in crops()], drawn)
+
+    def n_kept(self) -> int:
+        """Number of samples: all of them can be read again."""
+        return len(self.source)
 
     def whole(self, batch_size: int, sample: Indices | None = None) -> Iterator[Tensor]:
         """Samples as inference sees them; see :func:`inference_inputs`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,8 +40,10 @@ class StreamBatches:
         Where the views end.
     ranks : Ranks
         Those that share each batch, each with a stream of its own.
+    n_start : int
+        Number of batches from which the centroids start.
     kept : Reservoir
-        Takes a sample of what was learned from.
+        Sample of the images that this rank has trained on.
     """
 
     parts: Iterator[Source]
@@ -53,6 +56,7 @@ class StreamBatches:
     n_jobs: int
     device: torch.device
     ranks: Ranks
+    n_start: int
     kept: Reservoir
 
     @property
@@ -63,9 +67,9 @@ class StreamBatches:
         """
         return AHEAD if self.n_jobs > 1 and self.device.type != "cpu" else 0
 
-    def start(self, n: int) -> Iterator[Batch]:
-        """One global view of the images of n batches, the first and the second by turns."""
-        for number in range(n):
+    def start(self) -> Iterator[Batch]:
+        """Yield the first batches, one global view of each: the first and the second by turns."""
+        for number in range(self.n_start):
             yield self._batch(next(self.parts), 0, number % 2)
 
     def from_step(self, step: int) -> Iterator[Batch]:
@@ -88,9 +92,16 @@ class StreamBatches:
             while wanted() and not self.kept.is_full:
                 self._opened(read)
 
-    def inputs(self, n: int, batch_size: int) -> Iterator[Tensor]:
-        """Yield n of the samples that were kept, as inference sees them."""
-        return self._views_of(source_of(self.kept.draw(0, n), self.n_channels)).whole(batch_size)
+    def n_kept(self) -> int:
+        """Number of kept samples: of each rank as many as of the one with the fewest."""
+        return min(self.ranks.objects(len(self.kept))) * self.ranks.count
+
+    def whole(self, batch_size: int, sample: npt.NDArray[np.int64]) -> Iterator[Tensor]:
+        """Yield as many of this rank's kept samples as ``sample`` has, as inference sees them."""
+        if not len(sample):
+            return iter(())
+        drawn = source_of(self.kept.draw(0, len(sample)), self.n_channels)
+        return self._views_of(drawn).whole(batch_size)
 
     def _opened(self, read: Map) -> Source:
         """The next part, opened: kept in memory until its step, some of it longer."""

@@ -23,7 +23,7 @@ from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.threads import Map
 from sklearn_excb.runtime.transfers import to_device
-from sklearn_excb.views import augmentation as finishing
+from sklearn_excb.views import augmentation
 from sklearn_excb.views.augmentation import finish_views
 from sklearn_excb.views.multicrop import (
     ViewKind,
@@ -127,7 +127,7 @@ def begin_views(
 ) -> Finish:
     """Begin views that threads make from end to end, on a CPU."""
     room = drawn.room(memory, source.n_channels, torch.float32)
-    at_once = 1 if finishing.compiled_loops(drawn.recipe) else _PART
+    at_once = 1 if augmentation.compiled_loops(drawn.recipe) else _PART
 
     def make(part: slice) -> None:
         for some, cut in _cut(source, rows, drawn, part, at_once):

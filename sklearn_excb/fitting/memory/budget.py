@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import MemoryWarning
-from sklearn_excb.fitting.memory_estimate import (
+from sklearn_excb.fitting.memory.estimate import (
     MemoryEstimate,
     estimate_memory,
     generous_bound,
@@ -25,7 +24,8 @@ from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.ranks import ALONE
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import check_devices
-from sklearn_excb.training.build import facts_of, prepare
+from sklearn_excb.training.build import prepare
+from sklearn_excb.training.context import FitContext
 from sklearn_excb.views.batches import ViewBatches
 
 _SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
@@ -51,7 +51,7 @@ def halve_micro_batch(
     available : int
         Bytes that the device has left.
     networks, settings, batches
-        As in :func:`sklearn_excb.fitting.memory_estimate.estimate_memory`.
+        As in :func:`sklearn_excb.fitting.memory.estimate.estimate_memory`.
     """
     estimate = estimate_memory(networks, settings, batches)
     while estimate.needed > available and settings.micro_batch > _SMALLEST_PART:
@@ -93,19 +93,17 @@ def share_of_batch(
     )
 
 
-def estimate_memory_of(
-    source: Source, parameters: Mapping[str, Any], device: torch.device, n_devices: int
-) -> MemoryEstimate:
-    """What a fit of the source would take on one of the devices that share its batches.
+def estimate_memory_of(source: Source, context: FitContext, n_devices: int) -> MemoryEstimate:
+    """Estimate the memory of a fit of the source on each of the devices that share its batches.
 
-    ``micro_batch="auto"`` is settled by it.
+    ``micro_batch="auto"`` is resolved as the fit would.
     """
-    with seeded_generators(0):
-        facts = facts_of(source)
-        networks, settings, _, batches = prepare(source, facts, parameters, 0, device)
-        check_devices(settings, n_devices)
-        settings, batches = share_of_batch(-(-settings.batch_size // n_devices), settings, batches)
-        return resolve_micro_batch(networks, settings, batches, parameters)[1]
+    with seeded_generators(context.seed):
+        model, batches = prepare(source, context)
+        check_devices(model.settings, n_devices)
+        share = -(-model.settings.batch_size // n_devices)
+        settings, batches = share_of_batch(share, model.settings, batches)
+        return resolve_micro_batch(model.networks, settings, batches, context.parameters)[1]
 
 
 def resolve_micro_batch(
@@ -121,16 +119,13 @@ def resolve_micro_batch(
 
 
 def resolve_micro_batch_together(
-    networks: StudentTeacher,
-    settings: Settings,
-    batches: ViewBatches,
-    parameters: Mapping[str, Any],
+    networks: StudentTeacher, settings: Settings, batches: ViewBatches, context: FitContext
 ) -> Settings:
-    """Settle the micro-batch: of several ranks, the smallest that one needs for its share."""
+    """Resolve the micro-batch: the smallest that a rank needs for its share of a batch."""
     ranks, share = batches.ranks, batches.ranks.most(settings.batch_size)
     of_rank, batches = share_of_batch(share, settings, batches)
     with ranks.together():
-        of_rank = _resolve_and_warn(networks, of_rank, batches, parameters)
+        of_rank = _resolve_and_warn(networks, of_rank, batches, context.parameters)
     return replace(settings, micro_batch=min(ranks.objects(of_rank.micro_batch)))
 
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sklearn_excb.fitting.tensor_memory import LiveTensors, fake, tensors_of
+from sklearn_excb.fitting.memory.live_tensors import LiveTensors, fake, tensors_of
 from sklearn_excb.method.attention import nearest
 from sklearn_excb.networks.heads import PROJECTION_DIM
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build_balancing
-from sklearn_excb.training.inference import outputs
 from sklearn_excb.training.loop import train_step
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
 from sklearn_excb.training.settling import PARTS, settling_sample
+from sklearn_excb.training.teacher_outputs import outputs
 from sklearn_excb.views.batches import Batch
 
 Bytes = dict[str, int]

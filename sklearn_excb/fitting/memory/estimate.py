@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows
-from sklearn_excb.fitting.fake_steps import (
+from sklearn_excb.fitting.memory.fake_steps import (
     FLOAT,
     Bytes,
     Shape,
@@ -26,7 +26,7 @@ from sklearn_excb.fitting.fake_steps import (
     settling_bytes,
     step_bytes,
 )
-from sklearn_excb.fitting.tensor_memory import LiveTensors, size, tensors_of
+from sklearn_excb.fitting.memory.live_tensors import LiveTensors, size, tensors_of
 from sklearn_excb.method.kmeans import most_start_rows
 from sklearn_excb.networks.heads import PROJECTION_DIM
 from sklearn_excb.networks.student_teacher import StudentTeacher

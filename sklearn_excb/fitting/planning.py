@@ -1,0 +1,110 @@
+"""estimate_memory and dry_run: what a fit would take."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from sklearn_excb.data.unusable_images import drop_unusable
+from sklearn_excb.fitting.launch import number_of_devices
+from sklearn_excb.fitting.memory.budget import estimate_memory_of
+from sklearn_excb.fitting.memory.estimate import MemoryEstimate
+from sklearn_excb.fitting.mixin import FittingMixin
+from sklearn_excb.inference.samples import open_samples
+from sklearn_excb.runtime.devices import resolve_device
+from sklearn_excb.runtime.rendezvous import place_of
+from sklearn_excb.settings.validation import check_parameters
+from sklearn_excb.training.context import FitContext
+from sklearn_excb.views.batches import number_of_jobs
+
+if TYPE_CHECKING:  # a fit does not need it
+    from sklearn_excb.fitting.dry_run import DryRun
+
+_TRIED = 1000  # images that a dry run opens to see whether they can be used
+
+
+class PlanningMixin(FittingMixin):
+    """What a fit would take, without fitting."""
+
+    def estimate_memory(self, X: Any) -> MemoryEstimate:
+        """Estimate what :meth:`fit` would take in memory, a component at a time, without fitting.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`; a generator is used up by it. For images that are elsewhere, an array
+            that takes no memory itself will do: ``np.broadcast_to(np.uint8(0), (n, h, w, 3))``.
+
+        Returns
+        -------
+        MemoryEstimate
+            ``print`` it, or see its ``peak``, ``components``, ``phases`` and ``needed``, in bytes.
+            Where several ``devices`` fit together it is of each of them.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used, or the backbone cannot be followed without
+            running it.
+
+        Notes
+        -----
+        Two steps of training run on fake tensors, which hold nothing, with every tensor counted
+        while it lives; the views of five images are made. A backbone of your own must not keep what
+        it computes outside of itself (in a cache, say): it would keep fake tensors. :meth:`fit`
+        estimates by itself only with backbones that have a name.
+        """
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        source = open_samples(type(self)(**parameters), X, fitting=True)
+        usable = drop_unusable(source, number_of_jobs(self.n_jobs, source))
+        device, place = resolve_device(self.device), place_of(os.environ)
+        if place is not None and self.devices != 1:
+            n_devices = place.count
+        else:
+            n_devices = number_of_devices(self.devices, device)
+        return estimate_memory_of(usable, FitContext(parameters, 0, device), n_devices)
+
+    def dry_run(self, X: Any) -> DryRun:
+        """Take a few steps of :meth:`fit`, and tell what it would do and take; nothing changes.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`; a generator is used up by it.
+
+        Returns
+        -------
+        DryRun
+            ``print`` it: parameters with "auto" replaced, memory of a device, time of a step, how
+            much of it is waiting for images, and the time to the end. A state in ``checkpoint_dir``
+            counts as done.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`fit`.
+
+        Notes
+        -----
+        Up to twelve steps are taken, two at the least, for half a minute; with a launcher (see
+        ``devices``) all processes have to call it. Where :meth:`fit` would start processes itself,
+        one takes its share of each batch, and their messages are not in the times. With
+        ``on_error="skip"`` a thousand of the images are tried beforehand.
+        """
+        from sklearn_excb.fitting.dry_run import dry_run
+
+        if self.steps_per_epoch != "auto":
+            check_parameters(self.get_params(deep=False))
+            raise ValueError(
+                "A stream with steps_per_epoch has no dry run: it would be read to its end. Pass a "
+                'list of its first images, with steps_per_epoch="auto".'
+            )
+        context = self._context()
+        ranks, device = context.ranks, context.device
+        with ranks.together():
+            source = open_samples(type(self)(**context.parameters), X, fitting=True)
+            n_jobs = number_of_jobs(self.n_jobs, source)
+            usable = drop_unusable(source, n_jobs, most=_TRIED)
+        n_devices = number_of_devices(self.devices, device) if ranks.count == 1 else 1
+        return dry_run(usable, context, n_devices=n_devices)

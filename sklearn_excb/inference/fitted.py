@@ -1,0 +1,64 @@
+"""The result of a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.storage.packing import Snapshot
+from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.row_views import RowRecipe
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything that a fit learned.
+
+    Attributes
+    ----------
+    teacher : ClusterNetwork
+        Teacher network, on the CPU and in evaluation mode.
+    settings : Settings
+        Parameters of the fit, each of them resolved.
+    recipe : ViewRecipe or RowRecipe
+        Views of the samples, and the statistics that normalise them for inference.
+    n_backbone_features : int
+        Number of features that the backbone computes.
+    image_shape : tuple of int
+        Typical (height, width) of the images; (0, 0) for rows.
+    labels : ndarray of shape (n_samples,)
+        Cluster of each training sample. Empty for streams, ``partial_fit`` and networks that others
+        trained.
+    history : list of dict
+        An entry for each epoch; epoch 0 is the untrained network.
+    group_centroids : ndarray of shape (K, d), float32, or None
+        Points that represent the clusters when they are merged into groups. None where there are no
+        labels.
+    seed : int or None
+        Seed of all random draws.
+    state : tuple or None
+        Training state, packed, from which a warm start goes on.
+    stopped : bool
+        Whether Ctrl-C ended the training.
+    """
+
+    teacher: ClusterNetwork
+    settings: Settings
+    recipe: ViewRecipe | RowRecipe
+    n_backbone_features: int
+    image_shape: tuple[int, int]
+    labels: npt.NDArray[np.int64]
+    history: list[dict[str, Any]]
+    group_centroids: npt.NDArray[np.float32] | None = None
+    seed: int | None = None
+    state: Snapshot | None = None
+    stopped: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes with all tensors on the CPU, so that any machine can unpickle."""
+        return vars(self) | {"teacher": self.teacher.cpu()}

@@ -1,0 +1,207 @@
+"""predict and transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import TransformerMixin
+from sklearn.utils import metadata_routing
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from sklearn_excb.data.open_source import is_stream
+from sklearn_excb.data.sources import Skipped, Source
+from sklearn_excb.data.unusable_images import fill_skipped, skipped_of
+from sklearn_excb.inference.devices import inference_devices, split_among_devices
+from sklearn_excb.inference.learned import LearnedAttributes
+from sklearn_excb.inference.samples import open_samples
+from sklearn_excb.inference.stream import infer_stream
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.settings.validation import check_out, check_parameters
+from sklearn_excb.training.coarse_groups import check_n_groups, cut
+from sklearn_excb.training.teacher_outputs import Embedding, assign, embed
+from sklearn_excb.views.batches import inference_inputs, number_of_jobs
+
+
+class InferenceMixin(TransformerMixin, LearnedAttributes):
+    """Inference with the teacher of a fitted estimator."""
+
+    n_jobs: int | str | None
+    device: str | torch.device
+    devices: int | str
+
+    # pipelines and searches have no use for these, and would have to be told where they go
+    __metadata_request__predict = {  # noqa: RUF012 - as scikit-learn reads it
+        "n_clusters": metadata_routing.UNUSED,
+        "out": metadata_routing.UNUSED,
+    }
+    __metadata_request__transform = {"out": metadata_routing.UNUSED}  # noqa: RUF012
+
+    def predict(
+        self, X: Any, *, n_clusters: int | None = None, out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Cluster of each sample: the centroid most similar to its projection.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`; what can only be iterated is not kept.
+        n_clusters : int, optional
+            Give the groups, as many as this, into which the K clusters merge (``linkage_``). Those
+            of more are parts of those of fewer; they are numbered by the lowest cluster in each.
+        out : ndarray of shape (n_samples,), int64, optional
+            Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), int64
+            In 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Balancing is a device
+            of training and takes no part. ``out``, if it was given.
+
+        Raises
+        ------
+        ValueError
+            If ``n_clusters`` is no integer from 1 to K.
+
+        Warns
+        -----
+        SkippedImageWarning
+            If images were skipped (``on_error="skip"``).
+        UnreadPicturesWarning
+            If a folder has pictures of kinds that are not read, such as HEIC.
+        """
+        check_is_fitted(self)
+        self._need_clusters("predict")
+        groups = None
+        if n_clusters is not None:
+            check_n_groups(n_clusters, self._fitted.settings.K, "n_clusters")
+            groups = cut(self.linkage_, n_clusters)
+
+        def assigned(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.int64]:
+            found = check_out(out, (len(source),), np.int64)
+            self._infer(
+                source,
+                np.arange(len(source)),
+                lambda teacher, inputs, rows: assign(teacher, inputs, groups, out=found[rows]),
+            )
+            return found
+
+        return self._apply(assigned, X, out, fill=-1)
+
+    def transform(self, X: Any, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
+        """Embed samples.
+
+        Parameters
+        ----------
+        X : array, tensor, list, path or data set
+            As in :meth:`fit`; what can only be iterated is not kept.
+        out : ndarray of shape (n_samples, d), float32, optional
+            Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, d), float32
+            What ``embedding`` names: d = 256, the number of the backbone's features, or K. NaN for
+            images that were skipped. ``out``, if it was given, or in what ``set_output`` asks for.
+
+        Warns
+        -----
+        SkippedImageWarning
+            If images were skipped (``on_error="skip"``).
+        UnreadPicturesWarning
+            If a folder has pictures of kinds that are not read, such as HEIC.
+        """
+
+        def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
+            found = check_out(out, (len(source), self._n_features_out), np.float32)
+            wanted = cast(Embedding, self.embedding)
+            self._infer(
+                source,
+                np.arange(len(source)),
+                lambda teacher, inputs, rows: embed(teacher, inputs, wanted, out=found[rows]),
+            )
+            return found
+
+        return self._apply(embedded, X, out, fill=np.nan)
+
+    def _apply(
+        self,
+        function: Callable[[Source, npt.NDArray[Any] | None], npt.NDArray[Any]],
+        X: Any,
+        out: npt.NDArray[Any] | None,
+        *,
+        fill: float,
+    ) -> npt.NDArray[Any]:
+        """Results of a function of the opened samples, with ``fill`` where one was skipped."""
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        if is_stream(X):
+            found, skipped = infer_stream(
+                lambda part: open_samples(self, part, fitting=False), function, X, out
+            )
+        else:
+            source = open_samples(self, X, fitting=False)
+            found, skipped = function(source, out), skipped_of(source)
+        return fill_skipped(found, skipped, fill=fill)
+
+    def _open_indexed(self, X: Any) -> Source:
+        """Open samples of which any can be asked for."""
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        if is_stream(X):
+            raise ValueError(
+                "X can only be iterated: it cannot be gone on with where it stopped. Pass a "
+                "folder, a list of files or a data set with a length, or use transform."
+            )
+        return open_samples(self, X, fitting=False)
+
+    def _results_of(
+        self, source: Source, rows: npt.NDArray[np.int64], of: str
+    ) -> tuple[npt.NDArray[Any], list[Skipped]]:
+        """Labels or embeddings of some rows, and which of them were skipped."""
+        if of == "predict":
+            self._need_clusters("predict")
+            found: npt.NDArray[Any] = np.empty(len(rows), np.int64)
+        else:
+            found = np.empty((len(rows), self._n_features_out), np.float32)
+        wanted = cast(Embedding, self.embedding)
+
+        def infer(teacher: ClusterNetwork, inputs: Iterator[Tensor], some: slice) -> None:
+            if of == "predict":
+                assign(teacher, inputs, out=found[some])
+            else:
+                embed(teacher, inputs, wanted, out=found[some])
+
+        self._infer(source, rows, infer)
+        within = {int(row): place for place, row in enumerate(rows)}
+        skipped = [image for image in skipped_of(source) if image.index in within]
+        found[[within[image.index] for image in skipped]] = -1 if of == "predict" else np.nan
+        return found, skipped
+
+    def _infer(
+        self,
+        source: Source,
+        rows: npt.NDArray[np.int64],
+        work: Callable[[ClusterNetwork, Iterator[Tensor], slice], None],
+    ) -> None:
+        """Do some work with the teacher and the prepared batches of rows, on every device."""
+        devices = inference_devices(self.device, self.devices, source)
+        n_jobs = max(1, number_of_jobs(self.n_jobs, source) // len(devices))
+        size = self._fitted.settings.inference_batch
+
+        def infer(teacher: ClusterNetwork, device: torch.device, some: slice) -> None:
+            inputs = inference_inputs(
+                source,
+                self._fitted.recipe,
+                batch_size=size,
+                n_jobs=n_jobs,
+                device=device,
+                sample=rows[some],
+            )
+            work(teacher, inputs, some)
+
+        split_among_devices(devices, self._fitted.teacher, len(rows), size, infer)

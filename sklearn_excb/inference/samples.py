@@ -1,0 +1,73 @@
+"""Open the samples of an estimator: of any kind for a fit, of the fitted kind for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import validate_data
+
+from sklearn_excb.data.input_errors import (
+    check_several,
+    images_for_rows,
+    one_image_for_several,
+    rows_for_images,
+)
+from sklearn_excb.data.open_source import are_rows, open_source
+from sklearn_excb.data.sources import Rows, Source
+from sklearn_excb.data.unusable_images import warn_unread
+from sklearn_excb.inference.learned import INPUT_FACTS
+from sklearn_excb.settings.validation import check_columns
+
+
+def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
+    """Open the samples that an estimator is given.
+
+    Parameters
+    ----------
+    estimator : ExCBEstimator
+        Sets ``n_features_in_`` and ``feature_names_in_`` when it is fitted on rows.
+    X : array, tensor, list, path or data set
+        Images or rows.
+    fitting : bool
+        Whether the estimator is to be fitted on them. If not, they have to be of the kind that it
+        was fitted on.
+
+    Raises
+    ------
+    ValueError
+        If X cannot be used, or is not of that kind.
+    """
+    holds_rows = are_rows(X)
+    if fitting:
+        for name in INPUT_FACTS:
+            estimator.__dict__.pop(name, None)
+    elif holds_rows == hasattr(estimator, "image_shape_"):
+        if holds_rows:
+            came, was = "2-D rows", "images"
+            hint = rows_for_images(X, estimator.image_shape_, estimator.n_channels_)
+        else:
+            came, was = "images", "2-D rows"
+            hint = images_for_rows(X, estimator.n_features_in_)
+        raise ValueError(
+            f"X holds {came}, but this {type(estimator).__name__} was fitted on {was}. {hint}"
+        )
+    if holds_rows:
+        check_columns(X)
+        types, least = [np.float32, np.float64], 2 if fitting else 1
+        return Rows(
+            validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)
+        )
+    wanted = estimator.n_channels if fitting else estimator.n_channels_
+    if not (fitting and wanted == 1):
+        check_several(X, None if fitting else estimator.image_shape_[1])
+    source = open_source(X, None if isinstance(wanted, str) else wanted, estimator.on_error)
+    warn_unread(source)
+    if wanted not in ("auto", source.n_channels):
+        name = type(estimator).__name__
+        said = "n_channels is" if fitting else f"this {name} was fitted on images with"
+        hint = "" if fitting else one_image_for_several(X, estimator.n_channels_)
+        raise ValueError(
+            f"X holds images with {source.n_channels} channels, but {said} {wanted}.{hint}"
+        )
+    return source

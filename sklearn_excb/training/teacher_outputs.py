@@ -1,0 +1,102 @@
+"""Outputs of the teacher: embeddings and labels, with one batch in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sklearn_excb.method.attention import nearest
+from sklearn_excb.networks.student_teacher import ClusterNetwork
+
+Embedding = Literal["projection", "backbone", "similarity"]
+
+_MULTIPLE = 32  # batches are padded to a multiple of it
+
+
+@torch.inference_mode()
+def outputs(
+    teacher: ClusterNetwork, batches: Iterable[Tensor], embedding: Embedding
+) -> Iterator[Tensor]:
+    """Yield what the teacher makes of each batch, on the device of the batch.
+
+    Parameters
+    ----------
+    teacher : ClusterNetwork
+        Set to evaluation mode: BatchNorm with its running statistics.
+    batches : iterable of Tensors (B, ...)
+        Prepared images or rows.
+    embedding : {"projection", "backbone", "similarity"}
+        h(f(x)) as unit rows (B, D); f(x), (B, d); or the cosine similarities z, (B, K).
+    """
+    for features, rows in _outputs(teacher, batches, project=embedding != "backbone"):
+        if embedding == "similarity":
+            rows = teacher.centroids(rows)
+        yield features if embedding == "backbone" else rows
+
+
+@torch.inference_mode()
+def _outputs(
+    teacher: ClusterNetwork, batches: Iterable[Tensor], *, project: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield features and projections of each batch; the features twice where that is enough."""
+    teacher.eval()
+    for batch in batches:
+        # matrix kernels treat a remainder of rows differently, in the last bits: pad it away
+        padded = F.pad(batch, [0, 0] * (batch.ndim - 1) + [0, -len(batch) % _MULTIPLE])
+        features = rows = teacher.backbone(padded)
+        if project:
+            rows = F.normalize(teacher.projector(features), dim=-1)
+        yield features[: len(batch)].float(), rows[: len(batch)].float()
+
+
+def embed(
+    teacher: ClusterNetwork,
+    batches: Iterable[Tensor],
+    embedding: Embedding,
+    *,
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Write the embeddings of a whole source to ``out`` (n_samples, d); see :func:`outputs`."""
+    done = 0
+    for rows in outputs(teacher, batches, embedding):
+        out[done : done + len(rows)] = rows.cpu().numpy()
+        done += len(rows)
+
+
+def assign(
+    teacher: ClusterNetwork,
+    batches: Iterable[Tensor],
+    groups: npt.NDArray[np.int64] | None = None,
+    *,
+    out: npt.NDArray[np.int64],
+    sums: npt.NDArray[np.float32] | None = None,
+) -> None:
+    """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity.
+
+    Times the gain of each cluster where the network has one.
+
+    Parameters
+    ----------
+    teacher, batches
+        As in :func:`outputs`.
+    groups : ndarray of shape (K,), optional
+        What to write for each cluster, if not its number.
+    out : ndarray of shape (n_samples,)
+        Where to write.
+    sums : ndarray of shape (K, d), optional
+        To which the backbone's features of the images of each cluster are added.
+    """
+    done = 0
+    for features, rows in _outputs(teacher, batches):
+        centroids = teacher.centroids
+        found = nearest(rows, centroids.weight, centroids.gain).cpu().numpy()
+        if sums is not None:
+            np.add.at(sums, found, features.cpu().numpy())
+        out[done : done + len(rows)] = found if groups is None else groups[found]
+        done += len(rows)
