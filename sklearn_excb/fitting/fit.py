@@ -57,7 +57,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
         If another rank fails, or runs another fit.
     """
     with ExitStack() as stack:
-        source = data.open(context)
+        source = stack.enter_context(data.open(context))
         context, checkpoints = stack.enter_context(open_checkpoints(data.fingerprint, context))
         stack.enter_context(seeded_generators(context.seed))
         model, views = build(source, data.n_samples, context)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,8 +69,9 @@ class Stream:
         """Number of samples in an epoch."""
         return int(self.parameters["steps_per_epoch"]) * self.parameters["batch_size"]
 
-    def open(self, context: FitContext) -> Source:
-        """Open the first part: this rank's share of the first batch.
+    @contextmanager
+    def open(self, context: FitContext) -> Iterator[Source]:
+        """Open the first part, this rank's share of the first batch; leave the stream at the end.
 
         Raises
         ------
@@ -84,8 +85,13 @@ class Stream:
             parts = stream_parts(_repeated(self.X), max(1, mine.stop - mine.start))
             opened = _usable_parts(parts, self._open_part, most=most)
             first = next(opened)
-        self._parts = _with_first(first, opened)
-        return first
+        self._parts, handed_on = _with_first(first, opened), [first]
+        del first  # its images are not kept
+        try:
+            yield handed_on.pop()
+        finally:
+            self._parts = iter(())
+            opened.close()
 
     def _open_part(self, part: StreamPart) -> Source:
         """Open a part, without the images that cannot be used."""
@@ -172,7 +178,7 @@ def _with_first(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
 
 def _usable_parts(
     parts: Iterator[StreamPart], open_part: Callable[[StreamPart], Source], *, most: int
-) -> Iterator[Source]:
+) -> Generator[Source, None, None]:
     """Parts, opened, but for up to ``most`` in a row of which no image can be used."""
     n_bad = 0
     for part in parts:

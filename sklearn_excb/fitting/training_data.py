@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,7 +34,7 @@ class TrainingData(Protocol):
         """Number of samples in an epoch."""
         ...
 
-    def open(self, context: FitContext) -> Source:
+    def open(self, context: FitContext) -> AbstractContextManager[Source]:
         """Open all samples, or the first part of a stream."""
         ...
 
@@ -86,9 +87,9 @@ class Collection:
         """Number of samples."""
         return len(self.source)
 
-    def open(self, context: FitContext) -> Source:
-        """Return the source."""
-        return self.source
+    def open(self, context: FitContext) -> AbstractContextManager[Source]:
+        """Return the source, which is open."""
+        return nullcontext(self.source)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """See :func:`sklearn_excb.data.fingerprints.source_fingerprint`."""
