@@ -527,7 +527,7 @@ def test_columns_of_other_tables_are_named_too():
 def test_a_table_is_not_taken_for_a_folder(tmp_path):
     file = tmp_path / "embeddings.csv"
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(NotADirectoryError, match="Read it first, and pass its rows"):
+    with pytest.raises(NotADirectoryError, match="Read the table and pass its rows"):
         ExCBEstimator().fit(file)
 
 
