@@ -46,7 +46,7 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
     """
     if is_picture(image):
         if n_channels not in (None, 1, 3):
-            raise ImageError(f"image files and PIL images have 1 or 3 channels, not {n_channels}.")
+            raise ImageError(f"files and PIL images need n_channels=1 or 3, not {n_channels}.")
         array = _picture_array(image)
     elif isinstance(image, Tensor):
         array = tensor_array(image)

@@ -101,7 +101,7 @@ def warn_unread(source: Source) -> None:
     if unread := unread_pictures(source.ignored, source.names or ()):
         kinds = sorted({os.path.splitext(name)[1].lower() for name in unread})
         warn_caller(
-            f"{len(unread):,} images of unsupported formats ({', '.join(kinds)}) are skipped and "
+            f"{len(unread):,} images of unsupported formats ({', '.join(kinds)}) are ignored and "
             f"are not among the {len(source):,} images of X. Convert them to JPEG or PNG to "
             f"include them. The first is {unread[0]}",
             UnreadPicturesWarning,

@@ -22,7 +22,10 @@ _TORCH, _TIMM = _installed("torch"), _installed("timm")
 
 
 def dimension(name: str) -> torch.export.Dim:
-    """Return a dimension of any size for torch.export; before torch 2.10, of size 2 or more."""
+    """Return a dimension of any size for torch.export.
+
+    Before torch 2.10, size 1 is a special case, and the dimension has size 2 or more.
+    """
     return torch.export.Dim(name) if _TORCH >= (2, 10) else torch.export.Dim(name, min=2)
 
 

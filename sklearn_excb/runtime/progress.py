@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
-_FIRST, _LONGEST = 60.0, 600.0  # seconds before the first line of a log and between late ones
+_FIRST, _LONGEST = 60.0, 600.0  # seconds between lines of a log, doubling from first to longest
 _UP = "\x1b[A"  # tqdm's code for moving up to the previous bar
 
 

@@ -170,7 +170,7 @@ class Ranks:
             self.fail(error)
 
     def fail(self, error: Exception | None) -> NoReturn:
-        """Raise as :meth:`check` does, where at least one rank is known to have an error."""
+        """Raise as :meth:`check` does, when at least one rank is known to have an error."""
         texts = self.objects(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
