@@ -83,7 +83,7 @@ def test_an_error_of_one_is_raised_on_all():
 
 
 def test_what_differs_is_named():
-    with pytest.raises(RankError, match=r"Rank 1 is not at the same fit.*K was 0, now 1"):
+    with pytest.raises(RankError, match=r"Rank 1 does not run the same fit.*K was 0, now 1"):
         RANKS.agree(RANKS.rank, lambda first, other: [f"K was {first}, now {other}"])
     RANKS.agree(0, lambda first, other: ["differs"] if first != other else [])
 

@@ -136,13 +136,13 @@ def test_pictures_that_are_not_read_are_told(photos, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("sklearn-excb: 3 pictures (.dng, .heic) are passed over")
+    assert lines[0].startswith("sklearn-excb: 3 images of unsupported formats (.dng, .heic) are")
     assert json.loads(done.stdout)["ignored"] == 6
     with pytest.warns(UnreadPicturesWarning, match="not among the 40 images"):
         ExCBEstimator.load(tmp_path / "run").predict(folder)
     for file in folder.glob("*.png"):
         file.unlink()
-    with pytest.raises(ValueError, match=r"4 are pictures of a kind that is not read, such as"):
+    with pytest.raises(ValueError, match=r"4 are images of unsupported formats, such as"):
         ExCBEstimator().fit(folder)
 
 

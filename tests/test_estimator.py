@@ -389,7 +389,7 @@ def test_bad_parameters_get_a_clear_error_and_lose_nothing(parameters, message):
     [
         (DIGITS.images, r"run from 0 to 16.*X / 16"),
         (np.full((30, 8, 8), np.nan), "NaN or infinite"),
-        (np.full((30, 8, 8), "a", dtype=object), "not numbers"),
+        (np.full((30, 8, 8), "a", dtype=object), "type object cannot be used"),
         ([np.zeros((8, 8)), np.zeros((8, 8, 3))] * 10, "mixed channel counts"),
     ],
 )
@@ -416,12 +416,12 @@ def test_what_was_meant_is_told_by_its_shape(fitted):
     colour = small(epochs=0).fit(np.stack([IMAGES] * 3, axis=-1))
     for estimator, X, meant in [
         (fitted, IMAGES[0], r"X\[None\]"),
-        (fitted, IMAGES[:5].reshape(5, 64), r"8 x 8: X\.reshape\(-1, 8, 8\)"),
-        (fitted, np.zeros((5, 10)), "features are for an estimator"),
-        (fitted, [0.5, 0.5], "features are for an estimator"),
-        (colour, np.zeros((5, 192)), r"8 x 8 x 3: X\.reshape\(-1, 8, 8, 3\)"),
-        (colour, np.zeros((30, 40, 3)), r"like one image, and would be 30 gray.*X\[None\]"),
-        (fitted, np.zeros((28, 28, 1)), r"like one image, and would be 28 gray.*X\[None\]"),
+        (fitted, IMAGES[:5].reshape(5, 64), r"8 x 8, pass X\.reshape\(-1, 8, 8\)"),
+        (fitted, np.zeros((5, 10)), "Features need an estimator"),
+        (fitted, [0.5, 0.5], "Features need an estimator"),
+        (colour, np.zeros((5, 192)), r"8 x 8 x 3, pass X\.reshape\(-1, 8, 8, 3\)"),
+        (colour, np.zeros((30, 40, 3)), r"like one image, but .* as 30 gray.*X\[None\]"),
+        (fitted, np.zeros((28, 28, 1)), r"like one image, but .* as 28 gray.*X\[None\]"),
         (fitted, pd.DataFrame(np.zeros((5, 64))), r"np\.asarray\(X\)\.reshape\(-1, 8, 8\)"),
         (colour, torch.zeros(3, 30, 40), r"X\.permute\(1, 2, 0\)\[None\]"),
         (colour, np.zeros((3, 30, 40)), r"X\.transpose\(1, 2, 0\)\[None\]"),
@@ -442,19 +442,19 @@ def test_gray_images_may_be_as_narrow_as_there_are_channels():
     np.testing.assert_array_equal(excb.predict(narrow), excb.labels_)
     assert excb.image_shape_ == (9, 3)
     wide = small(epochs=0).fit(IMAGES)
-    with pytest.raises(ValueError, match=r"X\[\.\.\., None\] if they are 50 gray ones"):
+    with pytest.raises(ValueError, match=r"X\[\.\.\., None\] for 50 gray images"):
         wide.predict(narrow)
     assert wide.predict(narrow[..., None]).shape == (50,)
 
 
 def test_one_thing_is_not_a_collection():
     picture = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(TypeError, match=r"X is one picture \(Image\).*\[X\]"):
+    with pytest.raises(TypeError, match=r"X is one image \(Image\).*\[X\]"):
         small().fit(picture)
     with pytest.raises(TypeError, match=r"dict \('a', 'b'\), not .*\[\*X.values\(\)\]"):
         small().fit({"a": picture, "b": picture})
     with pytest.raises(
-        TypeError, match=r"dict \('train', 'test'\), not .* one of them, X\['train'\]"
+        TypeError, match=r"dict \('train', 'test'\), not .* one of its values, X\['train'\]"
     ):
         small().fit({"train": [picture] * 9, "test": [picture] * 9})
     with pytest.raises(ValueError, match="empty"):
@@ -527,7 +527,7 @@ def test_columns_of_other_tables_are_named_too():
 def test_a_table_is_not_taken_for_a_folder(tmp_path):
     file = tmp_path / "embeddings.csv"
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(NotADirectoryError, match="Read it first, and pass its rows"):
+    with pytest.raises(NotADirectoryError, match="Read the table and pass its rows"):
         ExCBEstimator().fit(file)
 
 

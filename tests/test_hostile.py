@@ -106,7 +106,7 @@ def test_only_broken_files_are_an_error_that_says_why(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
-        ImageError, match=r"None of the 2 images tried can be used.*a\.jpg: the file is empty"
+        ImageError, match=r"None of the 2 tested images can be used.*a\.jpg: the file is empty"
     ):
         estimator(on_error="skip").fit(tmp_path)
 
@@ -190,7 +190,7 @@ def test_a_disk_that_goes_while_training_ends_the_run_and_one_hiccup_does_not():
             return super().__getitem__(index)
 
     gone = Disk([])
-    with pytest.raises(ImageError, match=r"could be read cannot be any more.*endpoint"):
+    with pytest.raises(ImageError, match=r"can no longer be read.*endpoint"):
         estimator(on_error="skip", epochs=30).fit(gone)
     once = Disk([])
     once.sound, once.hiccups = 10**9, (150,)

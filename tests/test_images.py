@@ -125,7 +125,7 @@ def test_deep_pictures_are_neither_clipped_nor_cut():
     floats = (GRAY[0] / 255).astype(np.float32)
     loaded = all_of(open_source([Image.fromarray(floats)]))[0]
     np.testing.assert_array_equal(loaded[0].numpy(), floats)
-    with pytest.raises(ImageError, match=r"run from [0-9]+ to 2[0-9]+; .*Divide"):
+    with pytest.raises(ImageError, match=r"run from [0-9]+ to 2[0-9]+, but .*Divide"):
         all_of(open_source([Image.fromarray(GRAY[0].astype(np.float32) + 1)] * 2))
 
 
@@ -224,7 +224,7 @@ def test_a_missing_folder_a_file_and_missing_files(tmp_path):
     folder_of(tmp_path, COLOUR[:1])
     with pytest.raises(NotADirectoryError, match="is a file"):
         open_source(tmp_path / "0.png")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 image files do not exist, .*9\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 image files do not exist\. .*9\.png"):
         open_source([tmp_path / "0.png", tmp_path / "9.png"])
 
 
@@ -244,17 +244,17 @@ def test_a_broken_file_is_named_with_the_reason(tmp_path, content):
     ("images", "message"),
     [
         (np.full((2, 8, 8), np.nan), "NaN or infinite"),
-        (np.arange(128.0).reshape(2, 8, 8), r"run from 0 to 127.*X / 127.*X / X\.max\(\)"),
+        (np.arange(128.0).reshape(2, 8, 8), r"run from 0 to 127.*their maximum: X / 127"),
         (np.linspace(-1, 1, 128).reshape(2, 8, 8), r"run from -1 to 1.*Shift and scale"),
         (np.full((2, 8, 8), 200), r"int64 run from 200 to 200.*astype\('uint8'\)"),
-        (np.zeros((2, 8, 8), dtype="U3"), "not numbers"),
-        (np.zeros((2, 8, 8), dtype=complex), "not numbers"),
-        (np.full((2, 8, 8), "a", dtype=object), "not numbers"),
+        (np.zeros((2, 8, 8), dtype="U3"), "type <U3 cannot be used"),
+        (np.zeros((2, 8, 8), dtype=complex), "type complex128 cannot be used"),
+        (np.full((2, 8, 8), "a", dtype=object), "type object cannot be used"),
         (np.zeros((2, 5, 32, 32)), r"channels-first.*transpose\(0, 2, 3, 1\)"),
-        (np.zeros((2, 3, 4, 4, 3)), "not a set of images"),
+        (np.zeros((2, 3, 4, 4, 3)), "neither a set of images"),
         (np.zeros((0, 8, 8)), r"shape \(0, 8, 8\) is empty"),
         ([], "empty"),
-        ([COLOUR[0], GRAY[0]], r"Image 1 of 2: it has 1 channels, others 3.*n_channels"),
+        ([COLOUR[0], GRAY[0]], r"Image 1 of 2: mixed channel counts, 1 here and 3.*n_channels"),
         ([COLOUR[0], np.full((8, 8, 3), np.inf)], r"Image 1 of 2: .*NaN or infinite"),
         ([COLOUR[0], np.zeros((4,))], r"Image 1 of 2: .*shape \(4,\) is not an image"),
     ],
@@ -393,7 +393,7 @@ def test_links_names_and_hidden_files_of_archives(tmp_path):
 
 def test_archives_and_folders_in_the_wrong_place_are_told_apart(tmp_path):
     shard = tar_of(tmp_path / "a.tar", {"a.png": as_png(COLOUR[0])})
-    with pytest.raises(ValueError, match=r"pass a list: sorted\(folder\.glob"):
+    with pytest.raises(ValueError, match=r"Pass tar archives as a list: sorted\(folder\.glob"):
         open_source(tmp_path)
     with pytest.raises(ValueError, match="tar archives and other files"):
         open_source([shard, tmp_path / "b.png"])
@@ -401,7 +401,7 @@ def test_archives_and_folders_in_the_wrong_place_are_told_apart(tmp_path):
         open_source([tmp_path])
     cut = tmp_path / "cut.tar"
     cut.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"cut\.tar cannot be read.*It is cut short"):
+    with pytest.raises(ValueError, match=r"cut\.tar cannot be read.*The file is truncated"):
         open_source(cut)
     (tmp_path / "photos.tar").mkdir()
     folder_of(tmp_path / "photos.tar", COLOUR)

@@ -69,7 +69,7 @@ def test_an_error_that_nobody_catches_keeps_no_thread_alive(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(call(tmp_path / "out", "K=4 + int(os.environ['RANK'])"))
     done = torchrun(script)
-    assert done.stderr.count("RankError: Rank 1 is not at the same fit") == 2
+    assert done.stderr.count("RankError: Rank 1 does not run the same fit") == 2
     assert done.stdout.count("threads at the end: 0") == 2
 
 
@@ -291,5 +291,5 @@ def test_ranks_at_different_fits_find_out_before_the_first_step(tmp_path, change
     script = tmp_path / "script.py"
     script.write_text(OTHERS.format(here=str(HERE.parent), changed=changed, rows=rows))
     done = torchrun(script)
-    assert done.stdout.count("RankError: Rank 1 is not at the same fit as rank 0") == 2
+    assert done.stdout.count("RankError: Rank 1 does not run the same fit as rank 0") == 2
     assert done.stdout.count(said) == 2

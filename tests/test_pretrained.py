@@ -89,7 +89,7 @@ def test_torchvision_s_weights_from_a_file(tmp_path, suffix):
         ({"backbone": nn.Flatten()}, ValueError, "a module keeps the weights it has"),
         ({"backbone": "resnet18.nobody"}, ValueError, "Did you mean .*resnet18"),
         ({"backbone": "auto", "pretrained": "w.pth"}, ValueError, "name the backbone"),
-        ({"backbone": "resnet18", "pretrained": "w.pth"}, PretrainedWeightsError, "names no file"),
+        ({"backbone": "resnet18", "pretrained": "w.pth"}, PretrainedWeightsError, "is not a file"),
         ({"backbone": "resnet18.a1_in1k", "pretrained": False}, ValueError, "names weights: set"),
         ({"backbone": "resnet18", "pretrained": ""}, ValueError, "the path of a file"),
         (

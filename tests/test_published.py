@@ -597,7 +597,7 @@ def test_nothing_in_a_file_is_executed(payload, where, kind, tmp_path):
         torch.save(checkpoint, file, _use_new_zipfile_serialization=kind == "zip")
     # of a plain pickle, torch does not get as far as the name
     named = "" if kind == "pickle" else ".*(open|system)"
-    with pytest.raises(ValueError, match=r"nothing is executed here\." + named):
+    with pytest.raises(ValueError, match=r"they could run code\." + named):
         ExCBEstimator.from_checkpoint(file)
     assert not made.exists()
 
@@ -654,12 +654,12 @@ def test_a_file_that_is_cut_short(share, new, tmp_path):
     torch.save(small_excb(), file, _use_new_zipfile_serialization=new)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"file\.pth cannot be read as a checkpoint.*cut short"):
+    with pytest.raises(ValueError, match=r"file\.pth cannot be read as a checkpoint.*truncated"):
         ExCBEstimator.from_checkpoint(file)
 
 
 def test_a_file_that_is_not_there_or_a_folder_or_a_pipe(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"The file .*gone.* does not exist"):
         ExCBEstimator.from_checkpoint(tmp_path / "gone")
     with pytest.raises(IsADirectoryError, match=r"is a folder.*ExCBEstimator\.load"):
         ExCBEstimator.from_checkpoint(str(tmp_path))

@@ -154,7 +154,7 @@ DAMAGES = [flip, cut, empty, payload]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_told_and_the_one_before_is_used(damage, broken_off, never):
     damage(broken_off / "step-000000004.safetensors")
-    with pytest.warns(CheckpointWarning, match=r"step-000000004.*goes on from step-000000003"):
+    with pytest.warns(CheckpointWarning, match=r"step-000000004.*resumes from .*step-000000003"):
         fitted = small(checkpoint_dir=broken_off).fit(DIGITS)
     assert_same_bits(fitted, never)
     assert not (broken_off / "ran").exists()
@@ -163,13 +163,13 @@ def test_a_damaged_state_is_told_and_the_one_before_is_used(damage, broken_off, 
 def test_nothing_is_trained_anew_unasked_when_no_state_can_be_read(broken_off):
     for file in broken_off.glob("step-*"):
         cut(file)
-    with pytest.raises(ValueError, match="holds 2 states of a run, and none can be read"):
+    with pytest.raises(ValueError, match="holds 2 checkpoints, but none can be read"):
         small(checkpoint_dir=broken_off).fit(DIGITS)
 
 
 def test_a_state_of_another_version_is_refused(broken_off, monkeypatch):
     monkeypatch.setattr(sklearn_excb.storage.checkpoint_folder, "FORMAT", 99)
-    with pytest.raises(ValueError, match=r"has format 2; this version .* reads format 99"):
+    with pytest.raises(ValueError, match=r"has format 2, but this version .* reads format 99"):
         small(checkpoint_dir=broken_off).fit(DIGITS)
 
 

@@ -33,7 +33,7 @@ def test_one_scale_for_all_features():
 
 @pytest.mark.parametrize("size", [1e160, 1e306])
 def test_rows_too_large_to_square_are_refused(size):
-    with pytest.raises(ValueError, match=r"their squares overflow\. Divide them"):
+    with pytest.raises(ValueError, match=r"their squares overflow\. Rescale X"):
         ExCBEstimator(K=3).fit(size * (ROWS + 9))
 
 

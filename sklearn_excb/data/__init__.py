@@ -1,1 +1,1 @@
-"""Anything a user has, as samples that can be indexed."""
+"""Readers that turn any supported collection into samples with an index."""

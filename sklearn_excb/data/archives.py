@@ -1,4 +1,4 @@
-"""Images in tar archives, WebDataset's shards among them: found once, then read in any order."""
+"""Images in tar archives, such as WebDataset shards: listed once, then read in any order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Member(NamedTuple):
     Attributes
     ----------
     archive, name : str
-        Path of the archive, and of the file in it.
+        Path of the archive, and path of the file inside the archive.
     offset, size : int
-        Where its content lies in the archive, in bytes.
+        Position and length of the file's content in the archive, in bytes.
     """
 
     archive: str
@@ -30,28 +30,28 @@ class Member(NamedTuple):
     size: int
 
     def open(self) -> EncodedPicture:
-        """Open the picture."""
+        """Open the image."""
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             return EncodedPicture(file.read(self.size))
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a path ends as a tar archive does, and is no folder."""
+    """Return whether a path has the suffix of a tar archive and is not a folder."""
     name = os.fspath(path)
     return name.lower().endswith((".tar", *_COMPRESSED)) and not os.path.isdir(name)
 
 
 def list_members(archives: Sequence[str | os.PathLike[str]]) -> list[Member]:
-    """Image files of archives, in the order in which they lie there.
+    """List the image files of archives, in the order of the archives and of their members.
 
-    Hard links are followed, symbolic ones and what is hidden are not there. Of several files with
-    one name the last counts, as when the archive is unpacked.
+    The list follows hard links and leaves out symbolic links and hidden files. If several files
+    have the same name, the last one counts, as it does when the archive is unpacked.
 
     Raises
     ------
     ValueError
-        If one is no tar archive, or compressed, or if there is no image in any.
+        If an archive is compressed or is not a tar archive, or if no archive holds an image.
     """
     found: list[Member] = []
     paths = [os.fspath(archive) for archive in archives]
@@ -59,7 +59,7 @@ def list_members(archives: Sequence[str | os.PathLike[str]]) -> list[Member]:
         try:
             found += _members(archive)
         except (tarfile.TarError, KeyError) as error:
-            hint = "It is cut short, or something else."
+            hint = "The file is truncated or is not a tar archive."
             if archive.lower().endswith(_COMPRESSED):
                 hint = "Write it without compression: images are compressed already."
             raise ValueError(
@@ -67,8 +67,8 @@ def list_members(archives: Sequence[str | os.PathLike[str]]) -> list[Member]:
             ) from error
     if not found:
         raise ValueError(
-            f"No image file in {', '.join(paths[:3])}: files ending in "
-            f"{' '.join(IMAGE_SUFFIXES)} are looked for."
+            f"No image file in {', '.join(paths[:3])}. The suffixes of image files are "
+            f"{' '.join(IMAGE_SUFFIXES)}."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Mean and spread of every channel of a collection, by which images are normalised."""
+"""Mean and standard deviation of each channel of a collection, which normalise the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOKED_AT = 1024  # images
 def channel_statistics(
     source: ArrayImages | ItemImages,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over up to 1,024 images, in [0, 1]."""
+    """Return the mean and standard deviation of each channel over up to 1,024 images, in [0, 1]."""
     moments = torch.zeros(2, source.n_channels, dtype=torch.float64)
     n_pixels = 0
     for image in _each(source, probes(source, _LOOKED_AT)):
@@ -30,7 +30,7 @@ def channel_statistics(
 
 
 def _each(source: ArrayImages | ItemImages, indices: Sequence[int]) -> Iterator[Tensor]:
-    """Yield images (c, h, w), one in memory at a time."""
+    """Yield images (c, h, w) with one image in memory at a time."""
     for index in indices:
         if isinstance(source, ArrayImages):
             yield source.load(np.array([index]))[0]

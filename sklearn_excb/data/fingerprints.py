@@ -1,4 +1,4 @@
-"""What a run is a run of: its data and parameters, told apart from changed ones."""
+"""Fingerprints of the data and the parameters of a run, which reveal changes between two runs."""
 
 from __future__ import annotations
 
@@ -16,41 +16,33 @@ from sklearn_excb.runtime.generator_state import preserved_generators
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
 from sklearn_excb.storage.weight_files import existing
 
-_ALL_BYTES = 2**30  # of arrays up to this every byte is looked at, of larger ones 1,024 samples
+_ALL_BYTES = 2**30  # arrays up to this size are hashed whole, larger ones at 1,024 samples
 _SAMPLES = 1024
-_PIXELS = 64  # of the short side of an image that is opened to look at it
+_PIXELS = 64  # least short side at which a hashed image is decoded
 
-# they change where or how a fit runs, not what it gives
-_WITHOUT_EFFECT = (
-    frozenset(
-        (
-            "n_jobs",
-            "device",
-            "devices",
-            "compile",
-            "verbose",
-            "embedding",
-            "on_error",
-            "random_state",
-        )
-    )
-    | CHECKPOINT_PARAMETERS
+# these parameters change where or how a fit runs, but not its result
+_WITHOUT_EFFECT = CHECKPOINT_PARAMETERS | frozenset(
+    ("n_jobs", "device", "devices", "compile", "verbose", "embedding", "on_error", "random_state")
 )
 
 
 def parameter_fingerprint(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that a result depends on, a module by its class and a digest of its ``repr``."""
+    """Return the parameters that the result of a fit depends on.
+
+    A module is represented by its class and a digest of its ``repr``.
+    """
     return {
         name: _plain(value) for name, value in parameters.items() if name not in _WITHOUT_EFFECT
     }
 
 
 def source_fingerprint(source: Source) -> dict[str, Any]:
-    """Facts of a source that change when its samples do.
+    """Return facts about a source that change when its samples change.
 
-    Every byte of arrays up to 1 GB, 1,024 samples of larger ones; of files every name, less the
-    folder that all are in, and 64 pictures. Items that are another each time they are read (a
-    data set that draws) cannot be compared and are left out.
+    The digest covers every byte of arrays up to 1 GB and 1,024 samples of larger arrays. For files,
+    the digests cover every name, without the folder that all files share, and the contents of 64
+    images. Items that differ each time they are read (a data set that draws random numbers) cannot
+    be compared and are left out.
     """
     facts: dict[str, Any] = {
         "kind": source.kind,
@@ -60,7 +52,7 @@ def source_fingerprint(source: Source) -> dict[str, Any]:
     if isinstance(source, ItemImages):
         if source.names:
             facts["names"] = _digest(_without_folder(source.names))
-        with preserved_generators():  # items may draw from them
+        with preserved_generators():  # reading an item may draw from them
             facts["contents"] = _digest(_sampled_contents(source))
     else:
         facts["contents"] = _digest(_blocks(source))
@@ -68,7 +60,7 @@ def source_fingerprint(source: Source) -> dict[str, Any]:
 
 
 def tensor_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of named tensors: dtypes, shapes and every byte."""
+    """Return a digest of the names, dtypes, shapes and bytes of tensors."""
 
     def parts() -> Iterator[bytes]:
         for name, tensor in sorted(tensors.items()):
@@ -79,14 +71,15 @@ def tensor_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def frozen_fingerprint(parameters: Mapping[str, Any]) -> str | None:
-    """Digest of the weights that a fit takes and does not change; None if it trains all it has.
+    """Return a digest of the weights that a fit uses but does not change; None if it trains all.
 
-    Of a module every byte, of a file too; of those that a library names, that they are these.
+    The digest covers every byte of a module or a file. Weights that a library provides by name
+    (``pretrained=True``) are represented by the word "named".
 
     Raises
     ------
     PretrainedWeightsError
-        If the file is not there.
+        If the file does not exist.
     """
     backbone, pretrained = parameters["backbone"], parameters["pretrained"]
     if not parameters["freeze_backbone"]:
@@ -100,7 +93,7 @@ def frozen_fingerprint(parameters: Mapping[str, Any]) -> str | None:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words: "K was 74, now 80"."""
+    """Describe each difference in words, such as "K was 74, now 80"."""
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [
         f"{name} changed"
@@ -130,7 +123,7 @@ def _digest(parts: Iterator[bytes]) -> str:
 def _without_folder(names: list[str]) -> Iterator[bytes]:
     try:
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    except ValueError:  # some from the root, others from here; or on several drives
+    except ValueError:  # absolute and relative paths mixed, or several drives
         folder = ""
     for name in names:
         yield os.fsencode(os.path.relpath(name, folder) if folder else name) + b"\0"

@@ -1,4 +1,4 @@
-"""The image files of a folder, in an order that people expect."""
+"""The image files of a folder, in natural order."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import NamedTuple
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
 
-# what phones and cameras write and a folder is not searched for
+# formats of phones and cameras that cannot be read
 _UNREAD_FORMATS = "heic heif jxl cr2 cr3 nef arw orf rw2 raf dng"
 _UNREAD = tuple("." + name for name in _UNREAD_FORMATS.split())
-_TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # of embeddings, which are no folder
+_TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # files that may hold feature vectors
 _numbers = re.compile(r"([0-9]+)").split
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """Contents of a folder.
 
     Attributes
     ----------
     images : list of str
-        Image files: those of a folder before those of the folders in it, each in natural order.
+        Image files. The files of a folder come before the files of its subfolders, both in natural
+        order.
     ignored : list of str
-        Hidden files and folders, files without the ending of an image, folders that may not be
-        read.
+        Hidden files and folders, files without the suffix of an image, and folders that cannot be
+        opened.
     """
 
     images: list[str]
@@ -34,40 +35,40 @@ class Listing(NamedTuple):
 
 
 def list_images(folder: str | os.PathLike[str]) -> Listing:
-    """Image files below a folder, in natural order (``img2`` before ``img10``), and the others.
+    """List the image files below a folder in natural order (``img2`` before ``img10``).
 
-    Files count as images by their ending, hidden ones do not; links are followed, but no folder is
-    entered twice.
+    The suffix decides which files are images. The search ignores hidden files, follows links and
+    enters no folder twice.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If there is no such folder.
+        If the folder does not exist or is not a folder.
     ValueError
-        If no image file is in it.
+        If the folder holds no image file.
     """
     root = os.fspath(folder)
     if not os.path.exists(root):
         if any(sign in root for sign in "*?["):
             raise FileNotFoundError(
-                f"{root} is a pattern, and X a folder or a list of files. Pass the folder, or "
-                f"sorted(glob.glob({root!r}))."
+                f"{root} is a pattern, but X must be a folder or a list of files. Pass the folder, "
+                f"or sorted(glob.glob({root!r}))."
             )
-        where = "" if os.path.isabs(root) else f", seen from {os.getcwd()}"
-        raise FileNotFoundError(f"No such folder: {root}{where}. Pass one that holds images.")
+        where = "" if os.path.isabs(root) else f" (relative to {os.getcwd()})"
+        raise FileNotFoundError(f"No such folder: {root}{where}. Pass a folder that holds images.")
     if not os.path.isdir(root):
         if root.lower().endswith(_TABLES):
             raise NotADirectoryError(
-                f"{root} is a table, not a folder of images. Read it first, and pass its rows: "
+                f"{root} is a table, not a folder of images. Read the table and pass its rows: "
                 "pandas.read_csv(path, index_col=0), or numpy.load(path)."
             )
-        raise NotADirectoryError(f"{root} is a file. Pass its folder, or a list of paths.")
+        raise NotADirectoryError(f"{root} is a file. Pass its folder or a list of paths.")
     found, ignored, seen = [], [], set()
 
-    def closed(error: OSError) -> None:
+    def ignore_folder(error: OSError) -> None:
         ignored.append(os.path.join(error.filename, ""))
 
-    for place, folders, files in os.walk(root, onerror=closed, followlinks=True):
+    for place, folders, files in os.walk(root, onerror=ignore_folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -84,21 +85,24 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
     if not found:
         unread = unread_pictures(ignored)
         if unread:
-            hint = f" {len(unread)} are pictures of a kind that is not read, such as {unread[0]}:"
-            hint += " convert them to JPEG or PNG."
+            hint = f" {len(unread)} are images of unsupported formats, such as {unread[0]}."
+            hint += " Convert them to JPEG or PNG."
         elif any(name.endswith(".tar") for name in ignored):
-            hint = " Of tar archives, pass a list: sorted(folder.glob('*.tar'))."
+            hint = " Pass tar archives as a list: sorted(folder.glob('*.tar'))."
         else:
             hint = ""
         raise ValueError(
-            f"No image file in {root} ({len(ignored)} other files and folders). Files ending in "
-            f"{' '.join(IMAGE_SUFFIXES)} are looked for, in all its folders.{hint}"
+            f"No image file in {root} or its subfolders ({len(ignored)} other files and folders). "
+            f"The suffixes of image files are {' '.join(IMAGE_SUFFIXES)}.{hint}"
         )
     return Listing(found, ignored)
 
 
 def unread_pictures(ignored: Collection[str], images: Collection[str] = ()) -> list[str]:
-    """Pictures among what is ignored, but those of which there is an image of the same name."""
+    """Return ignored files in image formats that cannot be read.
+
+    A file is left out if one of ``images`` has the same path except for the suffix.
+    """
     read = {os.path.splitext(name)[0] for name in images}
     return [
         name
@@ -110,15 +114,16 @@ def unread_pictures(ignored: Collection[str], images: Collection[str] = ()) -> l
 
 
 def is_image_file(name: str) -> bool:
-    """Whether a file without its folder is named as images are, and is not hidden."""
+    """Return whether a file name, without its folder, has an image suffix and is not hidden."""
     return bool(_image_files([name]))
 
 
 def _image_files(names: list[str]) -> list[str]:
-    """Those that are named as images are, and are not hidden."""
+    """Return the names that have an image suffix and are not hidden."""
     if not names:
         return []
-    lowered = "/".join(names).lower().split("/")  # no name has a slash; faster than one by one
+    # one call for all names is faster, and no name holds a slash
+    lowered = "/".join(names).lower().split("/")
     return [
         name
         for name, low in zip(names, lowered, strict=True)
@@ -127,11 +132,11 @@ def _image_files(names: list[str]) -> list[str]:
 
 
 def _natural(names: Collection[str]) -> list[str]:
-    """Names in natural order; ``a`` and ``A`` are decided by the name itself.
+    """Sort names in natural order, without regard to case unless the names are equal otherwise.
 
-    Numbers are filled up with zeros, in all names at once: that is faster than one by one.
+    Numbers are padded with zeros, in all names at once, which is faster than name by name.
     """
-    parts = _numbers("/".join(names).lower())  # no name has a slash
+    parts = _numbers("/".join(names).lower())  # no name holds a slash
     width = max(map(len, parts[1::2]), default=0)
     parts[1::2] = [number.zfill(width) for number in parts[1::2]]
     keys = "".join(parts).split("/")

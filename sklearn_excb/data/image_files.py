@@ -1,4 +1,4 @@
-"""An encoded picture: its header first, its pixels at the size that is needed."""
+"""Encoded images: the header is read first, the pixels later and only at the needed size."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ try:
 except ImportError:
     simplejpeg = None
 
-_ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are exchanged
-# what brings each orientation the right way up: members of PIL.Image.Transpose
+_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on exchange width and height
+# member of PIL.Image.Transpose that turns each orientation upright
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-_SIMPLE_MODES = {"RGB": "RGB", "L": "GRAY"}  # that Pillow gives and simplejpeg knows
-_REDUCTIONS = (8, 4, 2)  # that a JPEG can be decoded at, for a fraction of the time
+_SIMPLE_MODES = {"RGB": "RGB", "L": "GRAY"}  # from modes of Pillow to names of simplejpeg
+_REDUCTIONS = (8, 4, 2)  # factors by which decoding can shrink a JPEG, in a fraction of the time
 
 
 class EncodedPicture:
-    """A picture whose header is read and whose pixels are not.
+    """Encoded image whose header is read and whose pixels are not decoded yet.
 
     Parameters
     ----------
     content : bytes
-        A file of any format that Pillow reads; of several frames the first is taken.
+        Content of a file in any format that Pillow reads. The first of several frames counts.
 
     Raises
     ------
     ImageError
-        If it is none.
+        If the content is not an image.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -51,32 +51,32 @@ class EncodedPicture:
             self._content = content
         except UnidentifiedImageError:
             raise ImageError(
-                "not an image of a format that is known, or its beginning is broken."
+                "not an image in a known format, or the header of the file is broken."
             ) from None
         self._orientation = _orientation(self._image)
 
     @property
     def is_gray(self) -> bool:
-        """Whether it has no colour."""
+        """Whether the image has no colour."""
         return is_gray(self._image)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width in pixels, the right way up."""
+        """Height and width of the upright image, in pixels."""
         width, height = self._image.size
         turned = self._orientation >= 5 and not self._turns_itself
         return (width, height) if turned else (height, width)
 
     def decode(self, at_least: int, buffers: BufferPool | None = None) -> Any:
-        """Decode the pixels: a PIL image, or an array (h, w) or (h, w, 3), the right way up.
+        """Decode the upright image, as a PIL image or an array (h, w) or (h, w, 3).
 
         Parameters
         ----------
         at_least : int
-            Pixels that the short side has to have. A JPEG of twice as many or more is decoded at
-            a half, a quarter or an eighth of its size; 0 decodes at full size.
+            Least number of pixels on the short side. A JPEG with twice as many or more is decoded
+            at a half, a quarter or an eighth of its size; 0 decodes at full size.
         buffers : BufferPool, optional
-            Where to, if that is possible.
+            Memory for the pixels, used if the decoder can write to it.
         """
         width, height = self._image.size
         fitting = (n for n in _REDUCTIONS if at_least and min(width, height) // n >= at_least)
@@ -93,9 +93,9 @@ class EncodedPicture:
     def _decoded_fast(
         self, reduction: int, buffers: BufferPool | None
     ) -> npt.NDArray[np.uint8] | None:
-        """Pixels by simplejpeg; None where that is not there, or Pillow has to have the word.
+        """Decode with simplejpeg; return None if it is not installed or Pillow has to decode.
 
-        Both have libjpeg-turbo inside and give the same pixels; this one wastes less time around.
+        Both use libjpeg-turbo and give the same pixels, but simplejpeg has less overhead.
         """
         mode = _SIMPLE_MODES.get(self._image.mode)
         if simplejpeg is None or self._image.format != "JPEG" or mode is None:
@@ -107,19 +107,19 @@ class EncodedPicture:
             array = simplejpeg.decode_jpeg(
                 self._content, mode, min_height=height, min_width=width, buffer=taken
             )
-        except ValueError:  # it refuses more than Pillow does
+        except ValueError:  # simplejpeg refuses more files than Pillow
             return None
         array = array[..., 0] if mode == "GRAY" else array
         return _turned(array, self._orientation)
 
     @property
     def _turns_itself(self) -> bool:
-        """Whether Pillow applies the orientation: in TIFF, where it belongs to the format."""
+        """Whether Pillow applies the orientation itself, which it does for TIFF files."""
         return self._image.format == "TIFF"
 
 
 def _turned(array: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Pixels (h, w, ...) the right way up."""
+    """Turn pixels (h, w, ...) upright."""
     if orientation >= 5:
         array = array.swapaxes(0, 1)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -127,19 +127,19 @@ def _turned(array: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.ui
 
 
 def _orientation(image: Any) -> int:
-    """Orientation by EXIF, 1 to 8; 1 where that says nothing, or cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or cannot be read."""
     from PIL import Image
 
     try:
-        # what the header says: the method of a PNG would decode the pixels to look behind them
+        # read the header only: the method of PNG images would decode the pixels as well
         found = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # of a broken block: the pixels may be sound
+    except Exception:  # the EXIF block is broken, but the pixels may be intact
         return 1
     return found if found in range(1, 9) else 1
 
 
 def open_file(path: str | os.PathLike[str]) -> EncodedPicture:
-    """Open a picture file; it is read whole, so that no file stays open."""
+    """Open an image file and read it whole, so that no file stays open."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ImageError("not a regular file.")  # a pipe would be waited for
+        raise ImageError("not a regular file.")  # reading a pipe would block
     return EncodedPicture(Path(path).read_bytes())

@@ -1,4 +1,4 @@
-"""What came is not a collection, or not what was fitted: errors that say how to pass it."""
+"""Errors and hints for an X that is not a collection, or does not match the fitted data."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 from sklearn_excb.exceptions import ImageError
 
-_CHANNELS = (1, 3, 4)  # of an image by itself
-_LEAST_HEIGHT = 8  # of one; fewer are narrow gray images
+_CHANNELS = (1, 3, 4)  # numbers of channels that a single image may have
+_LEAST_HEIGHT = 8  # of a single image; a smaller array is taken for narrow gray images
 
 
 def check_several(X: Any, width: int | None = None) -> None:
-    """Refuse one image (h, w, c), or a tensor (c, h, w): it would be several gray ones.
+    """Refuse a single image (h, w, c) or tensor (c, h, w), which would count as many gray images.
 
     Parameters
     ----------
     X : Any
-        What came, if not rows.
+        Input that is not 2-D rows.
     width : int, optional
-        Of the images that were fitted: those of X may be as narrow. None for a fit.
+        Width of the fitted images. An X of this width is accepted. None for a fit.
 
     Raises
     ------
     ImageError
-        If X looks like one.
+        If X looks like a single image.
     """
     shape = _shape(X)
     if len(shape) != 3 or shape[2] == width:
@@ -39,8 +39,8 @@ def check_several(X: Any, width: int | None = None) -> None:
     else:
         return
     raise ImageError(
-        f"X of shape {shape} looks like one image, and would be {n} gray ones of {height} x "
-        f"{across} pixels. Pass {how}, or X[..., None] if they are {n} gray ones."
+        f"X of shape {shape} looks like one image, but would be read as {n} gray images of "
+        f"{height} x {across} pixels. Pass {how}, or X[..., None] for {n} gray images."
     )
 
 
@@ -49,43 +49,43 @@ def _shape(X: Any) -> tuple[int, ...]:
 
 
 def rows_for_images(X: Any, image_shape: tuple[int, int], n_channels: int) -> str:
-    """Say how 2-D rows, or one image, are passed to an estimator that was fitted on images.
+    """Say how to pass 2-D rows or one image to an estimator that was fitted on images.
 
     Parameters
     ----------
     X : array-like
-        Of at most two dimensions.
+        Array with at most two dimensions.
     image_shape : tuple of int
-        Height and width of the images that were fitted.
+        Height and width of the fitted images.
     n_channels : int
-        Theirs.
+        Number of channels of the fitted images.
     """
     shape = _shape(X)
     array = "X" if hasattr(X, "reshape") else "np.asarray(X)"  # a data frame, a list
     wanted = image_shape if n_channels == 1 else (*image_shape, n_channels)
     if shape == image_shape:
-        return f"A single image needs an axis more: {array}[None]."
+        return f"If X is a single image, pass {array}[None]."
     if shape and shape[-1] == math.prod(wanted):
         of = " x ".join(map(str, wanted))
         sizes = ", ".join(map(str, (-1, *wanted)))
-        return f"If a row is an image of {of}: {array}.reshape({sizes})."
+        return f"If each row holds an image of {of}, pass {array}.reshape({sizes})."
     return (
-        f"A single image needs an axis more, {array}[None]; rows of pixels have to be images "
-        f"again, (n, h, w{', c' if n_channels > 1 else ''}); features are for an estimator that "
-        "was fitted on features."
+        f"If X is a single image, pass {array}[None]. Reshape rows of pixels to images "
+        f"(n, h, w{', c' if n_channels > 1 else ''}). Features need an estimator that was fitted "
+        "on features."
     )
 
 
 def images_for_rows(X: Any, n_features: int) -> str:
-    """Say how images are passed to an estimator that was fitted on 2-D rows (n, n_features)."""
+    """Say how to pass images to an estimator that was fitted on 2-D rows (n, n_features)."""
     shape = _shape(X)
     if len(shape) > 2 and math.prod(shape[1:]) == n_features:
-        return "Make them rows, as they were then: X.reshape(len(X), -1)."
-    return f"It takes what it was fitted on, rows (n, {n_features}) of the same features."
+        return "Pass them as rows, as in the fit: X.reshape(len(X), -1)."
+    return f"Pass rows (n, {n_features}) with the features of the fit."
 
 
 def one_image_for_several(X: Any, n_channels: int) -> str:
-    """Say how one image (c, h, w) is passed that was taken for several; "" if it was not."""
+    """Say how to pass one image (c, h, w) that was taken for several; "" if X is not one."""
     shape = _shape(X)
     if len(shape) != 3 or n_channels == 1 or shape[0] != n_channels:
         return ""

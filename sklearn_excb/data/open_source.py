@@ -1,6 +1,6 @@
-"""Anything a user has, as one indexed source of images or rows.
+"""Open any supported collection as one indexed source of images.
 
-What can be checked without decoding is checked when the source is opened.
+Opening a source runs all checks that need no decoding.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.devices import available_memory
 
-_IMAGE_KEYS = ("image", "img", "pixel_values")  # of an item that is a dict
-_FILE_KEYS = ("bytes", "path")  # of a picture that Hugging Face has not decoded
-_LEAST_LEFT = 0.05  # of the memory, that images of a stream leave free
-_BETWEEN_LOOKS = 64  # images of a stream, at how much memory is left
+_IMAGE_KEYS = ("image", "img", "pixel_values")  # keys of the image in an item that is a dict
+_FILE_KEYS = ("bytes", "path")  # keys of an image that Hugging Face has not decoded
+_FREE_MEMORY_SHARE = 0.05  # share of the memory that the images of a stream leave free
+_MEMORY_CHECK_INTERVAL = 64  # images of a stream between two checks of the free memory
 
-_one_reads = threading.Lock()  # a file object of the user's, which has a place of its own
+_file_object_lock = threading.Lock()  # a file object of the user has only one position
 
 
 def are_rows(X: Any) -> bool:
-    """Whether X is feature vectors: anything that makes a 2-D array (or one that never could).
+    """Return whether X holds feature vectors, that is, makes an array of at most two dimensions.
 
-    Lists of images, of paths, of a data set's items, folders and data sets are not.
+    Folders, data sets and lists of images, paths or data set items are not feature vectors.
     """
     items = _items(X)
     if items is not None:
@@ -48,7 +48,7 @@ def are_rows(X: Any) -> bool:
 
 
 def _items(X: Any) -> list[Any] | None:
-    """List of what a list, a tuple or a 1-D array of objects holds; None for anything else."""
+    """Return the elements of a list, a tuple or a 1-D array of objects; None for anything else."""
     if isinstance(X, (list, tuple)):
         return X if isinstance(X, StreamPart) else list(X)
     if hasattr(X, "__array__") and not isinstance(X, Tensor) and getattr(X, "ndim", 1) == 1:
@@ -59,7 +59,7 @@ def _items(X: Any) -> list[Any] | None:
 
 
 def _is_empty(item: Any) -> bool:
-    """Whether it is None, or an item (None, label, ...): a broken one, which tells nothing."""
+    """Return whether an item is None or (None, label, ...), a broken item of unknown kind."""
     return item is None or (isinstance(item, tuple) and bool(item) and item[0] is None)
 
 
@@ -68,7 +68,7 @@ def _is_path(item: Any) -> bool:
 
 
 def _is_item(item: Any) -> bool:
-    """Whether it is a picture, or an item of a data set: (image, label, ...) or a dict."""
+    """Return whether it is an image or an item of a data set: (image, label, ...) or a dict."""
     if isinstance(item, tuple) and item:
         return _is_path(item[0]) or _is_item(item[0]) or np.ndim(item[0]) >= 2
     return is_picture(item) or isinstance(item, dict) or _is_bytes(item) or _is_file(item)
@@ -83,9 +83,9 @@ def _is_file(item: Any) -> bool:
 
 
 def is_stream(X: Any) -> bool:
-    """Whether X only gives one item after another: an iterable data set, a generator.
+    """Return whether X can only be iterated, such as an iterable data set or a generator.
 
-    What can be indexed is not, nor a set, whose order means nothing.
+    A collection with an index is not a stream, and neither is a set, which has no fixed order.
     """
     other = _can_be_indexed(X) or _is_path(X) or _is_file(X) or hasattr(X, "__array__")
     return hasattr(X, "__iter__") and not other and not isinstance(X, (set, frozenset, DataLoader))
@@ -98,14 +98,14 @@ def _can_be_indexed(X: Any) -> bool:
 
 
 class StreamPart(list[Any]):
-    """Images of a stream, and the place of the first of them."""
+    """Consecutive images of a stream, with the position of the first image in the stream."""
 
     first: int
 
 
 def stream_parts(X: Any, size: int) -> Iterator[StreamPart]:
-    """Images of a stream, so many at a time; none is kept here when the next are asked for."""
-    images = map(_kept_of_item, X)
+    """Yield the images of a stream, ``size`` at a time, and keep no reference to earlier parts."""
+    images = map(_without_label, X)
     first = 0
     while part := StreamPart(islice(images, size)):
         part.first = first
@@ -117,23 +117,24 @@ def stream_parts(X: Any, size: int) -> Iterator[StreamPart]:
 def open_source(
     X: Any, n_channels: int | None = None, on_error: str = "raise"
 ) -> ArrayImages | ItemImages:
-    """Open images of any kind that :class:`~sklearn_excb.ExCBEstimator` takes.
+    """Open images in any form that :class:`~sklearn_excb.ExCBEstimator` takes.
 
     Parameters
     ----------
     X : array, tensor, list, folder, list of paths, or map-style data set
         See :meth:`~sklearn_excb.ExCBEstimator.fit`; not 2-D rows.
     n_channels : int, optional
-        Channels that are wanted; pictures and lists are converted to 1 or 3. Files default to 3.
+        Number of channels of the source. Images that are opened one by one are converted to 1 or
+        3 channels. The default for files is 3.
     on_error : {"raise", "skip"}, default="raise"
-        What becomes of images that are opened one by one and cannot be used.
+        Treatment of images that are opened one by one and cannot be used.
 
     Raises
     ------
     ValueError
-        If there is nothing in it, or what is in it are not images.
+        If X is empty or does not hold images.
     ImageError
-        If an image cannot be read or does not fit the others.
+        If an image cannot be read or does not match the others.
     """
     if _is_path(X):
         if is_archive(X):
@@ -147,21 +148,21 @@ def open_source(
     if hasattr(X, "__array__"):
         return ArrayImages(np.asarray(X), n_channels)
     if _is_bytes(X) or _is_file(X) or is_picture(X):
-        what = "picture" if is_picture(X) else "file"
+        what = "image" if is_picture(X) else "file"
         raise TypeError(
             f"X is one {what} ({type(X).__name__}), not a collection. Pass a list: [X]."
         )
     if isinstance(X, Mapping) and X and 0 not in X:
-        raise TypeError(_of_dict(X))
+        raise TypeError(_dict_message(X))
     if _can_be_indexed(X):
         if not len(X):
-            raise ValueError("The data set is empty: there is no image in it.")
-        # a data set of the user's may keep state: it is read from one thread unless asked
+            raise ValueError("The data set is empty. Pass one that holds images.")
+        # a data set of the user may have state: only one thread reads it unless the user asks
         return ItemImages(
             X, _image_of_item, n_channels=n_channels, reads_in_parallel=False, on_error=on_error
         )
     if isinstance(X, DataLoader):
-        raise TypeError("X is a DataLoader, which gives batches. Pass its data set: X.dataset.")
+        raise TypeError("X is a DataLoader, which yields batches. Pass its data set: X.dataset.")
     if is_stream(X):
         return _open_list(_all_of_stream(X), n_channels, on_error)
     raise TypeError(
@@ -171,38 +172,38 @@ def open_source(
     )
 
 
-def _of_dict(X: Mapping[Any, Any]) -> str:
-    """What to do with a dict: of images by name, or of collections (splits, images and labels)."""
+def _dict_message(X: Mapping[Any, Any]) -> str:
+    """Say how to pass a dict of images by name, or of collections (splits, images and labels)."""
     first = next(iter(X))
     one = X[first]
     images = _is_path(one) or is_picture(one) or getattr(one, "ndim", 0) in (2, 3)
     entries = ", ".join(map(repr, islice(X, 3))) + (", ..." if len(X) > 3 else "")
-    how = "its entries in a list, [*X.values()]" if images else f"one of them, X[{first!r}]"
+    how = "its values as a list, [*X.values()]" if images else f"one of its values, X[{first!r}]"
     return f"X is a dict ({entries}), not a collection of images. Pass {how}."
 
 
 def _all_of_stream(X: Any) -> list[Any]:
-    """Images of a stream, kept in memory: encoded ones as they are.
+    """Read a whole stream into memory; encoded images stay encoded.
 
     Raises
     ------
     ValueError
-        If the memory does not hold them.
+        If the images do not fit into memory.
     TypeError
-        If they are rows.
+        If the stream yields rows.
     """
     kept: list[Any] = []
-    least = _LEAST_LEFT * psutil.virtual_memory().total
-    for part in stream_parts(X, _BETWEEN_LOOKS):
+    least = _FREE_MEMORY_SHARE * psutil.virtual_memory().total
+    for part in stream_parts(X, _MEMORY_CHECK_INTERVAL):
         kept += part
         if available_memory(torch.device("cpu")) < least:
             raise ValueError(
-                f"X cannot be indexed, so its images are kept in memory to be seen more than once, "
-                f"and that is full after {len(kept):,}. Pass what can be indexed: a folder, a list "
-                "of files, tar archives, or a data set with __len__ and __getitem__."
+                "X cannot be indexed, so all its images have to fit into memory, which is full "
+                f"after {len(kept):,} images. Pass a collection with an index: a folder, a list of "
+                "files, tar archives, or a data set with __len__ and __getitem__."
             )
     if are_rows(kept):
-        raise TypeError("X gives rows, one by one. Pass them as one array: np.stack(list(X)).")
+        raise TypeError("X yields rows one by one. Pass them as one array: np.stack(list(X)).")
     return kept
 
 
@@ -232,10 +233,10 @@ def _open_archives(
 
 def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemImages:
     if not items:
-        raise ValueError("X is empty: there is no image in it.")
-    first = getattr(items, "first", None)  # of a part of a stream
+        raise ValueError("X is empty. Pass at least one image.")
+    first = getattr(items, "first", None)  # position of the first item, if X is part of a stream
     if not all(_is_path(item) for item in items):
-        # Pillow reads what it has not read yet into the picture itself: not in several threads
+        # Pillow loads pixels into the PIL image itself, which several threads must not do at once
         alone = any(is_picture(_unwrapped(item)) for item in items)
         return ItemImages(
             items,
@@ -249,7 +250,7 @@ def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemI
     if all(archives):
         return _open_archives(items, n_channels, on_error)
     if any(archives):
-        raise ValueError("X holds tar archives and other files: pass either the one or the other.")
+        raise ValueError("X holds tar archives and other files. Pass only one of the two kinds.")
     names = [os.fspath(path) for path in items]
     if on_error == "raise" and first is None:
         _check_files(names)
@@ -265,22 +266,22 @@ def _check_files(names: list[str]) -> None:
             f"{missing[0]} is a folder. Pass it by itself, not in a list, or list its files."
         )
     raise FileNotFoundError(
-        f"{len(missing)} of {len(names)} image files do not exist, the first: {missing[0]}"
+        f"{len(missing)} of {len(names)} image files do not exist. The first is {missing[0]}"
     )
 
 
-def _kept_of_item(item: Any) -> Any:
-    """What of an item of a stream is its image, without its label."""
+def _without_label(item: Any) -> Any:
+    """Return the part of a stream's item that holds the image, without the label."""
     if isinstance(item, dict):
         return {key: item[key] for key in _image_keys(item)} or item
     return item[:1] if isinstance(item, tuple) else item
 
 
 def _image_keys(item: dict[Any, Any]) -> list[Any]:
-    """Keys of a dict under which there is an image; more than one where nobody can say which.
+    """Return the keys of a dict that hold an image; several keys if the choice is ambiguous.
 
-    By their names, by a suffix of image files ("jpg"), or ending in one ("left.jpg"), as WebDataset
-    names them.
+    A key holds an image if it has one of the usual names, is a suffix of image files ("jpg") or
+    ends in such a suffix ("left.jpg"), as in WebDataset.
     """
     there = [key for key in item if item[key] is not None]
     if named := [key for key in _IMAGE_KEYS if key in there]:
@@ -291,7 +292,7 @@ def _image_keys(item: dict[Any, Any]) -> list[Any]:
 
 
 def _unwrapped(item: Any) -> Any:
-    """Image of an item: that of a tuple's first or of a dict's entry, or the item itself."""
+    """Return the image of an item: the first of a tuple, an entry of a dict, or the item itself."""
     while True:
         if isinstance(item, tuple) and item:
             item = item[0]
@@ -302,12 +303,14 @@ def _unwrapped(item: Any) -> Any:
 
 
 def _image_of_item(item: Any) -> Any:
-    """Image of an item, opened."""
+    """Open the image of an item."""
     image = _unwrapped(item)
     if isinstance(image, dict):
         if keys := _image_keys(image):
-            raise ImageError(f"a dict with several images: {keys}. Keep one of them.")
-        raise ImageError(f"a dict without an image under 'image' or 'jpg', but with {list(image)}.")
+            raise ImageError(f"a dict with several images: {keys}. Keep one of these keys.")
+        raise ImageError(
+            f"a dict without an image. Use the key 'image' or 'jpg'; the keys are {list(image)}."
+        )
     if _is_path(image):
         return open_file(image)
     if _is_bytes(image):
@@ -316,7 +319,7 @@ def _image_of_item(item: Any) -> Any:
 
 
 def _read_file(file: Any) -> EncodedPicture:
-    """Picture of an open file, from its beginning."""
-    with _one_reads:
+    """Read the image of an open file from the beginning of the file."""
+    with _file_object_lock:
         file.seek(0)
         return EncodedPicture(file.read())

@@ -1,4 +1,4 @@
-"""One picture, array or tensor as a tensor (c, h, w); what cannot be an image is refused."""
+"""Convert a PIL image, an array or a tensor to a tensor (c, h, w), and refuse other input."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sklearn_excb.data.resampling import to_unit
 from sklearn_excb.exceptions import ImageError
 
 _BLOCK = 1 << 24  # pixels checked at a time
-_LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has them
-_MOST_CHANNELS = 16  # more than that is the width of a channels-first image
+_LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue, as in torchvision
+_MOST_CHANNELS = 16  # a larger number is taken for the width of a channels-first image
 
 
 def is_picture(image: Any) -> bool:
-    """Whether it is a PIL image, by what it can do: PIL is imported only where there is one."""
+    """Return whether it is a PIL image, judged by its attributes, so that PIL is not imported."""
     return hasattr(image, "convert") and hasattr(image, "mode")
 
 
 def is_gray(picture: Any) -> bool:
-    """Whether a PIL image has no colour."""
+    """Return whether a PIL image has no colour."""
     return picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
 
 
 def image_tensor(image: Any, n_channels: int | None) -> Tensor:
-    """Image as a tensor (c, h, w) of uint8, uint16 or float in [0, 1].
+    """Convert an image to a tensor (c, h, w) of uint8, uint16 or float in [0, 1].
 
     Parameters
     ----------
@@ -36,17 +36,17 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
         Arrays are (h, w) or (h, w, c). A tensor of three dimensions whose first is 1, 3 or 4 and
         whose last is not is taken as (c, h, w), the convention of torchvision.
     n_channels : int or None
-        1 or 3 converts to gray or colour; None keeps what there is (gray pictures gray, others
-        in colour).
+        1 or 3 converts to gray or colour. None keeps the channels of arrays and tensors, and
+        reads PIL images in gray if they are gray and in colour otherwise.
 
     Raises
     ------
     ImageError
-        If it is not an image.
+        If ``image`` is not an image.
     """
     if is_picture(image):
         if n_channels not in (None, 1, 3):
-            raise ImageError(f"a picture is read with 1 or 3 channels, not {n_channels}.")
+            raise ImageError(f"files and PIL images need n_channels=1 or 3, not {n_channels}.")
         array = _picture_array(image)
     elif isinstance(image, Tensor):
         array = tensor_array(image)
@@ -66,7 +66,7 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Luma of images with three channels, mean of the channels of others; (n, 1, h, w)."""
+    """Convert images to gray (n, 1, h, w): luma of three channels, mean of any other number."""
     if images.shape[1] != 3:
         return images.mean(dim=1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
@@ -75,10 +75,10 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def _picture_array(picture: Any) -> npt.NDArray[Any]:
-    """Pixels of a PIL image, (h, w) or (h, w, 3): nothing clipped, transparency on white."""
+    """Return the unclipped pixels of a PIL image on white, as an array (h, w) or (h, w, 3)."""
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits, or 32 bits that hold 16
+    if picture.mode.startswith("I"):  # 16 bits, or 16 bits stored in 32
         array = np.asarray(picture)
         fits = array.min() >= 0 and array.max() <= 65_535
         return array.astype(np.uint16) if fits else array
@@ -94,13 +94,13 @@ def _picture_array(picture: Any) -> npt.NDArray[Any]:
 
 
 def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """Array of a tensor on any device; bfloat16 as float32."""
+    """Convert a tensor on any device to an array; bfloat16 becomes float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def channels_first(batch: npt.NDArray[Any]) -> Tensor:
-    """Tensor (B, c, h, w) of an array (B, h, w) or (B, h, w, c), in a dtype that torch has."""
+    """Convert an array (B, h, w) or (B, h, w, c) to a tensor (B, c, h, w) in a dtype of torch."""
     if np.issubdtype(batch.dtype, np.floating):
         batch = batch.astype(np.float32, copy=False)
     batch = np.require(
@@ -110,25 +110,25 @@ def channels_first(batch: npt.NDArray[Any]) -> Tensor:
 
 
 def check_layout(array: npt.NDArray[Any], n_channels: int | None) -> npt.NDArray[Any]:
-    """Refuse what is not (n, h, w) or (n, h, w, c).
+    """Refuse an array that is not (n, h, w) or (n, h, w, c).
 
     Raises
     ------
     ImageError
-        If it is empty, has other dimensions, or looks channels-first.
+        If the array is empty, has other dimensions, or looks channels-first.
     """
     if 0 in array.shape:
-        raise ImageError(f"X of shape {array.shape} is empty: there is no image in it.")
+        raise ImageError(f"X of shape {array.shape} is empty. Pass at least one image.")
     if array.ndim not in (3, 4):
         raise ImageError(
-            f"X of shape {array.shape} is not a set of images (n, h, w) or (n, h, w, c), nor of "
+            f"X of shape {array.shape} is neither a set of images, (n, h, w) or (n, h, w, c), nor "
             "2-D rows (n, d)."
         )
     if array.ndim == 4 and array.shape[3] > _MOST_CHANNELS and array.shape[3] != n_channels:
         raise ImageError(
             f"X of shape {array.shape} looks channels-first, or has {array.shape[3]} channels. "
-            "Pass channels last, (n, h, w, c): X.transpose(0, 2, 3, 1), or X.permute(0, 2, 3, 1) "
-            f"of a tensor; or say n_channels={array.shape[3]}."
+            "Pass channels last, (n, h, w, c), by X.transpose(0, 2, 3, 1) for an array or "
+            f"X.permute(0, 2, 3, 1) for a tensor, or set n_channels={array.shape[3]}."
         )
     return array
 
@@ -139,7 +139,7 @@ def check_pixels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     Raises
     ------
     ImageError
-        With what they are, and what to divide by.
+        If the type or the range of the pixels is wrong. The message says how to rescale them.
     """
     kind = array.dtype.kind
     if kind == "b":
@@ -148,31 +148,30 @@ def check_pixels(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
     if kind not in "fiu":
         raise ImageError(
-            f"Pixels of type {array.dtype} are not numbers that an image has. Use uint8, uint16 "
-            "or floats in [0, 1]."
+            f"Pixels of type {array.dtype} cannot be used. Pass uint8, uint16 or floats in [0, 1]."
         )
     low, high = _range(array)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError(
-            "X contains NaN or infinite pixels. Replace them, np.nan_to_num(X), or leave those "
+            "X contains NaN or infinite pixels. Replace them with np.nan_to_num(X), or leave those "
             "images out."
         )
     if low < 0 or high > 1 or kind != "f":
         if low < 0:
             hint = "Shift and scale them: (X - X.min()) / (X.max() - X.min())."
         elif high <= 255 and kind != "f":
-            hint = "Use X.astype('uint8') if 255 is white, or X / X.max()."
+            hint = "Pass X.astype('uint8') if 255 is white, or X / X.max()."
         else:
-            hint = f"Divide all images by what is white: X / {high:g}, which is X / X.max() here."
+            hint = f"Divide all images by the value of white, such as their maximum: X / {high:g}."
         raise ImageError(
-            f"Pixels of type {array.dtype} run from {low:g} to {high:g}; uint8, uint16 or floats "
-            f"in [0, 1] are needed. {hint}"
+            f"Pixels of type {array.dtype} run from {low:g} to {high:g}, but have to be uint8, "
+            f"uint16 or floats in [0, 1]. {hint}"
         )
     return array
 
 
 def _range(array: npt.NDArray[Any]) -> tuple[float, float]:
-    """Smallest and largest pixel, NaN if there is one, a block at a time."""
+    """Return the smallest and the largest pixel, or NaN if one is NaN, block by block."""
     step = max(1, _BLOCK // max(1, array[0].size))
     blocks = [array[i : i + step] for i in range(0, len(array), step)]
     lows, highs = [float(b.min()) for b in blocks], [float(b.max()) for b in blocks]

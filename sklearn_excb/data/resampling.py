@@ -1,9 +1,9 @@
-"""Crop and resize with antialiased bicubic filters, batched: two matrix products a crop.
+"""Crop and resize batches of images with antialiased bicubic filters.
 
 A bicubic resize is linear and separable, so the crop ``[top, top + height) x [left, left +
-width)`` of an image, resized to (size, size), is ``W_y @ image @ W_x.T`` with one small matrix a
-side. Each sample has its own crop, the whole batch is two batched products, on any device. The
-filter is that of Pillow and of ``torchvision.transforms.v2.functional.resize(antialias=True)``.
+width)`` of an image, resized to (size, size), is ``W_y @ image @ W_x.T`` with one small matrix per
+side. Each sample has its own crop, and the whole batch takes two batched products on any device.
+Pillow and ``torchvision.transforms.v2.functional.resize(antialias=True)`` use the same filter.
 
 Boxes are integer (top, left, height, width) in pixels.
 """
@@ -18,11 +18,11 @@ from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.transfers import to_device
 
 _A = -0.5  # Keys' cubic convolution, as in Pillow
-_MATRIX_LIMIT = 96  # sides up to which the matrix products beat one resize a crop on a CPU
+_MATRIX_LIMIT = 96  # longest side for which the matrix products beat one resize per crop on a CPU
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic kernel, zero beyond 2."""
+    """Evaluate Keys' cubic kernel, which is zero beyond 2."""
     x = x.abs()
     near = ((_A + 2) * x - (_A + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * _A
@@ -30,7 +30,7 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor) -> Tensor:
-    """The kernel of linear interpolation, zero beyond 1."""
+    """Evaluate the kernel of linear interpolation, which is zero beyond 1."""
     return (1 - x.abs()).clamp(min=0)
 
 
@@ -38,14 +38,14 @@ _KERNELS = {"bicubic": _cubic, "bilinear": _triangle}
 
 
 def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
-    """Matrices that resize the segment ``[start, start + length)`` of a side to ``out_size``.
+    """Return matrices that resize the segment ``[start, start + length)`` of a side.
 
     Parameters
     ----------
     start, length : Tensors of the same shape (...)
         First pixel and number of pixels of each segment; integers.
     in_size, out_size : int
-        Pixels of the whole side, and of the result.
+        Number of pixels of the whole side, and of the result.
 
     Returns
     -------
@@ -61,18 +61,19 @@ def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -
 def filter_weights(
     pixel: Tensor, out: Tensor, length: Tensor, scale: Tensor, mode: str = "bicubic"
 ) -> Tensor:
-    """Weights of the pixels of a segment in some pixels of the result.
+    """Return the weights of a segment's pixels in the pixels of the result.
 
     Parameters
     ----------
     pixel : Tensor of shape (..., 1, in)
-        Places of the side's pixels in the segment; those outside of it get no weight.
+        Positions of the side's pixels relative to the segment. Pixels outside of the segment get
+        weight zero.
     out : Tensor of shape (..., out, 1)
-        Which pixels of the result.
+        Indices of pixels of the result.
     length, scale : Tensors of shape (..., 1, 1), float32
-        Pixels of the segment, and how many of them are one of the result.
+        Number of pixels of the segment, and number of these pixels per pixel of the result.
     mode : {"bicubic", "bilinear"}, default="bicubic"
-        The filter.
+        Interpolation filter.
 
     Returns
     -------
@@ -87,7 +88,7 @@ def filter_weights(
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1]: uint8 / 255, uint16 / 65535, floats as they are."""
+    """Convert pixels to float32 in [0, 1]: uint8 / 255, uint16 / 65535, floats unchanged."""
     if images.dtype == torch.uint8:
         return images.float() / 255
     if images.dtype == torch.uint16:
@@ -96,13 +97,13 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crops (V, B, c, size, size) of images (B, c, h, w) that share one size."""
+    """Return crops (V, B, c, size, size) of images (B, c, h, w), by matrix products."""
     height, width = images.shape[-2:]
     top, left, tall, wide = to_device(boxes, images.device).unbind(-1)  # each (V, B)
     rows = resize_weights(top, tall, height, size)  # (V, B, size, h)
     columns = resize_weights(left, wide, width, size)  # (V, B, size, w)
     views, batch, channels = *top.shape, images.shape[1]
-    # one product an image for all its views, the channels lying side by side
+    # one product per image for all its views, with the channels side by side
     lines = to_unit(images).transpose(1, 2).reshape(batch, height, channels * width)
     tall_crops = rows.transpose(0, 1).reshape(batch, views * size, height) @ lines
     tall_crops = tall_crops.view(batch * views, size * channels, width)
@@ -118,22 +119,22 @@ def crop_resize(
     Parameters
     ----------
     images : Tensor of shape (B, c, h, w)
-        uint8, uint16 or float in [0, 1].
+        Pixels of uint8, uint16 or float in [0, 1].
     boxes : Tensor of shape (V, B, 4), int64
-        Top, left, height, width of each crop, inside its image.
+        Top, left, height and width of each crop, inside its image.
     size : int
-        Side of the result in pixels.
+        Side of the resized crops, in pixels.
     buffers : BufferPool, optional
-        Where to write, if the result is of uint8.
+        Memory for a result of uint8.
 
     Returns
     -------
     Tensor of shape (V, B, c, size, size)
-        float32 in [0, 1]; on a CPU, of large uint8 images, uint8, as Pillow rounds them.
+        Crops of float32 in [0, 1]. Large uint8 images on a CPU give uint8, rounded as in Pillow.
     """
     if max(images.shape[-2:]) <= _MATRIX_LIMIT:
         return _crop_stack(images, boxes, size).clamp_(0, 1)
-    # channels side by side: torch resizes these the fastest
+    # torch resizes fastest if the channels lie side by side
     shape = (*boxes.shape[:2], size, size, images.shape[1])
     keeps = images.dtype == torch.uint8 and images.device.type == "cpu"  # only CPUs resize uint8
     if keeps:
@@ -152,9 +153,9 @@ def crop_resize(
 
 
 def trim_length(images: Tensor) -> Tensor:
-    """Leave out of images (B, c, h, w) longer than 3 : 1 what a crop of the centre never sees.
+    """Trim images (B, c, h, w) longer than 3 : 1, whose ends a crop of the centre never uses.
 
-    As many whole short sides are cut from both ends, so that the pixels of a resize do not move.
+    Both ends lose the same whole number of short sides, so the pixels of a resize do not move.
     """
     height, width = images.shape[-2:]
     short = min(height, width)
@@ -163,9 +164,9 @@ def trim_length(images: Tensor) -> Tensor:
 
 
 def resize_short_side(images: Tensor, size: int, mode: str = "bicubic") -> Tensor:
-    """Resize images (B, c, h, w) so that the short side has ``size`` pixels; float in [0, 1].
+    """Resize images (B, c, h, w) to ``size`` pixels on the short side, as float in [0, 1].
 
-    ``mode`` is "bicubic" or "bilinear"; both are antialiased.
+    ``mode`` is "bicubic" or "bilinear", and both are antialiased.
     """
     height, width = images.shape[-2:]
     short = min(height, width)
@@ -175,7 +176,7 @@ def resize_short_side(images: Tensor, size: int, mode: str = "bicubic") -> Tenso
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """Middle (size, size) of images (..., h, w) that have at least that many pixels a side."""
+    """Crop the central (size, size) pixels of images (..., h, w) that are at least this large."""
     height, width = images.shape[-2:]
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images[..., top : top + size, left : left + size]

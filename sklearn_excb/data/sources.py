@@ -1,8 +1,8 @@
-"""One indexed source of images or rows: what batches are read from.
+"""Indexed sources of images or rows, from which batches are read.
 
-A source has a length and gives samples by index: images as tensors (c, h, w) of uint8, uint16 or
-float in [0, 1], rows as they came. Every error names the item; with ``on_error="skip"`` there is a
-blank image in its place, and the reason is kept.
+A source has a length and returns samples by index: images as tensors (c, h, w) of uint8, uint16 or
+float in [0, 1], rows unchanged. Every error names the item. With ``on_error="skip"``, a blank image
+replaces an item that cannot be used, and the source keeps the reason.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sklearn_excb.data.pixels import (
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.buffers import BufferPool
 
-_PROBES = 64  # images looked at to learn what a collection is like
+_PROBES = 64  # sampled images that stand for a collection
 
 
 class Shape(NamedTuple):
@@ -55,12 +55,12 @@ class Rows:
         return len(self._array)
 
     def load(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Rows (B, d), in the dtype they came in."""
+        """Return rows (B, d) in their original dtype."""
         return self._array[indices]
 
 
 class ArrayImages:
-    """Images of one size in an array: (n, h, w) gray or (n, h, w, c)."""
+    """Images of one size in an array, (n, h, w) for gray images or (n, h, w, c)."""
 
     kind: Literal["images", "rows"] = "images"
     names: list[str] | None = None
@@ -74,25 +74,25 @@ class ArrayImages:
         return len(self._array)
 
     def load(self, indices: npt.NDArray[np.int64]) -> Tensor:
-        """Images (B, c, h, w)."""
+        """Return images (B, c, h, w)."""
         return channels_first(self._array[indices])
 
     def shape(self, index: int) -> Shape:
-        """Shape of every image."""
+        """Return the shape that all images share."""
         return Shape(*self._array.shape[1:3])
 
 
 class Skipped(NamedTuple):
-    """An image that could not be used.
+    """Image that could not be used.
 
     Attributes
     ----------
     index : int
-        Its place in the collection.
+        Position of the image in the collection.
     name : str
-        Its file; "" where it has none.
+        Path of the image file; "" for an image without a file.
     reason : str
-        What is wrong with it.
+        Description of the problem.
     """
 
     index: int
@@ -106,33 +106,35 @@ class ItemImages:
     Parameters
     ----------
     items : Sequence
-        Whatever ``open_item`` opens.
+        Items that ``open_item`` can open.
     open_item : callable
-        From an item to an encoded picture, a PIL image, an array (h, w[, c]) or a tensor.
+        Function from an item to an encoded image, a PIL image, an array (h, w[, c]) or a tensor.
     names : list of str, optional
-        Paths, where the items are files.
+        Paths of the items, if the items are files.
     n_channels : int, optional
-        1 or 3 to convert images to. By default 3 for pictures, unless all those looked at are
-        gray, and for arrays what the first has; with "skip", what most of those looked at have.
+        Number of channels, 1 or 3, to which images are converted. By default, encoded images and
+        PIL images get 3 channels, or 1 if all sampled images are gray. Arrays keep the channels of
+        the first array, or with "skip", the most frequent number among the sampled arrays.
     reads_in_parallel : bool, default=True
-        Whether ``open_item`` is safe in several threads.
+        Whether several threads may call ``open_item`` at once.
     on_error : {"raise", "skip"}, default="raise"
-        What becomes of an image that cannot be used: an error, or a blank image and an entry in
-        :meth:`skipped`.
+        Treatment of an image that cannot be used: "raise" raises an error, "skip" gives a blank
+        image and an entry in :meth:`skipped`.
     first : int, optional
-        Place of the first item, where the items are a part of a stream.
+        Position of the first item in the stream, if the items are a part of a stream.
 
     Attributes
     ----------
     places : ndarray of shape (n,), int64
-        Of the images in the whole collection, as are ``names``: not 0..n-1 in :meth:`usable`.
+        Positions of the images in the whole collection, which also index ``names``. In the result
+        of :meth:`usable` they are not 0..n-1.
     ignored : list of str or None
-        What a folder holds besides.
+        Other files in the folder.
 
     Raises
     ------
     ImageError
-        If an image looked at cannot be used; with "skip", if none of them can.
+        If a sampled image cannot be used; with "skip", if no image can be used.
     """
 
     kind: Literal["images", "rows"] = "images"
@@ -167,38 +169,38 @@ class ItemImages:
     def load_one(
         self, index: int, at_least: int = 0, *, buffers: BufferPool | None = None
     ) -> Tensor:
-        """Image (c, h, w).
+        """Return an image (c, h, w).
 
         Parameters
         ----------
         index : int
-            Of the image.
+            Index of the image.
         at_least : int, default=0
-            Pixels that its short side has to have, if it has as many: more may be decoded, but
-            need not. 0 is the whole image.
+            Least number of pixels on the short side, unless the image is smaller. A larger image
+            may be decoded at a smaller size. 0 decodes at full size.
         buffers : BufferPool, optional
-            Where pixels may be decoded to: the image then holds until that is used again.
+            Memory for the decoded pixels. The image is valid until this memory is used again.
         """
         image = self._attempt(index, lambda: self._load(index, at_least, buffers))
         if image is None:
             return torch.zeros(self.n_channels, 8, 8, dtype=torch.uint8)
-        self._reasons.pop(int(self.places[index]), None)  # it failed once and came back
+        self._reasons.pop(int(self.places[index]), None)  # an earlier failure was temporary
         return image
 
     def shape(self, index: int) -> Shape | None:
-        """Shape of an image, of a picture without decoding it; None if it is skipped."""
+        """Return the shape of an image, without decoding it if possible; None if it is skipped."""
         return self._attempt(index, lambda: self._shape(index))
 
     @cached_property
     def probed_shapes(self) -> list[Shape]:
-        """Shapes of up to 64 images, evenly spaced; looked at once."""
+        """Shapes of up to 64 evenly spaced images, cached."""
         shapes = [shape for index in probes(self) if (shape := self.shape(index))]
         if not shapes:
             raise self.none_usable()
         return shapes
 
     def skipped(self) -> list[Skipped]:
-        """Images met so far that could not be used, by their places in the whole collection."""
+        """Return the images that have failed so far, by position in the whole collection."""
         names = self.names or [""] * len(self._items)
         first = self._first or 0
         return [
@@ -208,17 +210,18 @@ class ItemImages:
 
     @property
     def reasons(self) -> dict[int, str]:
-        """Why images cannot be used, by their places."""
+        """Reasons why images cannot be used, by position of the image."""
         return dict(self._reasons)
 
     def merge_reasons(self, reasons: Mapping[int, str]) -> None:
-        """Learn of images that another process could not use."""
+        """Add the images that another process could not use."""
         self._reasons.update(reasons)
 
     def usable(self) -> Self:
         """Return the same source without the images in :meth:`skipped`.
 
-        All in it could be read: it raises once more than one in a hundred (and two) cannot.
+        All images of the result could be read before. The result raises an error as soon as more
+        than one image in a hundred (and more than two) can no longer be read.
         """
         less = copy.copy(self)
         less.__dict__.pop("probed_shapes", None)
@@ -227,7 +230,7 @@ class ItemImages:
         return less
 
     def _usual_channels(self) -> int:
-        """Channels of the first image; where others are skipped, of most of those looked at."""
+        """Return the channels of the first image or, with "skip", of most sampled images."""
         if not self.skips:
             return self._attempt(0, lambda: self._read(0, 1)).shape[0]
         for indices in (probes(self), range(len(self))):
@@ -238,7 +241,7 @@ class ItemImages:
         raise self.none_usable()
 
     def _pictures_channels(self) -> int | None:
-        """3 for pictures, 1 if none of those looked at has colour; None for what is no picture."""
+        """Return 3 for encoded and PIL images, 1 if all sampled ones are gray; None for arrays."""
         gray = []
         for index in probes(self):
             image = self._attempt(index, lambda index=index: self._open(index))
@@ -273,13 +276,16 @@ class ItemImages:
         image = self._read(index, at_least, buffers)
         if image.shape[0] != self.n_channels:
             raise ImageError(
-                f"it has {image.shape[0]} channels, others {self.n_channels}: mixed channel "
-                "counts. Convert the images to one mode, or pass n_channels=1 or n_channels=3."
+                f"mixed channel counts, {image.shape[0]} here and {self.n_channels} in other "
+                "images. Convert the images to one mode, or set n_channels=1 or n_channels=3."
             )
         return image
 
     def _attempt(self, index: int, read: Callable[[], Any]) -> Any:
-        """Run ``read``; if that fails, raise what names the image, or keep why and give None."""
+        """Run ``read``; on failure raise an error that names the image, or keep the reason.
+
+        Return None if the reason is kept.
+        """
         place = int(self.places[index])
         number = f"{place} of {len(self._items)}" if self._first is None else self._first + place
         name = self.names[place] if self.names else str(number)
@@ -295,22 +301,22 @@ class ItemImages:
         self._reasons[place] = reason
         if len(self._reasons) > self._n_may_fail:
             raise ImageError(
-                f"Images that could be read cannot be any more, the last, {name}: {reason} Is what "
-                "they lie on still there?"
+                "Images that could be read before can no longer be read. Check that their storage "
+                f"is still available. The last image is {name}: {reason}"
             ) from cause
         return None
 
     def none_usable(self) -> ImageError:
-        """Error to raise where no image can be used."""
+        """Return the error to raise if no image can be used."""
         first = self.skipped()[0]
         return ImageError(
-            f"None of the {len(self._reasons)} images tried can be used. The first, "
+            f"None of the {len(self._reasons)} tested images can be used. The first is "
             f"{first.name or first.index}: {first.reason}"
         )
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with an image, in words that say something."""
+    """Describe what is wrong with an image."""
     if isinstance(error, ImageError):
         return str(error)
     kind = "" if isinstance(error, (OSError, ValueError)) and str(error) else type(error).__name__
@@ -321,13 +327,13 @@ Source = Rows | ArrayImages | ItemImages
 
 
 def probes(source: Source, n_probes: int = _PROBES) -> list[int]:
-    """Indices of up to ``n_probes`` samples, evenly spaced."""
+    """Return the indices of up to ``n_probes`` evenly spaced samples."""
     spaced = np.linspace(0, len(source) - 1, n_probes)
     return np.unique(spaced.astype(np.int64)).tolist()
 
 
 def typical_shape(source: ArrayImages | ItemImages) -> Shape:
-    """Median height and width over up to 64 images, evenly spaced in the source."""
+    """Return the median height and width of up to 64 evenly spaced images."""
     if isinstance(source, ArrayImages):
         return source.shape(0)
     height, width = np.median(source.probed_shapes, axis=0)

@@ -1,4 +1,4 @@
-"""``on_error="skip"``: images that cannot be used are left out, and no label shifts."""
+"""Support of ``on_error="skip"``: leave out images that cannot be used without shifting labels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.runtime.threads import reader_threads
 
-_AT_ONCE = 1024  # images that wait for a thread
+_BLOCK = 1024  # images that are queued for the threads at a time
 
 
 def drop_unusable(
     source: Source, n_jobs: int, *, progress: bool = False, most: int | None = None
 ) -> Source:
-    """Source without the images that cannot be used; every one is tried once, or ``most`` of them.
+    """Return the source without the images that cannot be used.
 
-    Draws depend on the place of an image among those that are left, so a fit is the one of a
-    collection in which the others never were.
+    Each image is read once, or up to ``most`` evenly spaced images. Random draws depend on the
+    position of an image among the remaining images, so a fit equals one on a collection that never
+    held the others.
 
     Raises
     ------
@@ -46,8 +47,8 @@ def drop_unusable(
         bar = stack.enter_context(
             progress_bar(shown=progress, total=len(some), desc="ExCB: checking the images")
         )
-        for first in range(0, len(some), _AT_ONCE):
-            for _ in read(attempt, some[first : first + _AT_ONCE].tolist()):
+        for first in range(0, len(some), _BLOCK):
+            for _ in read(attempt, some[first : first + _BLOCK].tolist()):
                 bar.update()
     left = source.usable()
     if not len(left):
@@ -56,12 +57,12 @@ def drop_unusable(
 
 
 def skipped_of(source: Source) -> list[Skipped]:
-    """Images of a source that could not be used."""
+    """Return the images of a source that could not be used."""
     return source.skipped() if isinstance(source, ItemImages) else []
 
 
 def share_skipped(source: Source, ranks: Ranks) -> None:
-    """Have every rank know of the images that another could not use."""
+    """Share with every rank the images that any rank could not use."""
     if isinstance(source, ItemImages) and source.skips:
         for reasons in ranks.objects(source.reasons):
             source.merge_reasons(reasons)
@@ -70,12 +71,13 @@ def share_skipped(source: Source, ranks: Ranks) -> None:
 def expand_labels(
     labels: npt.NDArray[np.int64], usable: Source, source: Source
 ) -> npt.NDArray[np.int64]:
-    """Labels of a whole source, (n_samples,), from those of its usable part; -1 for the others."""
+    """Spread labels of the usable images over a whole source, (n_samples,), with -1 elsewhere."""
     if not isinstance(usable, ItemImages):
         return labels
     spread = np.full(len(source), -1, dtype=np.int64)
     spread[usable.places] = labels
-    spread[[image.index for image in skipped_of(source)]] = -1  # some may have gone since
+    # some images may have become unreadable later
+    spread[[image.index for image in skipped_of(source)]] = -1
     return spread
 
 
@@ -93,15 +95,15 @@ def fill_skipped(
 
 
 def warn_unread(source: Source) -> None:
-    """Say how many pictures of a folder are of kinds that are not read: they have no row."""
+    """Warn of images of a folder in formats that cannot be read, because they have no row."""
     if not isinstance(source, ItemImages) or not source.ignored:
         return
     if unread := unread_pictures(source.ignored, source.names or ()):
         kinds = sorted({os.path.splitext(name)[1].lower() for name in unread})
         warn_caller(
-            f"{len(unread):,} pictures ({', '.join(kinds)}) are passed over, for files of their "
-            f"kind are not read: they are not among the {len(source):,} images. Convert them to "
-            f"JPEG or PNG to have them too. The first: {unread[0]}",
+            f"{len(unread):,} images of unsupported formats ({', '.join(kinds)}) are ignored and "
+            f"are not among the {len(source):,} images of X. Convert them to JPEG or PNG to "
+            f"include them. The first is {unread[0]}",
             UnreadPicturesWarning,
         )
 
@@ -111,11 +113,11 @@ def warn_skipped(
     n_samples: int,
     become: str = "were skipped: their label is -1, their embedding NaN",
 ) -> None:
-    """Say how many images were skipped, if any, and why the first."""
+    """Warn how many images were skipped, if any, and why the first was skipped."""
     if skipped:
         first = skipped[0]
         warn_caller(
-            f"{len(skipped)} of {n_samples:,} images cannot be used and {become}. The first, "
+            f"{len(skipped)} of {n_samples:,} images cannot be used and {become}. The first is "
             f"{first.name or first.index}: {first.reason}",
             SkippedImageWarning,
         )

@@ -1,1 +1,1 @@
-"""Devices, processes, threads, random draws and signals."""
+"""Devices, processes, threads, random numbers and signals."""

@@ -1,4 +1,4 @@
-"""Memory that is used again: new memory is slow to touch, and threads get it one by one."""
+"""Reusable memory, because first access to new memory is slow and makes threads wait in turn."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class BufferPool:
-    """Room for one tensor of bytes after another, each in the place of the one before."""
+    """Memory for one tensor of bytes at a time; each tensor overwrites the previous one."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0, dtype=torch.uint8)
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
     def take(self, *shape: int) -> Tensor:
-        """Give a uint8 tensor of this shape, with anything in it; the last one given is lost."""
+        """Return an uninitialised uint8 tensor of this shape, and invalidate the previous one."""
         size = math.prod(shape)
-        if len(self._room) < size:
-            self._room = torch.empty(size, dtype=torch.uint8)
-        return self._room[:size].view(shape)
+        if len(self._memory) < size:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        return self._memory[:size].view(shape)

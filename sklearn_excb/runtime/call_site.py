@@ -1,4 +1,4 @@
-"""Warnings that point to the line of the user's that called us, however deep they come from."""
+"""Warnings that point to the line of user code that called this package, at any call depth."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import sys
 import warnings
 from types import FrameType
 
-# wrap methods, or call them for somebody
-_OURS = frozenset(("sklearn_excb", "contextlib", "sklearn", "joblib"))
+# packages whose frames are skipped: this one, and those that wrap or call its methods
+_SKIPPED = frozenset(("sklearn_excb", "contextlib", "sklearn", "joblib"))
 
 
 def caller() -> FrameType:
-    """Frame of whoever called this package, by way of scikit-learn perhaps."""
+    """Return the frame of the code that called this package, directly or through scikit-learn."""
     frame = sys._getframe()
-    while _module(frame).partition(".")[0] in _OURS and frame.f_back is not None:
+    while _module(frame).partition(".")[0] in _SKIPPED and frame.f_back is not None:
         frame = frame.f_back
     return frame
 
 
 def warn_caller(message: str, category: type[Warning], frame: FrameType | None = None) -> None:
-    """Warn as of the line that a frame is at, :func:`caller` unless it is given."""
+    """Warn at the current line of a frame, which is :func:`caller` by default."""
     frame = caller() if frame is None else frame
     warnings.warn_explicit(
         message,
@@ -32,4 +32,4 @@ def warn_caller(message: str, category: type[Warning], frame: FrameType | None =
 
 
 def _module(frame: FrameType) -> str:
-    return frame.f_globals.get("__name__", "<string>")  # what was passed to exec may have none
+    return frame.f_globals.get("__name__", "<string>")  # code passed to exec may have no name

@@ -1,4 +1,4 @@
-"""What the oldest supported versions of other packages lack, each with the version that has it."""
+"""Replacements for features that the oldest supported versions of other packages lack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def _installed(package: str) -> tuple[int, ...]:
-    """Version of a package, as far as it is numbers."""
+    """Return the numeric parts of a package's version."""
     parts = version(package).split("+")[0].split(".")
     return tuple(int(part) for part in parts if part.isdecimal())
 
@@ -22,25 +22,29 @@ _TORCH, _TIMM = _installed("torch"), _installed("timm")
 
 
 def dimension(name: str) -> torch.export.Dim:
-    """Dimension of any size, for torch.export; before torch 2.10 size 1 is a case of its own."""
+    """Return a dimension of any size for torch.export.
+
+    Before torch 2.10, size 1 is a special case, and the dimension has size 2 or more.
+    """
     return torch.export.Dim(name) if _TORCH >= (2, 10) else torch.export.Dim(name, min=2)
 
 
 def launch_config(signals: str, **options: Any) -> tuple[Any, AbstractContextManager[None]]:
-    """Configuration of torch's elastic agent that handles some signals and leaves others alone.
+    """Configure torch's elastic agent to handle some signals and leave others alone.
 
     Parameters
     ----------
     signals : str
-        Names, with commas between them.
+        Names of the signals to handle, separated by commas.
     **options
         Other arguments of LaunchConfig.
 
     Returns
     -------
     config : LaunchConfig
+        Configuration of the agent.
     started : context manager
-        To be entered while the agent runs.
+        Context in which the agent has to run.
     """
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -51,7 +55,7 @@ def launch_config(signals: str, **options: Any) -> tuple[Any, AbstractContextMan
 
 @contextmanager
 def _interrupt_handler_kept() -> Iterator[None]:
-    """Keep the handler of SIGINT, which the agent of torch before 2.10 replaces when it starts."""
+    """Keep the handler of SIGINT, which the agent of torch before 2.10 replaces at its start."""
     from torch.distributed.elastic.multiprocessing.api import PContext
 
     start = PContext.start
@@ -70,8 +74,9 @@ def _interrupt_handler_kept() -> Iterator[None]:
 
 
 def weightless() -> AbstractContextManager[Any]:
-    """Build timm's networks without drawing their weights: on the meta device, from timm 1.0.21 on.
+    """Return a context that builds timm's networks without drawing weights, from timm 1.0.21 on.
 
-    ViTs of earlier versions ask for a value of a tensor while they are built.
+    The context selects the meta device. It does nothing with earlier versions of timm, whose ViTs
+    read the value of a tensor while they are built.
     """
     return torch.device("meta") if _TIMM >= (1, 0, 21) else nullcontext()

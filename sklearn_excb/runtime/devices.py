@@ -1,4 +1,4 @@
-"""Where the networks run: a device by its name, and the memory that is left on it."""
+"""Devices by name, precision by device, and the memory that is available on a device."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-_PAIRS = (  # limit and use, in version 2 and in version 1 of cgroups
+_PAIRS = (  # files with limit and usage, in version 2 and in version 1 of cgroups
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Device by its name; "auto" is CUDA where there is one, else Apple's MPS, else the CPU.
+    """Return a device by name; "auto" is CUDA if available, else Apple's MPS, else the CPU.
 
     Raises
     ------
     ValueError
-        If the name is unknown, with the names most like it, or the device is not there.
+        If the name is unknown or the machine lacks the device. For an unknown name, the message
+        suggests the most similar name.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     available = ["cpu", *([accelerator.type] if accelerator else [])]
@@ -43,13 +44,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type not in available or (resolved.index or 0) >= count:
         raise ValueError(
             f"device={str(device)!r} is not on this machine, which has {' and '.join(available)}. "
-            'Choose one of these, or leave device="auto".'
+            'Choose an available device or set device="auto".'
         )
     return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Precision by its name; "auto" is "bf16" where the device multiplies in it, else "32"."""
+    """Return a precision by name; "auto" is "bf16" if the device multiplies in it, else "32"."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -60,21 +61,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_multiplies_in_bfloat16() -> bool:
-    """Whether the CPU has the instructions, and torch may use them (``ATEN_CPU_CAPABILITY``)."""
+    """Return whether the CPU has the instructions and ``ATEN_CPU_CAPABILITY`` allows them."""
     allowed = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
     return allowed and torch.cpu._is_avx512_bf16_supported()
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a fit could still take on a device.
+    """Return the number of bytes that a fit could still use on a device.
 
-    Of an accelerator, what is free, and what this process has reserved there and does not use.
-    Of the CPU, what the system can give without swapping, within the limits of the container or
-    the batch job that this process is in.
+    For an accelerator, this is the free memory and the memory that this process has reserved but
+    does not use. For the CPU, this is the memory that the system can provide without swapping,
+    within the limits of the container or batch job of this process.
     """
     if device.type == "cpu":
         return min([psutil.virtual_memory().available, *_left_in_cgroups()])
-    if device.type == "mps":  # its memory is the system's
+    if device.type == "mps":  # it shares the memory of the system
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     free, _ = torch.get_device_module(device).mem_get_info(device)
     reserved = torch.accelerator.memory_reserved(device)
@@ -82,7 +83,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def _left_in_cgroups() -> list[int]:
-    """Bytes left below each limit on the memory of this process (Linux)."""
+    """Return the bytes left below each limit on the memory of this process (Linux)."""
     try:
         lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:
@@ -101,7 +102,7 @@ def _left_in_cgroups() -> list[int]:
 
 
 def _left_in(limit: Path, used: Path) -> int | None:
-    """Bytes between a limit and the use of a group; files that can be dropped count as free."""
+    """Return the bytes between a group's limit and usage; droppable file cache counts as free."""
     try:
         text = limit.read_text().strip()
         if text == "max":

@@ -1,4 +1,4 @@
-"""Generators of random numbers: a fit's own, and those that a user's data set may draw from."""
+"""States of random number generators: those of a fit, and those a user's data set may draw from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 
 @contextmanager
 def seeded_generators(seed: int) -> Iterator[None]:
-    """Seed torch inside, on every device, and leave its global generators as they were."""
+    """Seed torch on every device inside the context, and restore its global generators after."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _preserved_mps_state():
         torch.manual_seed(seed)
         yield
@@ -33,7 +33,7 @@ def _preserved_mps_state() -> Iterator[None]:
 
 
 def generator_states() -> dict[str, Any]:
-    """States of torch's generators on every device, and of the global ones of NumPy and Python."""
+    """Return the states of torch's generators on all devices, and of NumPy's and Python's."""
     kind, words, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one
     return {
         "torch": torch.get_rng_state(),
@@ -45,7 +45,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def set_generator_states(states: Mapping[str, Any]) -> None:
-    """Give every generator that is there the state it had."""
+    """Restore the states that :func:`generator_states` returned, for all available generators."""
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, number)
@@ -58,7 +58,7 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Put every generator back at the end, whatever the body draws."""
+    """Restore the state of every generator at the end of the context."""
     states = generator_states()
     try:
         yield

@@ -1,8 +1,8 @@
-"""Objects in a file of which the arrays are mapped into memory, for processes of one machine.
+"""Files of pickled objects whose arrays are memory-mapped, for processes of one machine.
 
-Pickled with cloudpickle, which takes along what a user has defined in a script or a notebook. An
-array that is mapped from a file already stays there. Only for files that the same user has just
-written: reading one runs what it says.
+cloudpickle includes the definitions of a user's script or notebook. An array that is already mapped
+from a file stays in that file. Read only files that the same user has just written, because reading
+a file executes code in it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
-_ALIGNED = 64  # bytes at which an array begins
+_ALIGNED = 64  # alignment of the arrays in bytes
 
 
 def write_job(path: Path, value: Any) -> None:
-    """Write an object; it is there whole or not at all."""
+    """Write an object to a file, whole or not at all."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=5, buffer_callback=buffers.append).dump(value)
@@ -42,7 +42,7 @@ def write_job(path: Path, value: Any) -> None:
 
 
 def read_job(path: Path) -> Any:
-    """Read an object; its arrays are pages of the file until somebody writes to them."""
+    """Read an object; its arrays are mapped from the file, and writes to them stay in memory."""
     with open(path, "rb") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     start = int.from_bytes(mapped[-8:])
@@ -52,14 +52,15 @@ def read_job(path: Path) -> Any:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Leaves arrays in the files that they are mapped from, each of which is opened once."""
+    """Pickler that leaves memory-mapped arrays in their files and opens each file once."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._files: dict[int, _File | None] = {}
 
     def reducer_override(self, obj: Any) -> Any:
-        base = _base(obj) if type(obj) in (np.ndarray, np.memmap) else None  # others have more
+        # subclasses of arrays may have more state
+        base = _base(obj) if type(obj) in (np.ndarray, np.memmap) else None
         if base is not None:
             if id(base.base) not in self._files:
                 self._files[id(base.base)] = _File.of(base)
@@ -70,7 +71,7 @@ class _Pickler(cloudpickle.Pickler):
 
 
 class _File:
-    """A file, mapped when the first array in it is asked for; changes stay in memory."""
+    """File that is mapped when its first array is requested; changes stay in memory."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -78,7 +79,7 @@ class _File:
 
     @classmethod
     def of(cls, mapped: np.memmap[Any, Any]) -> _File | None:
-        """File that an array is mapped from, if it still lies there under its name."""
+        """Return the file that an array is mapped from, if the file still exists under its name."""
         name = mapped.filename
         if name is None or mapped.mode == "c" or not _is_mapped_at(name, _address(mapped)):
             return None
@@ -87,7 +88,7 @@ class _File:
     def array(
         self, first: int, shape: Sequence[int], strides: Sequence[int], dtype: np.dtype[Any]
     ) -> npt.NDArray[Any]:
-        """Array that begins at a byte of it."""
+        """Return the array that begins at byte ``first`` of the file."""
         if self._bytes is None:
             self._bytes = np.memmap(self._path, np.uint8, mode="c")
         return np.ndarray(shape, dtype, buffer=self._bytes, offset=first, strides=strides)
@@ -97,7 +98,7 @@ class _File:
 
 
 def _base(array: npt.NDArray[Any]) -> np.memmap[Any, Any] | None:
-    """What an array is a view of, if that is mapped from a file."""
+    """Return the memory-mapped array that an array is a view of; None if there is none."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
@@ -107,7 +108,7 @@ def _base(array: npt.NDArray[Any]) -> np.memmap[Any, Any] | None:
 
 
 def _is_mapped_at(file: str | os.PathLike[str], address: int) -> bool:
-    """Whether it is this file that lies there, and no other of its name; only Linux tells."""
+    """Return whether this very file is mapped at an address; always False except on Linux."""
     try:
         inode = os.stat(file).st_ino
         for line in Path("/proc/self/maps").read_text().splitlines():

@@ -1,10 +1,9 @@
-"""Random numbers as a function: Philox counters instead of a stream.
+"""Random numbers as a pure function of counters (Philox) instead of a stream.
 
-Every draw of a view depends on ``(seed, epoch, row, view, operation)`` and on nothing else, so
-the number of workers, the split into batches, the place in a batch and a resumed run cannot
-change it. The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011), the one behind :class:`numpy.random.Philox`, evaluated for many counters at
-once.
+Every draw of a view depends only on ``(seed, epoch, row, view, operation)``. The number of workers,
+the split into batches, the position in a batch and resuming a run therefore cannot change a draw.
+The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011), as in :class:`numpy.random.Philox`, evaluated for many counters at once.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Words = npt.NDArray[np.uint64]
 
 
 def _multiply(a: np.uint64, b: Words) -> tuple[Words, Words]:
-    """High and low 64 bits of the 128-bit product of a scalar and an array."""
+    """Return the high and low 64 bits of the 128-bit product of a scalar and an array."""
     a_low, a_high = a & _LOW, a >> _HALF
     b_low, b_high = b & _LOW, b >> _HALF
     low = a_low * b_low
@@ -35,14 +34,14 @@ def _multiply(a: np.uint64, b: Words) -> tuple[Words, Words]:
 
 
 def philox(counter: Sequence[npt.ArrayLike], key: tuple[int, int]) -> Words:
-    """Philox4x64-10 of many counters at once.
+    """Evaluate Philox4x64-10 for many counters at once.
 
     Parameters
     ----------
     counter : sequence of 4 integer array-likes
-        The four words of the counter; broadcast against each other.
+        Four words of the counter, which broadcast against each other.
     key : tuple of two int
-        The two words of the key, each in ``[0, 2**64)``.
+        Two words of the key, each in ``[0, 2**64)``.
 
     Returns
     -------
@@ -52,7 +51,7 @@ def philox(counter: Sequence[npt.ArrayLike], key: tuple[int, int]) -> Words:
     words = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     c0, c1, c2, c3 = words
     mask = (1 << 64) - 1
-    with np.errstate(over="ignore"):  # products wrap; NumPy says so of scalars
+    with np.errstate(over="ignore"):  # products wrap, and NumPy warns of this for scalars
         for number in range(_ROUNDS):
             k0, k1 = (np.uint64((k + number * w) & mask) for k, w in zip(key, _WEYL, strict=True))
             high0, low0 = _multiply(_MULTIPLIERS[0], c0)
@@ -64,7 +63,7 @@ def philox(counter: Sequence[npt.ArrayLike], key: tuple[int, int]) -> Words:
 def uniforms(
     seed: int, epoch: int, row: npt.ArrayLike, view: npt.ArrayLike, operation: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
-    """Four uniform numbers in [0, 1) for each (row, view), a pure function of the arguments.
+    """Return four uniform numbers in [0, 1) per (row, view), a pure function of the arguments.
 
     Parameters
     ----------
@@ -73,9 +72,9 @@ def uniforms(
     epoch : int
         Epoch, from 1.
     row, view : int array-likes
-        Row of the image in the data set and index of the view; broadcast against each other.
+        Row of the image in the data set and index of the view, which broadcast against each other.
     operation : int or array-like of int
-        Which decision is drawn; see :mod:`sklearn_excb.views.multicrop`.
+        Number of the drawn decision; see :mod:`sklearn_excb.views.multicrop`.
 
     Returns
     -------
@@ -86,5 +85,5 @@ def uniforms(
 
 
 def permutation(seed: int, epoch: int, n_samples: int) -> npt.NDArray[np.int64]:
-    """Order in which an epoch visits the rows, a pure function of ``(seed, epoch)``."""
+    """Return the order in which an epoch visits the rows, a pure function of ``(seed, epoch)``."""
     return np.random.default_rng([seed, epoch]).permutation(n_samples)

@@ -1,4 +1,4 @@
-"""Progress bars: redrawn in place on a terminal and in a notebook, a line now and then in a log."""
+"""Progress bars that redraw in place on a terminal or in a notebook, and log occasional lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 from tqdm.auto import tqdm
 
-_FIRST, _LONGEST = 60.0, 600.0  # seconds between two lines of a log: doubled from one to the other
-_UP = "\x1b[A"  # how tqdm goes back to the bar above
+_FIRST, _LONGEST = 60.0, 600.0  # seconds between lines of a log, doubling from first to longest
+_UP = "\x1b[A"  # tqdm's code for moving up to the previous bar
 
 
 def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> tqdm[Any]:
@@ -18,10 +18,10 @@ def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> tqdm[A
     Parameters
     ----------
     iterable : iterable, optional
-        What is counted.
+        Items to count.
     shown : bool
-        Whether the bar writes anything. It does not where there is no standard error, as in a
-        service.
+        Whether the bar writes anything. Without a standard error, as in a service, the bar never
+        writes.
     **options
         Other arguments of tqdm.
     """
@@ -34,14 +34,15 @@ def progress_bar(iterable: Any = None, *, shown: bool, **options: Any) -> tqdm[A
 
 
 class LogLines:
-    r"""A file for tqdm that passes on the last state of a bar, and few of those before.
+    r"""File for tqdm that writes the last state of a bar and a few of the earlier states as lines.
 
     tqdm begins each state with ``\r`` and ends the last one with ``\n``.
 
     Parameters
     ----------
     stream : text file
-        Where lines go: after one minute, after two more, and so on to one every ten minutes.
+        Destination of the lines. The first line comes after one minute, the next after two more,
+        and so on up to one line every ten minutes.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -51,7 +52,7 @@ class LogLines:
         self._due = time.monotonic() + self._pause
 
     def write(self, text: str) -> None:
-        """Keep a state; write it if it is the last one or a line is due."""
+        """Keep a state, and write it if it is the last one or if a line is due."""
         state = " ".join(text.replace(_UP, "").split())
         self._state = state or self._state
         ends = text == "\n"

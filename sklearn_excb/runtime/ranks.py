@@ -1,7 +1,7 @@
-"""The processes that fit together, and what they say to each other.
+"""Communication between the distributed processes (ranks) of a fit.
 
-Each holds all networks and a share of every batch; whatever one knows and the others need is a sum,
-and the sum is the same bits on all of them. Alone, everything here is the identity.
+Each rank holds all networks and its share of every batch. Ranks exchange numbers as sums, which are
+equal to the bit on all ranks. For a single process, every operation here is the identity.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sklearn_excb.exceptions import RankError
 
-_SMALL = 2**18  # numbers; tensors of fewer travel together
+_SMALL = 2**18  # tensors with fewer elements are summed together
 
 T = TypeVar("T")
 Array = TypeVar("Array", bound=npt.NDArray[Any])
@@ -28,18 +28,18 @@ Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process is among those that fit together.
+    """Position of this process among the ranks of a fit.
 
     Attributes
     ----------
     rank : int
-        From 0.
+        Number of this process, from 0.
     count : int
-        How many there are.
+        Number of processes.
     host : ProcessGroup or None
-        For what lies in memory of the CPU.
+        Process group for tensors in CPU memory.
     device_group : ProcessGroup or None
-        For what lies on the devices.
+        Process group for tensors on the devices.
     """
 
     rank: int = 0
@@ -49,36 +49,36 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one speaks for all: writes states, shows progress."""
+        """Whether this is rank 0, which writes checkpoints and shows progress for all."""
         return self.rank == 0
 
     def span(self, n: int) -> slice:
-        """Return this one's share of n things, next to each other; no two differ by more than 1."""
+        """Return this rank's contiguous share of n items; shares differ by at most one item."""
         return slice(n * self.rank // self.count, n * (self.rank + 1) // self.count)
 
     def fewest(self, n: int) -> int:
-        """Least share of n things."""
+        """Return the smallest share of n items."""
         return n // self.count
 
     def most(self, n: int) -> int:
-        """Largest share of n things."""
+        """Return the largest share of n items."""
         return -(-n // self.count)
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor by the sum of all ranks' own."""
+        """Replace a tensor by its sum over all ranks, in place."""
         if self.count > 1:
             with _as_rank_error():
                 dist.all_reduce(tensor, group=self._group(tensor))
         return tensor
 
     def sum_array(self, array: Array) -> Array:
-        """Replace an array by the sum of all ranks' own."""
+        """Replace an array by its sum over all ranks, in place."""
         if self.count > 1:
             self.sum_(torch.from_numpy(array))
         return array
 
     def sum_each(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by the sum of all ranks' own; small ones travel together."""
+        """Replace each tensor by its sum over all ranks, and send small tensors together."""
         if self.count == 1:
             return
         kinds: dict[torch.dtype, list[Tensor]] = {}
@@ -94,14 +94,14 @@ class Ranks:
                 tensor.copy_(part.view(tensor.shape))
 
     def concatenate_spans(self, part: Tensor, n: int, *, dim: int = 0) -> Tensor:
-        """Put together n rows of which each rank has its :meth:`span`."""
+        """Concatenate n rows of which each rank holds its :meth:`span`."""
         if self.count == 1:
             return part
         mine = self.span(n)
         return self._put_together(part, mine.start, n, dim)
 
     def concatenate(self, part: Tensor, *, dim: int = 0) -> Tensor:
-        """Put together the rows of all ranks, however many each of them has."""
+        """Concatenate the rows of all ranks, which may hold different numbers of rows."""
         if self.count == 1:
             return part
         lengths = torch.zeros(self.count, dtype=torch.int64)
@@ -110,20 +110,20 @@ class Ranks:
         return self._put_together(part, starts[self.rank] - part.shape[dim], starts[-1], dim)
 
     def placed(self, part: Array, places: npt.NDArray[np.int64], n: int) -> Array:
-        """Put together an array of n rows of which each rank has some, at their places."""
+        """Assemble an array of n rows from the rows of each rank and their places."""
         whole = np.zeros((n, *part.shape[1:]), part.dtype)
         whole[places] = part
         return self.sum_array(whole)  # type: ignore[return-value]
 
     def any(self, *flags: bool) -> list[bool]:
-        """Whether any rank says so, of each flag."""
+        """Return, for each flag, whether it is set on any rank."""
         if self.count == 1:
             return list(flags)
-        said = torch.tensor(flags, dtype=torch.int32)
-        return [bool(n) for n in self.sum_(said)]
+        n_set = torch.tensor(flags, dtype=torch.int32)
+        return [bool(n) for n in self.sum_(n_set)]
 
     def objects(self, mine: T) -> list[T]:
-        """What each rank has, by rank; it is pickled."""
+        """Gather the pickled objects of all ranks, ordered by rank."""
         if self.count == 1:
             return [mine]
         found: list[Any] = [None] * self.count
@@ -132,18 +132,18 @@ class Ranks:
         return found
 
     def broadcast(self, value: T) -> T:
-        """What the first rank has; it is pickled."""
+        """Return the value of rank 0, which is pickled and sent to all ranks."""
         if self.count == 1:
             return value
-        said = [value if self.first else None]
+        sent = [value if self.first else None]
         with _as_rank_error():
             dist.broadcast_object_list(
-                said, src=dist.get_global_rank(self.host, 0), group=self.host
+                sent, src=dist.get_global_rank(self.host, 0), group=self.host
             )
-        return said[0]  # type: ignore[return-value]
+        return sent[0]  # type: ignore[return-value]
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by the first rank's."""
+        """Replace each tensor by the tensor of rank 0, in place."""
         if self.count == 1:
             return
         for tensor in tensors:
@@ -153,7 +153,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raise on all ranks what the body raises on one, once all have been through it."""
+        """Raise an error on all ranks if the body fails on any, once all ranks have run it."""
         error: Exception | None = None
         try:
             yield
@@ -165,20 +165,20 @@ class Ranks:
             self.check(error)
 
     def check(self, error: Exception | None) -> None:
-        """Raise if any rank has an error: its own there, a RankError on the others."""
+        """Raise if any rank has an error: the error itself there, a RankError on the others."""
         if self.any(error is not None)[0]:
             self.fail(error)
 
     def fail(self, error: Exception | None) -> NoReturn:
-        """Raise the errors of the ranks, of which there is one: as :meth:`check` does."""
-        said = self.objects(None if error is None else f"{type(error).__name__}: {error}")
+        """Raise as :meth:`check` does, when at least one rank is known to have an error."""
+        texts = self.objects(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
-        rank, reason = next((rank, text) for rank, text in enumerate(said) if text is not None)
-        raise RankError(f"The fit ends, as rank {rank} of {self.count} has failed. {reason}")
+        rank, reason = next((rank, text) for rank, text in enumerate(texts) if text is not None)
+        raise RankError(f"The fit stopped because rank {rank} of {self.count} failed. {reason}")
 
     def in_step(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield each rank's own items, as many on all; an error of one is raised on all."""
+        """Yield each rank's own items, equally many on all; an error on one is raised on all."""
         mine = iter(items)
         while True:
             item = []
@@ -189,27 +189,27 @@ class Ranks:
             yield item[0]
 
     def agree(self, what: T, differences: Callable[[T, T], list[str]]) -> None:
-        """Make sure that all are at the same fit.
+        """Check that all ranks run the same fit.
 
         Parameters
         ----------
         what : object
-            What it is a fit of; it is pickled.
+            Description of the fit on this rank, which is pickled.
         differences : callable
-            Says in words how that of two ranks differs.
+            Function that describes in words how the objects of two ranks differ.
 
         Raises
         ------
         RankError
-            If it does, on all of them.
+            If the objects of two ranks differ. All ranks raise it.
         """
         first, *others = self.objects(what)
         for rank, other in enumerate(others, 1):
             if found := differences(first, other):
                 raise RankError(
-                    f"Rank {rank} is not at the same fit as rank 0. From rank 0 to it: "
-                    f"{'; '.join(found)}. All processes have to call fit with the same data and "
-                    "parameters."
+                    f"Rank {rank} does not run the same fit as rank 0. From rank 0 to rank {rank}: "
+                    f"{'; '.join(found)}. Call fit with the same data and parameters in all "
+                    "processes."
                 )
 
     def _put_together(self, part: Tensor, start: int, n: int, dim: int) -> Tensor:
@@ -225,13 +225,13 @@ class Ranks:
 
 @contextmanager
 def _as_rank_error() -> Iterator[None]:
-    """Say what it means that a message was not answered."""
+    """Turn an error of torch.distributed into a RankError that explains it."""
     try:
         yield
     except RuntimeError as error:
         raise RankError(
-            "Another process of the fit has ended or no longer answers; what happened to it is in "
-            f"its own output. With checkpoint_dir, the same call goes on from there. ({error})"
+            "Another process of the fit has ended or no longer answers. Its own output says why. "
+            f"With checkpoint_dir, the same call resumes from the last checkpoint. ({error})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The processes that a launcher has started, found by what it left in the environment."""
+"""Connection of the processes that a launcher has started, found by environment variables."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from sklearn_excb.exceptions import RankError
 from sklearn_excb.runtime.devices import resolve_device
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 
-_PATIENCE = timedelta(minutes=30)  # for an answer; torch's default without GPUs
-_TO_MEET = "SKLEARN_EXCB_RENDEZVOUS_SECONDS"
-_MEETING_SECONDS = 300.0
-_PORTS, _A_STEP = range(20_000, 30_000), 97
-# by the group of all; not to outlive it
+_TIMEOUT = timedelta(minutes=30)  # for a message; torch's default without GPUs
+_RENDEZVOUS_VARIABLE = "SKLEARN_EXCB_RENDEZVOUS_SECONDS"
+_RENDEZVOUS_SECONDS = 300.0
+_PORTS, _PORT_STRIDE = range(20_000, 30_000), 97
+# CPU group of each world group, which it must not outlive
 _second_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a launcher has put this process.
+    """Position that a launcher has given to this process.
 
     Attributes
     ----------
     rank, count, local_rank : int
-        Of all processes, and on this machine.
+        Rank among all processes, number of all processes, and rank on this machine.
     address : str
-        "host:port" at which they meet.
+        Address "host:port" of the rendezvous.
     """
 
     rank: int
@@ -48,31 +48,31 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
-    """Place that a launcher has left in the environment; None if there was none.
+    """Return the place that a launcher has set in the environment; None without a launcher.
 
-    torchrun, Ray Train and Spark's TorchDistributor leave RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT. srun leaves names of its own, of which SLURM_STEP_NUM_TASKS alone tells a process
-    that it started from the script that called it.
+    torchrun, Ray Train and Spark's TorchDistributor set RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT. srun sets its own variables. Among these, only SLURM_STEP_NUM_TASKS distinguishes a
+    process that srun started from the script that called srun.
 
     Raises
     ------
     ValueError
-        If the names of a launcher are not all there.
+        If some variables of a launcher are missing.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         count = int(environment["WORLD_SIZE"])
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if count > 1 and missing:
             raise ValueError(
-                f"RANK and WORLD_SIZE={count} are set, but not {' and '.join(missing)}: start the "
-                "script with torchrun, or unset them."
+                f"RANK and WORLD_SIZE={count} are set, but not {' and '.join(missing)}. Start the "
+                "script with torchrun, or unset RANK and WORLD_SIZE."
             )
         rank = int(environment["RANK"])
         address = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
         return Place(rank, count, int(environment.get("LOCAL_RANK", rank)), address)
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        step = int(environment.get("SLURM_STEP_ID", 0))  # of one job, there may be two at a time
-        port = _PORTS[(int(environment["SLURM_JOB_ID"]) + _A_STEP * step) % len(_PORTS)]
+        step = int(environment.get("SLURM_STEP_ID", 0))  # a job may run several steps at once
+        port = _PORTS[(int(environment["SLURM_JOB_ID"]) + _PORT_STRIDE * step) % len(_PORTS)]
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
         return Place(
             int(environment["SLURM_PROCID"]),
@@ -84,38 +84,39 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
 
 
 def first_host(nodes: str) -> str:
-    """First of SLURM's list of nodes: "gpu[07-09,12],cpu3" begins with gpu07."""
+    """Return the first node of a SLURM list, such as gpu07 of "gpu[07-09,12],cpu3"."""
     match = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
     if match is None:
         raise ValueError(
-            f"SLURM_STEP_NODELIST={nodes!r} names no node. Start the script "
-            "with srun, which sets it, or unset SLURM_STEP_NUM_TASKS."
+            f"SLURM_STEP_NODELIST={nodes!r} names no node. Start the script with srun, which sets "
+            "this variable, or unset SLURM_STEP_NUM_TASKS."
         )
     return match[1] + (match[2] or "")
 
 
 def join(device: str | torch.device, devices: int | str) -> tuple[Ranks, torch.device]:
-    """Join the processes of a launcher, or be alone.
+    """Join the processes of a launcher, if there are any.
 
     Parameters
     ----------
     device : str or torch.device
-        Of the estimator.
+        Parameter ``device`` of the estimator.
     devices : int or "auto"
-        Of the estimator; 1 is alone, whatever launcher there was.
+        Parameter ``devices`` of the estimator. With 1, the process fits alone under any launcher.
 
     Returns
     -------
     ranks : Ranks
+        Position among the joined processes.
     device : torch.device
-        Of this process: of several GPUs its own.
+        Device of this process. With several GPUs, each process of a machine has its own.
 
     Raises
     ------
     ValueError
-        If a device is not there, or as many processes are not what a launcher has started.
+        If the device is missing, or if ``devices`` differs from the number of started processes.
     RankError
-        If the others do not come.
+        If the other processes do not connect in time.
     """
     own = resolve_device(device)
     place = place_of(os.environ)
@@ -125,18 +126,18 @@ def join(device: str | torch.device, devices: int | str) -> tuple[Ranks, torch.d
         return ALONE, own
     if devices not in ("auto", count):
         raise ValueError(
-            f"devices={devices}, but a launcher has started {count} processes. Leave "
-            'devices="auto" to fit with all of them, or set it to 1 for a fit of each by itself.'
+            f"devices={devices}, but a launcher has started {count} processes. Set "
+            'devices="auto" to fit with all processes, or devices=1 for a separate fit in each.'
         )
-    own = _own(own, place)
+    own = _own_device(own, place)
     if not met:
         assert place is not None
-        _meet(place, own)
+        _connect(place, own)
     return _ranks(dist.group.WORLD), own
 
 
-def _own(device: torch.device, place: Place | None) -> torch.device:
-    """Device of this process: where others run on the same machine, one of several GPUs."""
+def _own_device(device: torch.device, place: Place | None) -> torch.device:
+    """Return the device of this process, which is one of the machine's GPUs for CUDA."""
     if device.type != "cuda":
         return device
     if device.index is None:
@@ -146,14 +147,14 @@ def _own(device: torch.device, place: Place | None) -> torch.device:
     return device
 
 
-def _meet(place: Place, device: torch.device) -> None:
+def _connect(place: Place, device: torch.device) -> None:
     """Set up torch.distributed for the life of this process."""
     from torch.distributed.rendezvous import rendezvous
 
-    seconds = float(os.environ.get(_TO_MEET, _MEETING_SECONDS))
-    # the defaults of its functions are, and so keep, the group that there is when it is imported
+    seconds = float(os.environ.get(_RENDEZVOUS_VARIABLE, _RENDEZVOUS_SECONDS))
+    # import before there is a group: defaults of its functions would keep the group alive
     importlib.import_module("torch.distributed.nn.functional")
-    where: dict[str, Any] = {}  # torchrun leaves a store that is there already
+    where: dict[str, Any] = {}  # torchrun has already made a store
     try:
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             meeting = rendezvous(
@@ -165,23 +166,24 @@ def _meet(place: Place, device: torch.device) -> None:
             store, rank, count = next(meeting)
             where = {"store": store, "rank": rank, "world_size": count}
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE, **where)
+        dist.init_process_group(backend, timeout=_TIMEOUT, **where)
     except (RuntimeError, ValueError) as error:
         raise RankError(
-            f"Rank {place.rank} could not meet the other {place.count - 1} at {place.address} "
-            f"within {seconds:g} seconds ({_TO_MEET} sets them). Are all processes started, is the "
-            f"address one that every machine can reach, and the port free? ({error})"
+            f"Rank {place.rank} could not connect to the other {place.count - 1} processes at "
+            f"{place.address} within {seconds:g} seconds. Check that all processes are started, "
+            "that every machine can reach the address and that the port is free. "
+            f"{_RENDEZVOUS_VARIABLE} sets the time limit. ({error})"
         ) from error
-    atexit.register(_part)
+    atexit.register(_disconnect)
 
 
-def _part() -> None:
-    """Leave the others, before Python ends.
+def _disconnect() -> None:
+    """Leave the process groups before Python ends.
 
-    A group lives as long as anything refers to it, and its threads with it. One that lets go of a
-    tensor when Python has ended aborts the process.
+    A group and its threads live as long as anything refers to the group. A thread that releases a
+    tensor after Python has ended aborts the process.
     """
-    sys.last_value = sys.last_traceback = None  # frames of an error that nobody has caught
+    sys.last_value = sys.last_traceback = None  # frames of an uncaught error may hold a group
     _second_groups.clear()
     try:
         if dist.is_initialized():
@@ -191,11 +193,11 @@ def _part() -> None:
 
 
 def _ranks(world: Any) -> Ranks:
-    """The processes that have met, with a second group where theirs takes no tensors of the CPU."""
+    """Return the connected ranks, with a second group if the first takes no CPU tensors."""
     if "cpu:gloo" in dist.get_backend_config(world):
         host = world
     else:
         if world not in _second_groups:
-            _second_groups[world] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            _second_groups[world] = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         host = _second_groups[world]
     return Ranks(dist.get_rank(), dist.get_world_size(), host, world)

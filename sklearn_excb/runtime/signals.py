@@ -1,4 +1,4 @@
-"""Signals as wishes: a run that is asked to stop does so between two steps, its state saved."""
+"""Signals as requests: a run that is asked to stop does so between two steps, after saving."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 
 class SignalRequests:
-    """Signals that came and have not been answered.
+    """Pending requests of signals.
 
     Attributes
     ----------
     stop : bool
-        Ctrl-C was pressed (SIGINT).
+        Whether the user pressed Ctrl-C (SIGINT).
     save : bool
-        The process will be ended (SIGTERM, as before a pre-emption).
+        Whether the process will be ended (SIGTERM, as before a pre-emption).
     """
 
     def __init__(self) -> None:
@@ -25,42 +25,42 @@ class SignalRequests:
         self._before: dict[int, object] = {}
 
     def pass_on(self) -> None:
-        """Let SIGTERM do now what it would have done without us; return if that was nothing."""
+        """Run the original action of SIGTERM now, and return if it does not end the process."""
         self.save = False
         with _handlers({signal.SIGTERM: self._before[signal.SIGTERM]}):
             signal.raise_signal(signal.SIGTERM)
 
     def _take(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT and self.stop:  # for the second time: at once
+        if number == signal.SIGINT and self.stop:  # a second Ctrl-C takes effect at once
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             self.stop = True
         else:
-            self.save = True  # again, perhaps: one that came twice must not end what it asked for
+            self.save = True  # a second SIGTERM must not interrupt the save that the first requests
 
 
 @contextmanager
 def deferred_signals(*, saves: bool) -> Iterator[SignalRequests]:
-    """Take Ctrl-C, and SIGTERM if something is there to save, as wishes while the body runs.
+    """Turn Ctrl-C and, with ``saves``, SIGTERM into requests while the body runs.
 
-    A second Ctrl-C does at once what it would have done without us, and so do all signals outside
-    of the main thread, and Ctrl-C where the caller has replaced Python's way with it. A SIGTERM
-    that nobody has answered when the body ends, by an error perhaps, does then what it would have
-    done.
+    A second Ctrl-C takes effect at once. Signals keep their original action outside of the main
+    thread, and Ctrl-C also keeps it if the caller has replaced Python's default handler. If a
+    SIGTERM is still pending when the body ends, perhaps by an error, it then has its original
+    action.
     """
-    wishes = SignalRequests()
-    ours: dict[int, object] = {}
+    requests = SignalRequests()
+    handlers: dict[int, object] = {}
     if threading.current_thread() is threading.main_thread():
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            ours[signal.SIGINT] = wishes._take
-        if saves and signal.getsignal(signal.SIGTERM) is not None:  # None: not one of Python's
-            ours[signal.SIGTERM] = wishes._take
-    wishes._before = {number: signal.getsignal(number) for number in ours}
+            handlers[signal.SIGINT] = requests._take
+        if saves and signal.getsignal(signal.SIGTERM) is not None:  # None: not set from Python
+            handlers[signal.SIGTERM] = requests._take
+    requests._before = {number: signal.getsignal(number) for number in handlers}
     try:
-        with _handlers(ours):
-            yield wishes
+        with _handlers(handlers):
+            yield requests
     finally:
-        if wishes.save:
+        if requests.save:
             signal.raise_signal(signal.SIGTERM)
 
 

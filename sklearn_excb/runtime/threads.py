@@ -1,4 +1,4 @@
-"""Threads that read: each works alone, however many torch would start."""
+"""Reader threads, in which torch starts no threads of its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ _Result = TypeVar("_Result")
 
 
 class Map(Protocol):
-    """What the built-in ``map`` does; in threads, all items are begun at once."""
+    """Function like the built-in ``map``; a threaded one submits all items at once."""
 
     def __call__(
         self, function: Callable[[_Item], _Result], items: Iterable[_Item], /
     ) -> Iterator[_Result]:
-        """Results of a function of each item, in the order of the items."""
+        """Return the results of a function of each item, in the order of the items."""
         ...
 
 
 @contextmanager
 def reader_threads(n_jobs: int, *, aside: bool = False) -> Iterator[Map]:
-    """Give a map that runs in ``n_jobs`` threads; one alone only runs ``aside`` if it is asked."""
+    """Provide a map that runs in ``n_jobs`` threads.
+
+    With ``n_jobs=1``, the map runs in the calling thread unless ``aside`` is set.
+    """
     if n_jobs == 1 and not aside:
         yield map
         return
@@ -42,9 +45,10 @@ def reader_threads(n_jobs: int, *, aside: bool = False) -> Iterator[Map]:
 
 
 def finished(begun: Iterable[Callable[[], _Result]], n_ahead: int) -> Iterator[_Result]:
-    """Yield what each function gives, in order; ``n_ahead`` more have been taken by then.
+    """Yield the result of each function in order, with ``n_ahead`` later functions already taken.
 
-    Taking one from the iterable begins its work, and calling it waits for that.
+    Taking a function from the iterable begins its work, and calling the function waits for the
+    result.
     """
     waiting: deque[Callable[[], _Result]] = deque()
     for finish in begun:
@@ -56,10 +60,10 @@ def finished(begun: Iterable[Callable[[], _Result]], n_ahead: int) -> Iterator[_
 
 
 def read_ahead(read: Callable[[], _Result], n: int, n_ahead: int) -> Iterator[_Result]:
-    """Yield what a function gives when it is called n times, by one thread that is so many ahead.
+    """Yield the results of n calls of a function, made by a thread that is ``n_ahead`` calls ahead.
 
-    Without any ahead, by the thread that asks. The other one is left to itself when nobody asks any
-    more: a stream may never answer.
+    With ``n_ahead=0``, the consuming thread makes the calls. If the consumer stops early, nothing
+    waits for the reading thread to end, because a stream may never return.
     """
     if not n_ahead:
         yield from (read() for _ in range(n))
@@ -93,15 +97,15 @@ def read_ahead(read: Callable[[], _Result], n: int, n_ahead: int) -> Iterator[_R
 
 
 def _one_torch_thread() -> None:
-    """Keep torch from starting threads for this one: pools in every reading thread would fight.
+    """Keep torch from starting threads for this thread, because the pools would compete for cores.
 
-    With two of them on two cores, images took twice as long as in one thread.
+    With two reading threads on two cores, images took twice as long as in one thread.
     """
-    torch.get_num_threads()  # which torch sets once in a thread, when it is first asked
+    torch.get_num_threads()  # the first call in a thread makes torch set the number
     _libraries().select(user_api="openmp").limit(limits=1)
 
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """Libraries with threads of their own; to find them takes 6 ms, each time."""
+    """Return the libraries that have threads of their own; cached, as finding them takes 6 ms."""
     return ThreadpoolController()

@@ -1,7 +1,7 @@
-"""Copies from memory of the CPU to the device that trains, beside what that is at work on.
+"""Copies from CPU memory to the training device, concurrent with the work of the device.
 
-On CUDA they go from pinned memory on a stream of their own, and the CPU waits for none of them.
-Pinned memory is torch's to use again: it does so once the copy from it is done.
+On CUDA, the copies start from pinned memory and run on their own stream, and the CPU waits for none
+of them. torch reuses pinned memory once the copy from it is done.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections import deque
 import torch
 from torch import Tensor
 
-_AHEAD = 2  # steps that the CPU may have begun before the device is through with one
+_AHEAD = 2  # steps that the CPU may begin before the device has finished one
 
 
 def is_pinned_for(device: torch.device) -> bool:
-    """Whether memory of which the device gets a copy is best pinned."""
+    """Return whether copies to the device should start from pinned memory."""
     return device.type == "cuda"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy of a tensor on a device, or the tensor where it is there already.
+    """Copy a tensor to a device, or return the tensor if it is already on the device.
 
     Parameters
     ----------
     tensor : Tensor
-        On a CPU, perhaps in pinned memory; it may not change any more.
+        Tensor in CPU memory, pinned or not. It must not change after the call.
     device : torch.device
-        What is begun on it from now on sees the copy.
+        Destination. Work that begins there after the call sees the copy.
     """
     if not is_pinned_for(device) or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -37,7 +37,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     with torch.cuda.stream(copies):
         copied = pinned.to(device, non_blocking=True)
     work.wait_stream(copies)
-    copied.record_stream(work)  # its memory is not given away before the work on it is done
+    copied.record_stream(work)  # keeps the memory of the copy until the work on it is done
     return copied
 
 
@@ -47,14 +47,14 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class StepLimiter:
-    """Keeps the CPU, which waits for nothing in a step, from running away from a CUDA device.
+    """Limit on the number of steps that the CPU may be ahead of a CUDA device.
 
-    Each batch that it is ahead takes memory on the device.
+    The CPU never waits within a step, and each batch that it is ahead takes memory on the device.
 
     Parameters
     ----------
     device : torch.device
-        On others there is nothing to wait for.
+        Device that trains. For devices other than CUDA, the limiter does nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,10 +62,10 @@ class StepLimiter:
         self._begun: deque[torch.cuda.Event] = deque()
 
     def wait(self) -> None:
-        """Wait until the device is through with what was begun two calls ago."""
+        """Wait until the device has finished the work that was begun two calls ago."""
         if self._device.type != "cuda":
             return
-        event = torch.cuda.Event(blocking=True)  # the core is free for threads that read
+        event = torch.cuda.Event(blocking=True)  # leaves the core to reading threads
         event.record(torch.cuda.current_stream(self._device))
         self._begun.append(event)
         if len(self._begun) > _AHEAD:

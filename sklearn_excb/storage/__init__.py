@@ -1,1 +1,1 @@
-"""Tensors and JSON in files, each written whole or not at all."""
+"""Files of tensors and JSON, each written whole or not at all."""

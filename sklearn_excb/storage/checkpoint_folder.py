@@ -1,7 +1,7 @@
-"""The folder of a run: its states, the last ones and the best, whole, for one run at a time.
+"""The checkpoint folder of a run: the latest checkpoints and the best, for one run at a time.
 
-``step-000001234.safetensors`` is the state after so many steps, ``best.safetensors`` that of the
-epoch with the lowest loss, ``lock`` what keeps a second run out.
+``step-000001234.safetensors`` is the checkpoint after that number of steps, ``best.safetensors`` is
+the checkpoint of the epoch with the lowest loss, and ``lock`` keeps other runs out.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ FORMAT = 2
 _NAME = re.compile(r"step-\d{9,}\.safetensors")
 _PARTIAL = re.compile(r"\.(step-\d{9,}|best)\.safetensors\..*\.partial")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-_AUTO_SECONDS = 600.0  # between two states within an epoch
-_AUTO_SHARE = 20.0  # times as long as the last one took to write, at least: 5 % of the run
+_AUTO_SECONDS = 600.0  # between two checkpoints within an epoch
+_AUTO_SHARE = 20.0  # least interval in units of the last write time, so writing takes 5 % at most
 
 
 class CheckpointFolder:
-    """States of a run; made by :func:`open_checkpoint_folder`.
+    """Folder with the checkpoints of a run; see :func:`open_checkpoint_folder`.
 
     Parameters
     ----------
     path : Path
-        The folder; there has to be one to write to.
+        Existing folder.
     every : int or "auto"
-        Steps between two states; see :meth:`due`.
+        Steps between two checkpoints; see :meth:`due`.
     n_kept : int
-        States that are kept, besides the best.
+        Number of checkpoints to keep, besides the best.
 
     Attributes
     ----------
     written : int or None
-        Steps before the state that was written or read last.
+        Step of the checkpoint that was written or read last.
     """
 
     def __init__(self, path: Path, every: int | str, n_kept: int) -> None:
@@ -59,11 +59,11 @@ class CheckpointFolder:
         self._failing = False
 
     def due(self, step: int, *, epoch_ends: bool) -> bool:
-        """Whether a state is to be written after so many steps.
+        """Return whether to write a checkpoint after ``step`` steps.
 
-        With ``every=n``, each n steps and at each end of an epoch. "auto" is the end of each epoch,
-        and ten minutes after the last state, unless writing took more than a twentieth of the time
-        since.
+        With ``every=n``, a checkpoint is due every n steps and at the end of each epoch. With
+        "auto", it is due at the end of each epoch and ten minutes after the last checkpoint, unless
+        the last write took more than a twentieth of the time since then.
         """
         if self._every != "auto":
             return epoch_ends or step % int(self._every) == 0
@@ -71,31 +71,31 @@ class CheckpointFolder:
         return since >= self._took * _AUTO_SHARE and (epoch_ends or since >= _AUTO_SECONDS)
 
     def write(self, step: int, state: dict[str, Any], *, best: bool = False) -> bool:
-        """Write the state after so many steps in the place of the oldest; warn if that fails.
+        """Write the checkpoint of a step in place of the oldest, and warn if writing fails.
 
-        A run does not end for want of room: it goes on, and the state before stays.
+        A full disk does not end the run: the run continues, and the previous checkpoint stays.
 
         Returns
         -------
         bool
-            Whether it is written.
+            Whether the checkpoint was written.
         """
         begun = time.monotonic()
         file = self._file(step)
         try:
-            for old in self._files()[max(1, self._n_kept - 1) :]:  # room for the new one
+            for old in self._files()[max(1, self._n_kept - 1) :]:  # make room for the new file
                 old.unlink()
             write_tensors(file, *pack({"format": FORMAT, **state}))
             self.written = step
             files = self._files()
-            here = files.index(file)  # later ones are of a run that this one has taken the place of
+            here = files.index(file)  # later files are from a run that this run has replaced
             for old in files[:here] + files[here + self._n_kept :]:
                 old.unlink()
         except OSError as error:
             if not self._failing:
                 warn_caller(
-                    f"The state after {step:,} steps could not be written to {self.path}: {error}. "
-                    f"The fit goes on, and tries again; {self._last_checkpoint()}.",
+                    f"The checkpoint after {step:,} steps could not be written to {self.path}: "
+                    f"{error}. The fit continues and tries again later. {self._last_checkpoint()}.",
                     CheckpointWarning,
                 )
             self._failing = True
@@ -109,43 +109,45 @@ class CheckpointFolder:
         return True
 
     def newest(self) -> dict[str, Any] | None:
-        """Read the newest state that is whole, warning of others; None if none is there.
+        """Read the newest intact checkpoint and warn of damaged ones; None in an empty folder.
 
         Raises
         ------
         ValueError
-            If there are states, and none can be read.
+            If there are checkpoints, but none can be read.
         """
         files, failed = self._files(), ""
         for file in files:
             try:
                 state = read_checkpoint(file)
-            except DamagedFileError as error:  # what the disk refuses to read may be whole
+            except DamagedFileError as error:  # a file that the disk cannot read may be intact
                 failed = str(error)
                 continue
             if failed:
                 warn_caller(
-                    f"{failed} The fit goes on from {file.name}, the one before.",
+                    f"{failed} The fit resumes from the checkpoint before it, {file.name}.",
                     CheckpointWarning,
                 )
             self.written = state["step"]
             return state
         if files:
             raise ValueError(
-                f"{self.path} holds {len(files)} states of a run, and none can be read. {failed} "
-                "To start anew, remove them or choose another checkpoint_dir."
+                f"{self.path} holds {len(files)} checkpoints, but none can be read. {failed} "
+                "To start a new run, remove them or choose another checkpoint_dir."
             )
         return None
 
     def _last_checkpoint(self) -> str:
         files = self._files()
-        return f"{files[0].name} is the last that was" if files else "none was before"
+        if not files:
+            return "No checkpoint has been written yet"
+        return f"The last checkpoint is {files[0].name}"
 
     def _file(self, step: int) -> Path:
         return self.path / f"step-{step:09d}.safetensors"
 
     def _files(self) -> list[Path]:
-        """States that are there, the newest first."""
+        """Return the existing checkpoints, newest first."""
         return sorted(_checkpoints_in(self.path), key=_step_of, reverse=True)
 
     def _keep_as_best(self, file: Path) -> None:
@@ -160,13 +162,14 @@ class CheckpointFolder:
                     shutil.copyfile(file, beside)
         except OSError as error:
             warn_caller(
-                f"{file} is the best so far, but could not be kept as best.safetensors: {error}",
+                f"{file} is the best checkpoint so far, but could not be kept as "
+                f"best.safetensors: {error}",
                 CheckpointWarning,
             )
 
 
 def has_checkpoints(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a run in a folder to go on with."""
+    """Return whether a folder holds checkpoints from which a run can resume."""
     return bool(_checkpoints_in(Path(path)))
 
 
@@ -182,14 +185,14 @@ def _checkpoints_in(path: Path) -> list[Path]:
 def open_checkpoint_folder(
     path: str | os.PathLike[str] | None, every: int | str, n_kept: int
 ) -> Iterator[CheckpointFolder | None]:
-    """Open the folder of a run, made if it is not there, for this run alone; None without a path.
+    """Create or open the checkpoint folder of a run and lock it; yield None without a path.
 
     Raises
     ------
     OSError
-        If it cannot be written to.
+        If the folder cannot be written to.
     BlockingIOError
-        If another run has it open.
+        If another run uses the folder.
     """
     if path is None:
         yield None
@@ -208,19 +211,20 @@ def open_checkpoint_folder(
     except Timeout:
         raise BlockingIOError(
             errno.EWOULDBLOCK,
-            "Another fit is at work in checkpoint_dir: wait for it, or give each fit its own",
+            "Another fit uses checkpoint_dir. Wait for it to end, or give each fit its own folder",
             str(folder),
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         warn_caller(
-            f"The file system of {folder} has no locks: nothing keeps a second fit out of it.",
+            f"The file system of {folder} has no locks. Make sure that no other fit uses this "
+            "folder.",
             CheckpointWarning,
         )
     try:
         for left in folder.iterdir():
-            if _PARTIAL.fullmatch(left.name):  # of a process that was killed while it wrote
+            if _PARTIAL.fullmatch(left.name):  # left by a process that was killed while writing
                 left.unlink()
         yield CheckpointFolder(folder, every, n_kept)
     finally:
@@ -228,21 +232,21 @@ def open_checkpoint_folder(
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a state that :meth:`CheckpointFolder.write` wrote.
+    """Read a checkpoint of :meth:`CheckpointFolder.write`.
 
     Raises
     ------
     DamagedFileError
-        If it is not what was written.
+        If the file has changed since it was written.
     ValueError
-        If it is of another format.
+        If the file has another format.
     """
     tensors, rest, _ = read_tensors(file)
     state = unpack(tensors, rest)
     known = state.get("format") if isinstance(state, dict) else None
     if known != FORMAT:
         raise ValueError(
-            f"{file} has format {known!r}; this version of sklearn_excb reads format "
-            f"{FORMAT}. Go on with the version that wrote it, or choose another checkpoint_dir."
+            f"{file} has format {known!r}, but this version of sklearn_excb reads format "
+            f"{FORMAT}. Resume with the version that wrote it, or choose another checkpoint_dir."
         )
     return state

@@ -1,6 +1,7 @@
-"""Nested values of Python as tensors and JSON, and back: nothing that could run is written or read.
+"""Conversion of nested Python values to tensors and JSON, and back, without executable content.
 
-Dicts, lists, tuples, numbers, text, None, tensors and arrays; whatever else there is gets an error.
+The values are dicts, lists, tuples, numbers, text, None, tensors and arrays. Anything else raises
+an error.
 """
 
 from __future__ import annotations
@@ -18,31 +19,32 @@ _TENSOR, _ARRAY, _TUPLE, _PAIRS = "__tensor__", "__array__", "__tuple__", "__pai
 
 
 def pack(tree: Any, name: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Split nested values into tensors and what JSON can hold.
+    """Split nested values into tensors and values that JSON can hold.
 
     Parameters
     ----------
     tree : dict, list, tuple, Tensor, ndarray, number, str, bool or None
-        Nested as deep as you like.
+        Values, nested to any depth.
     name : str, default=""
-        Of the tree: tensors are named by the way to them, as in "optimizer/state/0/momentum".
+        Name of the tree. The path of a tensor, such as "optimizer/state/0/momentum", starts with
+        it and is the tensor's name.
 
     Returns
     -------
     tensors : dict of Tensor
-        Copies on the CPU, each with memory of its own.
+        Copies on the CPU, each with its own memory.
     rest : Any
-        The same tree with the names of tensors in their place.
+        The same tree with tensors replaced by their names.
 
     Raises
     ------
     TypeError
-        If something else is in it, with the way to it.
+        If the tree holds a value of another type. The message gives its path.
     """
     tensors: dict[str, Tensor] = {}
 
     def keep(tensor: Tensor, way: str) -> str:
-        while way in tensors:  # keys 0 and "0", say
+        while way in tensors:  # paths can collide, for example of keys 0 and "0"
             way += "'"
         tensors[way] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return way
@@ -64,13 +66,15 @@ def pack(tree: Any, name: str = "") -> tuple[dict[str, Tensor], Any]:
             if all(isinstance(key, str) for key in inside):
                 return inside
             return {_PAIRS: [[rest_of(key, way), part] for key, part in inside.items()]}
-        raise TypeError(f"{way or 'A value'} is a {type(value).__name__}, which is not written.")
+        raise TypeError(
+            f"{way or 'A value'} has type {type(value).__name__}, which cannot be written."
+        )
 
     return tensors, rest_of(tree, name)
 
 
 def unpack(tensors: Mapping[str, Tensor], rest: Any) -> Any:
-    """Put together what :func:`pack` has split."""
+    """Restore the nested values that :func:`pack` has split."""
     if isinstance(rest, list):
         return [unpack(tensors, part) for part in rest]
     if not isinstance(rest, dict):

@@ -1,7 +1,7 @@
-"""A file of tensors and a description of them: whole or not at all, and read only if unchanged.
+"""Files of tensors with a description, written whole or not at all and checked when they are read.
 
-The file is one of safetensors. Its metadata holds the description, as JSON, and a checksum of that
-and of every tensor, so that a torn or changed file is told from a good one.
+The format is safetensors. The metadata hold the description as JSON and a checksum of the
+description and every tensor, which detects truncated and changed files.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from sklearn_excb.exceptions import DamagedFileError
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -> str:
-    """Write a file, flushed to the disk, in the place of what may be there.
+    """Write a file, flush it to the disk and replace an existing file.
 
     Parameters
     ----------
     file : Path
-        In a folder that is there.
+        Path of the file, in an existing folder.
     tensors : mapping of str to Tensor
-        Contiguous, each with memory of its own, as :func:`sklearn_excb.storage.packing.pack` gives
-        them.
+        Contiguous tensors, each with its own memory, as from
+        :func:`sklearn_excb.storage.packing.pack`.
     description : Any
-        What JSON can hold.
+        Value that JSON can hold.
 
     Returns
     -------
     str
-        The checksum.
+        Checksum of the file's content.
 
     Raises
     ------
     OSError
-        If it cannot be written, for want of room perhaps. What was there is left as it was.
+        If the file cannot be written, for example to a full disk. An existing file is unchanged.
     TypeError
-        If a tensor is of a dtype that safetensors has not, such as complex numbers.
+        If safetensors does not support the dtype of a tensor, such as complex numbers.
     """
     from sklearn_excb.evaluation import output_files
 
@@ -52,45 +52,47 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
     try:
         with output_files.replacing(file) as beside:
             mode = beside.stat().st_mode
-            said = {"description": text, "checksum": checksum}
-            save_file(dict(tensors), beside, metadata=said)
-            beside.chmod(mode)  # safetensors makes a file anew, which only its owner can read
+            metadata = {"description": text, "checksum": checksum}
+            save_file(dict(tensors), beside, metadata=metadata)
+            beside.chmod(mode)  # safetensors makes a new file, which only its owner can read
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from error
-    except KeyError as error:  # of a dtype
-        raise TypeError(f"Tensors of {error} cannot be written: safetensors has none.") from error
+    except KeyError as error:  # a dtype that safetensors does not know
+        raise TypeError(
+            f"Tensors of {error} cannot be written, because safetensors does not support them."
+        ) from error
     return checksum
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
-    """Read what :func:`write_tensors` wrote: tensors, description, checksum.
+    """Return the tensors, description and checksum of a file by :func:`write_tensors`.
 
     Raises
     ------
     DamagedFileError
-        If it is anything else.
+        If the file has changed or was not written by :func:`write_tensors`.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     try:
         with safe_open(file, "pt") as opened:
-            said = opened.metadata() or {}
-            # copies: the file may be replaced while they are used
+            metadata = opened.metadata() or {}
+            # copies, because the file may be replaced while the tensors are used
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DamagedFileError(f"{file} is damaged: {error}.") from error
-    text, checksum = said.get("description", ""), said.get("checksum", "")
+    text, checksum = metadata.get("description", ""), metadata.get("checksum", "")
     if checksum != _checksum(tensors, text):
         raise DamagedFileError(
-            f"{file} is damaged: its checksum is not that of what is in it."
+            f"{file} is damaged: its content does not match its checksum."
             if checksum
-            else f"{file} has no checksum: it was not written by sklearn_excb."
+            else f"{file} has no checksum, so it was not written by sklearn_excb."
         )
     return tensors, json.loads(text), checksum
 
 
 def text_checksum(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal digits."""
+    """Return the SHA-256 of a text in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files of ``torch.save`` that others wrote, read without executing anything in them."""
+"""Reader of ``torch.save`` files from other sources that executes nothing in them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 
 class _Ignored:
-    """In place of a number of NumPy and of its type: optimizers hold them, and nobody needs them.
+    """Stand-in for NumPy's scalars and dtypes, which optimizers store and the reader does not need.
 
-    NumPy's own would be executed with what the file passes to them.
+    NumPy's own constructors would be executed with arguments from the file.
     """
 
     def __init__(self, *_: Any) -> None:
@@ -29,58 +29,58 @@ _ALLOWED: list[Any] = [
     argparse.Namespace,
     _Ignored,
     (_Ignored, "numpy.core.multiarray.scalar"),
-    (_Ignored, "numpy._core.multiarray.scalar"),  # as NumPy 2 calls it
+    (_Ignored, "numpy._core.multiarray.scalar"),  # the name in NumPy 2
     (_Ignored, "numpy.dtype"),
 ]
 
 
 def load_objects(path: str | os.PathLike[str]) -> Any:
-    """Read tensors, numbers, names, containers of them and an ``argparse.Namespace``, to the CPU.
+    """Read tensors, numbers, text, containers of these and ``argparse.Namespace`` to the CPU.
 
     Parameters
     ----------
     path : str or path-like
-        The file.
+        Path of the file.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError
-        If there is none, or a folder.
+        If the file does not exist or is a folder.
     ValueError
-        If it is of another kind, is broken, or holds what would have to be executed.
+        If the file has another format, is damaged, or holds objects that would run code.
     """
     file = Path(path)
     if file.is_dir():
         raise IsADirectoryError(
-            f"{file} is a folder, needed the file of a checkpoint. A folder that save() wrote is "
-            "read by ExCBEstimator.load."
+            f"{file} is a folder. Pass the file of a checkpoint, or read a folder of save() with "
+            "ExCBEstimator.load."
         )
     if not file.exists():
-        raise FileNotFoundError(f"There is no file {file}.")
+        raise FileNotFoundError(f"The file {file} does not exist.")
     if not file.is_file():
         raise ValueError(f"{file} is not a regular file.")
     before = torch.serialization.get_safe_globals()
-    allowed = [each for each in _ALLOWED if each not in before]  # the caller's stay allowed
-    stream = file.open("rb")  # what the system refuses is an OSError
+    allowed = [each for each in _ALLOWED if each not in before]  # keep those of the caller
+    stream = file.open("rb")  # outside of the try block, so that an OSError reaches the caller
     try:
         with (
             stream,
             torch.serialization.safe_globals(allowed),
-            warnings.catch_warnings(action="ignore"),  # of old formats, which are read anyway
+            warnings.catch_warnings(action="ignore"),  # torch warns of old formats, but reads them
         ):
             return torch.load(stream, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # of a broken file anything can come
+    except Exception as error:  # a broken file can raise any error
         raise ValueError(
-            f"{file} cannot be read as a checkpoint. Either it is none, or is broken or cut short; "
-            "or it holds more than tensors, numbers and names, and nothing is executed here. "
-            f"{_described(error)}"
+            f"{file} cannot be read as a checkpoint. The file has another format, is broken or "
+            "truncated, or holds objects other than tensors, numbers and text. Such objects are "
+            f"refused because they could run code. {_described(error)}"
         ) from error
 
 
 def _described(error: Exception) -> str:
-    """What torch found, without its advice to execute it after all."""
+    """Describe the problem that torch found, without torch's advice to execute the file."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if " GLOBAL " in line]
     first = next((line for line in lines if "weights_only" not in line), "")
@@ -89,12 +89,13 @@ def _described(error: Exception) -> str:
 
 
 def plain_arguments(arguments: Any) -> dict[str, Any]:
-    """Arguments of a command, as what JSON holds; {} if they are none.
+    """Convert the arguments of a command to values that JSON can hold; {} for other objects.
 
     Parameters
     ----------
     arguments : argparse.Namespace or dict
-        Values of other kinds than str, int, float, bool, and lists of them, become None.
+        Arguments by name. Values become None unless they are str, int, float, bool or lists of
+        these.
     """
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)

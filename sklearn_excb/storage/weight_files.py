@@ -1,4 +1,4 @@
-"""Files of weights that a user names."""
+"""Weight files that a user passes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sklearn_excb.exceptions import PretrainedWeightsError
 
 
 def existing(path: Any) -> Path:
-    """File of weights.
+    """Return the absolute path of a weight file.
 
     Raises
     ------
     PretrainedWeightsError
-        If there is none.
+        If the file does not exist.
     """
     file = Path(path).absolute()
     if not file.is_file():
         raise PretrainedWeightsError(
-            f"pretrained={os.fspath(path)!r} names no file. Pass a file of weights (.safetensors, "
-            "or .pth), or True for those that the library of the backbone names."
+            f"pretrained={os.fspath(path)!r} is not a file. Pass a file of weights (.safetensors "
+            "or .pth), or True for the weights from the library of the backbone."
         )
     return file

@@ -1,1 +1,1 @@
-"""Crops, views of feature vectors, and batches of them."""
+"""Views of images and feature vectors, and batches of views."""

@@ -1,6 +1,6 @@
-"""Doing to crops what was drawn for them, on the device they are on. [METHOD.md 6]
+"""Apply the drawn operations to crops, on the device of the crops. [METHOD.md 6]
 
-Batched, or one by one in compiled loops.
+The operations are batched, or run crop by crop in compiled loops.
 
 Axes: ``V`` views of one kind, ``B`` images.
 """
@@ -22,36 +22,37 @@ from sklearn_excb.runtime.transfers import to_device
 from sklearn_excb.views import color
 from sklearn_excb.views.multicrop import FloatArray, ViewParameters, ViewRecipe, blur_scale
 
-_COMPILED_FROM = 64  # px; compiling takes some 15 s, which smaller views do not give back
+_COMPILED_FROM = 64  # px; smaller views never regain the some 15 s that compiling takes
 _SHARP = 0.25  # sigma in pixels; below, a Gaussian of integer taps is the identity to 3e-4
-_BLOCK_PIXELS = 224**2  # that a CPU works on at a time: they stay in its cache
+_BLOCK_PIXELS = 224**2  # pixels that a CPU processes at a time, few enough for its cache
 
 
 def _blur_radius(size: int) -> int:
-    """Pixels on each side of the kernel: 4 at 224, for which a kernel of 9 is published."""
+    """Return the radius of the blur kernel: 4 at 224 pixels, for the published kernel of 9."""
     return max(1, round(4 * blur_scale(size)))
 
 
 def finish_views(
     crops: Tensor, parameters: ViewParameters, recipe: ViewRecipe, *, out: Tensor | None = None
 ) -> Tensor:
-    """Do to each crop what was drawn.
+    """Apply the drawn operations to each crop and normalise it.
 
     Parameters
     ----------
     crops : Tensor of shape (V, B, c, size, size)
-        uint8 or float in [0, 1].
+        Crops of uint8 or float in [0, 1].
     parameters : ViewParameters
-        Of shape (V, B).
+        Drawn operations, arrays of shape (V, B).
     recipe : ViewRecipe
-        For the normalisation.
+        Recipe with the mean and standard deviation for the normalisation.
     out : Tensor of shape (V, B, c, size, size), float32, optional
-        Where to write; its crops have to be contiguous, and need not lie side by side.
+        Destination of the views. Each of its crops has to be contiguous, but the crops need not be
+        adjacent.
 
     Returns
     -------
     Tensor of shape (V, B, c, size, size), float32
-        Normalised. ``out``, if it was given.
+        Normalised views; ``out`` if it is given.
     """
     views = torch.empty(crops.shape, device=crops.device) if out is None else out
     if crops.device.type == "cpu" and (loops := compiled_loops(recipe)):
@@ -69,9 +70,10 @@ def finish_views(
 def _blocks(
     parameters: ViewParameters, size: int, device: torch.device
 ) -> list[npt.NDArray[np.int64]]:
-    """Crops that are worked on together: on a CPU few, else all.
+    """Group the crops into blocks to process together: small blocks on a CPU, else one block.
 
-    Where there are enough to fill a block of every order of the jitter, a block has one order.
+    If there are enough crops to fill a block for every order of the jitter, each block holds crops
+    of one order.
     """
     rows = np.arange(len(parameters.flip))
     if device.type != "cpu":
@@ -87,7 +89,7 @@ def _blocks(
 
 
 def _finish(crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRecipe) -> Tensor:
-    """Do to crops (n, c, size, size) what was drawn for n of them."""
+    """Apply n sets of drawn operations to n crops (n, c, size, size)."""
     views = to_unit(crops)
     device, p = views.device, parameters
 
@@ -112,7 +114,7 @@ def _finish(crops: Tensor, parameters: ViewParameters, size: int, recipe: ViewRe
 
 
 def compiled_loops(recipe: ViewRecipe) -> ModuleType | None:
-    """What colours crops one by one on a CPU, where Numba is there and compiling is worth it."""
+    """Return the module of compiled loops; None without Numba or for views that are too small."""
     return _import_loops() if recipe.global_size >= _COMPILED_FROM else None
 
 
@@ -132,7 +134,7 @@ def _finish_compiled(
     recipe: ViewRecipe,
     out: Tensor,
 ) -> None:
-    """Do to crops on a CPU what was drawn, by the compiled loops."""
+    """Apply the drawn operations to crops on a CPU by the compiled loops."""
     p, size = parameters, crops.shape[-1]
     sigma = np.where(p.blur & (p.blur_sigma > _SHARP), p.blur_sigma, 0.0)
     loops.finish(

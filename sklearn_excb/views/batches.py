@@ -1,8 +1,8 @@
-"""From a source to batches: of views for training, of whole images for inference.
+"""Batches from a source: views for training, whole images for inference.
 
-Images that have to be opened one by one are opened, cropped and resized by threads, so
-that no more than one full-size image a thread is in memory. What is drawn for a view depends on no
-thread: their number changes nothing but the speed.
+Threads open, crop and resize images that have to be opened one by one, so at most one full-size
+image per thread is in memory. Random draws do not depend on threads, so the number of threads
+changes only the speed.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ from sklearn_excb.views.view_maker import (
 Indices = npt.NDArray[np.int64]
 
 _MOST_THREADS = 8
-AHEAD = 2  # batches that are read while an accelerator is at work; a CPU has no core for that
+AHEAD = 2  # batches that are read while an accelerator works; a CPU has no free core for this
 
 
 def n_ahead(source: Source, n_jobs: int, device: torch.device) -> int:
-    """Batches that threads begin while one is used.
+    """Return the number of batches that threads begin while one batch is used.
 
-    None where nothing is opened, nor of a data set that may want to be read by the thread it knows.
+    The number is 0 on a CPU, for sources that open no files or items, and for data sets that only
+    the calling thread may read.
     """
     opened_aside = isinstance(source, ItemImages) and (source.reads_in_parallel or n_jobs > 1)
     return AHEAD if opened_aside and device.type != "cpu" else 0
 
 
 class Batch(NamedTuple):
-    """Views of B images, a group a resolution: (G * B, ...) and, if L > 0, (L * B, ...).
+    """Views of B images, one group per resolution: (G * B, ...) and, if L > 0, (L * B, ...).
 
-    Of the images of a step a process has its share: ``n_together`` is how many all have.
+    Each process has its share of the images of a step, and ``n_together`` is the number of images
+    over all processes.
     """
 
     epoch: int
@@ -66,37 +68,41 @@ class Batch(NamedTuple):
 
 
 def number_of_jobs(n_jobs: int | str | None, source: Source) -> int:
-    """Threads that open images; "auto" is one where nothing is opened, else one a core up to 8."""
+    """Return the number of threads that open images.
+
+    "auto" is one thread per core, up to 8, if the source can be read in parallel, and else one
+    thread.
+    """
     if isinstance(n_jobs, str):
         return min(_MOST_THREADS, effective_n_jobs(-1)) if source.reads_in_parallel else 1
     return effective_n_jobs(n_jobs)
 
 
 class Batches(Protocol):
-    """What a training reads: :class:`ViewBatches`, or those of a stream."""
+    """Interface of training batches: :class:`ViewBatches`, or the batches of a stream."""
 
     @property
     def seed(self) -> int:
-        """Of every draw."""
+        """Seed of all random draws."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the views end."""
+        """Device of the views."""
         ...
 
     @property
     def ranks(self) -> Ranks:
-        """Those that share each batch."""
+        """Ranks that share each batch."""
         ...
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         ...
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield the batches that are left after so many steps."""
+        """Yield the batches that remain after ``step`` steps."""
         ...
 
     def start(self) -> Iterator[Batch]:
@@ -104,7 +110,7 @@ class Batches(Protocol):
         ...
 
     def rows(self, step: int) -> list[int]:
-        """Rows of X in a step; empty where rows have no numbers."""
+        """Return the rows of X in a step; empty if the samples have no row numbers."""
         ...
 
     def n_kept(self) -> int:
@@ -123,25 +129,25 @@ class ViewBatches:
     Attributes
     ----------
     source : Source
-        What to read.
+        Source of the samples.
     recipe : ViewRecipe or RowRecipe
-        What the views are.
+        Recipe of the views.
     batch_size, n_epochs, seed, n_jobs : int
-        Images a batch, of all ranks together; length of the run, seed of every draw, reading
-        threads.
+        Images per batch over all ranks, length of the run, seed of all random draws, and number of
+        reading threads.
     device : torch.device
-        Where the views end.
+        Device of the views.
     n_ahead : int, default=0
-        Batches that are begun while one is used.
+        Number of batches that are begun while one batch is used.
     ranks : Ranks, default=ALONE
-        Of which this one gets its share of every batch.
+        Ranks that share every batch.
     n_of_stream : int, optional
-        Samples of an epoch where the source holds only the first of a stream.
+        Samples of an epoch, if the source holds only the first samples of a stream.
 
     Notes
     -----
-    On a CPU the views lie in memory that later batches overwrite: a batch holds until the next one
-    is asked for.
+    On a CPU, later batches overwrite the memory of the views. A batch is valid until the next batch
+    is requested.
     """
 
     source: Source
@@ -157,12 +163,12 @@ class ViewBatches:
 
     @property
     def n_samples(self) -> int:
-        """Samples of an epoch."""
+        """Number of samples of an epoch."""
         return len(self.source) if self.n_of_stream is None else self.n_of_stream
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of an epoch; the last partial one is dropped."""
+        """Number of full batches of an epoch, without the last partial batch."""
         return len(self.source) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -170,7 +176,7 @@ class ViewBatches:
         return self.from_step(0)
 
     def from_step(self, step: int) -> Generator[Batch, None, None]:
-        """Yield the batches that are left after so many steps, the same ones as in a whole run."""
+        """Yield the batches that remain after ``step`` steps, as in an uninterrupted run."""
         done, within = divmod(step, self.steps_per_epoch)
         return self._batches(
             (epoch, rows, None)
@@ -179,41 +185,42 @@ class ViewBatches:
         )
 
     def order(self, epoch: int) -> Indices:
-        """Rows of each step of an epoch, (steps, B); a function of (seed, epoch)."""
+        """Return the rows of each step of an epoch, (steps, B), as a function of (seed, epoch)."""
         n_kept = self.steps_per_epoch * self.batch_size
         rows = permutation(self.seed, epoch, len(self.source))[:n_kept]
         return rows.reshape(-1, self.batch_size)
 
     def start(self) -> Iterator[Batch]:
-        """Every image once, as epoch 0, one global view: the first and the second by turns.
+        """Yield one global view of every image, as epoch 0.
 
-        The last batch is filled up with the first images.
+        Batches use the first and the second global view by turns. The last batch is filled up with
+        the first images.
         """
         rows = self._filled(permutation(self.seed, 0, len(self.source)))
         return self._batches((0, some, number % 2) for number, some in enumerate(rows))
 
     def of_rows(self, epoch: int, rows: Indices, only: int | None = None) -> Iterator[Batch]:
-        """Views of some rows in their order, all or one of the global ones.
+        """Yield views of rows in the given order: all views, or the global view ``only``.
 
-        The last batch is filled up with the first of them.
+        The last batch is filled up with the first rows.
         """
         return self._batches((epoch, some, only) for some in self._filled(rows))
 
     def rows(self, step: int) -> list[int]:
-        """Rows of X in a step, in their order there."""
+        """Return the rows of X in a step, in the order of the step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         rows = self.order(epoch + 1)[within]
         source = self.source
         return (source.places[rows] if isinstance(source, ItemImages) else rows).tolist()
 
     def _filled(self, rows: Indices) -> Indices:
-        """Rows in full batches, (batches, B), the last one filled up with the first of them."""
+        """Arrange rows in full batches, (batches, B), and fill the last one with the first rows."""
         return np.resize(rows, (-(-len(rows) // self.batch_size), self.batch_size))
 
     def _batches(
         self, wanted: Iterable[tuple[int, Indices, int | None]]
     ) -> Generator[Batch, None, None]:
-        """Batches of an epoch, of rows, of all views or of one of the global ones."""
+        """Yield a batch per (epoch, rows, view), of all views or of one global view."""
         memory: deque[list[Tensor]] = deque([] for _ in range(self.n_ahead + 1))
         limiter = StepLimiter(self.device)
         with reader_threads(self.n_jobs, aside=self.n_ahead > 0) as read:
@@ -234,7 +241,7 @@ class ViewBatches:
     def _begin(
         self, rows: Indices, epoch: int, only: int | None, memory: list[Tensor], read: Map
     ) -> Finish:
-        """Begin the views of some rows, a tensor a resolution."""
+        """Begin the views of rows, with one tensor per resolution."""
         recipe, source = self.recipe, self.source
         if isinstance(recipe, RowRecipe):
             assert isinstance(source, Rows)
@@ -249,7 +256,7 @@ class ViewBatches:
         if self.device.type == "cpu":
             return begin_views(source, rows, drawn, memory, read)
         pinned = is_pinned_for(self.device)
-        room = [] if pinned else memory  # a copy of the last crops may still be under way
+        room = [] if pinned else memory  # a copy of the previous crops may still be running
         crops = begin_crops(source, rows, drawn, room, read, pinned=pinned)
         return lambda: finish_crops([to_device(c, self.device) for c in crops()], drawn)
 
@@ -258,7 +265,7 @@ class ViewBatches:
         return len(self.source)
 
     def whole(self, batch_size: int, sample: Indices | None = None) -> Iterator[Tensor]:
-        """Samples as inference sees them; see :func:`inference_inputs`."""
+        """Yield samples as inference uses them; see :func:`inference_inputs`."""
         return inference_inputs(
             self.source,
             self.recipe,
@@ -269,7 +276,7 @@ class ViewBatches:
         )
 
     def draw(self, rows: Indices, epoch: int, only: int | None = None) -> Drawn:
-        """Draw what is done to some rows, for all views or for one of the global ones."""
+        """Draw the operations for rows, for all views or for the global view ``only``."""
         assert isinstance(self.recipe, ViewRecipe)
         kinds = self.recipe.kinds(max(0, epoch - 1) / max(1, self.n_epochs))
         kinds = kinds if only is None else [kinds[0].only(only)]
@@ -277,17 +284,18 @@ class ViewBatches:
 
 
 def whole_images(images: Tensor, recipe: ViewRecipe) -> Tensor:
-    """Images (B, c, h, w) as inference sees them: (B, c, size, size), normalised.
+    """Resize, crop and normalise images (B, c, h, w) for inference, to (B, c, size, size).
 
-    The short side is resized to 8/7 of the global views and the centre cropped; below 64 px,
-    where a margin is a large part of the image, it is resized to the size itself.
+    The short side is resized to 8/7 of the size of the global views, and the centre is cropped.
+    Below 64 px, where a margin would be a large part of the image, the short side is resized to the
+    size itself.
     """
     resized = resize_short_side(trim_length(images), whole_side(recipe), recipe.whole_filter)
     return normalize(centre_crop(resized, recipe.global_size), recipe.mean, recipe.std)
 
 
 def whole_side(recipe: ViewRecipe) -> int:
-    """Pixels that the short side of a whole image is resized to."""
+    """Return the number of pixels to which the short side of a whole image is resized."""
     size = recipe.global_size
     return size if size < 64 else round(size * 8 / 7)
 
@@ -301,9 +309,10 @@ def inference_inputs(
     device: torch.device,
     sample: Indices | None = None,
 ) -> Iterator[Tensor]:
-    """Whole images, or standardised rows, in batches, in order, on the device; or a sample.
+    """Return ordered batches of whole images or standardised rows on the device.
 
-    On a CPU a batch of images that are opened one by one holds until the next one is asked for.
+    ``sample`` selects samples by index; the default is all samples. On a CPU, a batch of images
+    that are opened one by one is valid until the next batch is requested.
     """
     chosen = np.arange(len(source)) if sample is None else sample
     batches = (chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size))
@@ -312,8 +321,8 @@ def inference_inputs(
         return (standardize(source.load(rows), recipe).to(device) for rows in batches)
     assert isinstance(recipe, ViewRecipe)
     if isinstance(source, ArrayImages):
-        # where channels lie last a `view` in a user's backbone would fail; `contiguous` would leave
-        # a single channel so
+        # a `view` in a user's backbone fails on channels-last memory, and `contiguous` would keep
+        # this layout for a single channel
         loaded = (whole_images(source.load(rows).to(device), recipe) for rows in batches)
         return (images.clone(memory_format=torch.contiguous_format) for images in loaded)
     return _opened(source, recipe, batches, min(batch_size, len(chosen)), n_jobs, device)
@@ -327,7 +336,7 @@ def _opened(
     n_jobs: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Whole images that threads open; further batches while an accelerator is at work."""
+    """Yield batches of whole images that threads open, ahead of an accelerator's work."""
     ahead, size = n_ahead(source, n_jobs, device), recipe.global_size
     rooms = deque(torch.empty(batch_size, source.n_channels, size, size) for _ in range(ahead + 1))
     with reader_threads(n_jobs, aside=ahead > 0) as read:

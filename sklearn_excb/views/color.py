@@ -1,8 +1,8 @@
-"""Batched colour operations of multi-crop, each image with its own parameters.
+"""Batched colour operations of multi-crop, in which each image has its own parameters.
 
-Images are float in [0, 1], shape (n, c, h, w); a parameter is a tensor of shape (n,). Each
-operation equals torchvision's on one image with the same parameter. Operations that mix colours
-(saturation, hue, gray) act on images with three channels and leave others as they are.
+Images are float in [0, 1] of shape (n, c, h, w), and a parameter is a tensor of shape (n,). Each
+operation equals torchvision's operation on one image with the same parameter. Operations that mix
+colours (saturation, hue, gray) change only images with three channels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _each(parameter: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, ratio: Tensor) -> Tensor:
-    """``ratio`` of the image, the rest of the other; clamped to [0, 1]."""
+    """Blend ``ratio`` parts of the image with ``1 - ratio`` parts of the other, in [0, 1]."""
     return (images * _each(ratio)).add_(other * _each(1 - ratio)).clamp_(0, 1)
 
 
@@ -35,7 +35,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean gray of each image, factor >= 0."""
-    # in two steps: torch's threads would share the sum over one large image, each in its own order
+    # two steps, because torch's threads would split one large sum and change its order
     mean = to_gray(images).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
     return _blend(images, mean, factor)
 
@@ -48,7 +48,7 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _where_largest(channel: Tensor, largest: Tensor) -> Tensor:
-    """1 where a channel is the largest one, else 0; several times as fast as a comparison."""
+    """Return 1 where a channel is the largest, else 0, several times as fast as a comparison."""
     return (channel - largest).mul_(1e38).add_(1.0).clamp_(min=0.0)
 
 
@@ -60,7 +60,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     largest = torch.maximum(torch.maximum(red, green), blue)
     smallest = torch.minimum(torch.minimum(red, green), blue)
     chroma = largest - smallest
-    scale = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()  # no colour: no hue
+    # the clamp gives pixels without colour a finite hue
+    scale = chroma.clamp(min=torch.finfo(chroma.dtype).tiny).reciprocal_()
     hue = (red - green).mul_(scale).add_(4.0)  # in sixths of a turn, where blue is the largest
     hue.lerp_((blue - red).mul_(scale).add_(2.0), _where_largest(green, largest))
     hue.lerp_((green - blue).mul_(scale), _where_largest(red, largest))
@@ -86,16 +87,16 @@ JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 def jitter(images: Tensor, factors: Tensor, order: npt.NDArray[np.int64]) -> Tensor:
-    """Brightness, contrast, saturation and hue, each image in its own order.
+    """Adjust brightness, contrast, saturation and hue, in an order of its own for each image.
 
     Parameters
     ----------
     images : Tensor of shape (n, c, h, w)
-        Float in [0, 1].
+        Images of float in [0, 1].
     factors : Tensor of shape (n, 4)
         Factors of brightness, contrast and saturation, and the shift of hue.
     order : ndarray of shape (n, 4), int64
-        Row i is the order in which image i meets the operations: a permutation of 0..3.
+        Order of the operations on image i in row i, a permutation of 0..3.
     """
     by_operation = factors.unbind(1)
     for slot in order.T:
@@ -110,9 +111,9 @@ def on_some(
     operation: Callable[..., Tensor],
     *parameters: Tensor,
 ) -> Tensor:
-    """Images of which some have met an operation, each with its entry of the parameters.
+    """Apply an operation to the chosen images, each with its entry of the parameters.
 
-    What is chosen lies on the CPU: choosing never waits for the device.
+    ``chosen`` is in CPU memory, so that the choice never waits for the device.
     """
     if chosen.all():
         return operation(images, *parameters)
@@ -124,14 +125,14 @@ def on_some(
 
 
 def grayscale(images: Tensor) -> Tensor:
-    """Gray images with the number of channels they came with."""
+    """Convert images to gray and keep the number of channels."""
     if images.shape[1] != 3:
         return images
     return to_gray(images).expand_as(images)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian of sigma pixels, cut at ``radius``, with reflected borders."""
+    """Blur with a Gaussian of sigma pixels, cut off at ``radius``, with reflected borders."""
     taps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (n, taps)

@@ -1,9 +1,9 @@
-"""Colour operations of views as loops that Numba compiles, crop by crop.
+"""Colour operations of views as loops over the pixels of a crop, compiled by Numba.
 
-They compute what :func:`sklearn_excb.views.augmentation.finish_views` and
-:mod:`sklearn_excb.views.color` do with tensors. A crop stays in the processor's cache, and no other
-thread waits for the interpreter meanwhile. Numba is optional (the extra ``fast``).
-The first call compiles the loops, which takes some fifteen seconds; the result is cached.
+The loops compute what :func:`sklearn_excb.views.augmentation.finish_views` and
+:mod:`sklearn_excb.views.color` do with tensors. A crop stays in the processor's cache, and the
+loops do not hold the interpreter's lock. Numba is optional (the extra ``fast``). The first call
+compiles the loops, which takes some fifteen seconds, and caches the result.
 
 Axes: ``c`` channels, ``p`` the pixels of a crop, row by row.
 """
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-_RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # the luma
+_RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)  # luma weights
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
 _WHITE, _HALF = np.float32(255), np.float32(128 / 255)
 _SIXTH, _TINY = np.float32(1 / 6), np.finfo(np.float32).tiny
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter's lock; sums may be taken in any order."""
+    """Compile a function that releases the interpreter's lock and may reorder sums."""
     options: dict[str, Any] = {
         "nogil": True,
         "fastmath": {"contract", "reassoc", "nsz"},
@@ -31,7 +31,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
     }
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to keep it in
+    except RuntimeError:  # no folder for the cache
         return njit(**options)(function)
 
 
@@ -42,11 +42,11 @@ def _unit(value):
 
 @_compiled
 def _read(lines, white, flip, image):
-    """Pixels as float in [0, 1], mirrored if need be."""
+    """Read pixels as float in [0, 1], mirrored if ``flip`` is set."""
     channels, side = len(image), len(lines)
     scale = _ONE / white
     for y in range(side):
-        line = lines[y]  # of all channels, side by side
+        line = lines[y]  # all channels of a pixel side by side
         for c in range(channels):
             into = image[c, y * side : (y + 1) * side]
             if flip:
@@ -59,7 +59,7 @@ def _read(lines, white, flip, image):
 
 @_compiled
 def _write(image, mean, std, solarize, out):
-    """Solarise and normalise."""
+    """Write the image solarised, if ``solarize`` is set, and normalised."""
     channels, side, _ = out.shape
     for c in range(channels):
         shift, scale = mean[c], _ONE / std[c]
@@ -150,7 +150,7 @@ def _jitter(image, factors, order, gray):
 
 @_compiled
 def _reflected(index, length):
-    """Index of a pixel beyond the border, as if that were a mirror."""
+    """Return the index of a pixel beyond the border, reflected at the border."""
     index = abs(index)
     return index if index < length else 2 * (length - 1) - index
 
@@ -163,8 +163,8 @@ def _add_pair(into, weight, one, other):
 
 @_compiled
 def _blur(image, sigma, radius, spare, side):
-    """Gaussian, rows and then columns, with reflected borders."""
-    taps = np.empty(radius + 1, np.float32)  # from the middle outwards
+    """Blur with a Gaussian, first rows and then columns, with reflected borders."""
+    taps = np.empty(radius + 1, np.float32)  # weights from the middle outwards
     for i in range(len(taps)):
         taps[i] = np.exp(np.float32(-0.5) * (np.float32(i) / sigma) ** 2)
     taps /= _TWO * taps.sum() - taps[0]
@@ -198,18 +198,21 @@ def finish(
     Parameters
     ----------
     crops : ndarray of shape (V, B, side, side * c)
-        Any numbers, the channels of a pixel side by side; ``white`` is 1.
+        Crops of any number type, with the channels of a pixel side by side.
     flip, jitter, gray, solarize : ndarrays of shape (V, B), bool
+        Choice of the crops for each operation.
     factors, order : ndarrays of shape (V, B, 4)
-        Of the jitter, as for :func:`sklearn_excb.views.color.jitter`.
+        Factors and order of the jitter, as for :func:`sklearn_excb.views.color.jitter`.
     sigma : ndarray of shape (V, B), float32
-        Of the blur, in pixels; 0 for none.
+        Standard deviation of the blur in pixels; 0 for no blur.
     radius : int
-        Of the blur, in pixels.
+        Radius of the blur kernel in pixels.
     mean, std : ndarrays of shape (c,), float32
+        Mean and standard deviation of each channel, for the normalisation.
     white : float32
+        Pixel value that becomes 1.
     out : ndarray of shape (V, B, c, side, side), float32
-        Where to write.
+        Destination of the views.
     """
     views, batch, channels, side, _ = out.shape
     image, spare = np.empty((channels, side * side), np.float32), np.empty(side * side, np.float32)

@@ -1,8 +1,8 @@
-"""Multi-crop: global and local views of a batch of images. [METHOD.md 6]
+"""Multi-crop: random draws for global and local views of a batch of images. [METHOD.md 6]
 
-What is done to a view is drawn here, for the whole batch, as a pure function of (seed, epoch, row,
-view, operation), and then done, in the order of the recipe: crop (resampling.py), flip, jitter,
-gray, blur, solarise, normalise (augmentation.py).
+This module draws the operations on all views of a batch as a pure function of (seed, epoch, row,
+view, operation). Other modules apply them in the order of the recipe: crop (resampling.py), then
+flip, jitter, gray, blur, solarise and normalise (augmentation.py).
 
 Axes: ``V`` views of one kind, ``B`` images.
 """
@@ -23,11 +23,11 @@ from sklearn_excb.runtime.philox import uniforms
 
 FloatArray = npt.NDArray[np.float64]
 
-_ATTEMPTS = 10  # of a random crop, before it falls back to the centre
+_ATTEMPTS = 10  # attempts at a random crop before the centre crop is used
 
 
 class Operation(IntEnum):
-    """What is drawn: the last word of a draw's counter."""
+    """Drawn decision, which is the last word of the counter of a draw."""
 
     FLIP = 0
     JITTER = 1
@@ -36,25 +36,25 @@ class Operation(IntEnum):
     GRAY = 4
     BLUR = 5
     SOLARIZE = 6
-    CROP = 16  # and one more for each further attempt
+    CROP = 16  # each further attempt adds one
 
 
 @dataclass(frozen=True)
 class ViewKind:
-    """The views of one resolution.
+    """Views of one resolution.
 
     Attributes
     ----------
     size : int
-        Side in pixels.
+        Side of the views in pixels.
     scale : tuple of two float
         Range of the crop's share of the image area.
     blur : tuple of float
-        Probability of blur, one a view; its length is the number of views.
+        Probability of blur for each view. The length is the number of views.
     solarize : tuple of float
-        Probability of solarisation, one a view.
+        Probability of solarisation for each view.
     first : int
-        Index of the first view, so that no two views share a draw.
+        Index of the first view, chosen so that no two views share a draw.
     """
 
     size: int
@@ -69,32 +69,39 @@ class ViewKind:
         return self.first + np.arange(len(self.blur))
 
     def only(self, view: int) -> ViewKind:
-        """One of the views, with the draws it has among the others."""
+        """Return one of the views, with the same draws as among all views."""
         blur, solarize = (self.blur[view],), (self.solarize[view],)
         return replace(self, blur=blur, solarize=solarize, first=self.first + view)
 
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """Multi-crop as published, in proportion to the size of the images.
+    """Recipe of the published multi-crop, scaled to the size of the images.
 
     Attributes
     ----------
     global_size, local_size : int
-        Sides of the views in pixels.
+        Sides of the global and local views in pixels.
     n_global, n_local : int
-        G and L.
+        Numbers of global and local views, G and L.
     smallest_global : tuple of two float
-        Smallest share of the area of a global crop, at the start and at the end of the run;
-        between, a cosine over the epochs. Local crops reach up to it.
+        Smallest area of a global crop as a share of the image, at the start and at the end of the
+        run. Between the two, the share follows a cosine over the epochs. It is also the largest
+        share of a local crop.
     smallest_local : float
-        Smallest share of the area of a local crop.
+        Smallest area of a local crop as a share of the image.
     mean, std : tuples of float
-        Of each channel, for the normalisation.
+        Mean and standard deviation of each channel, for the normalisation.
     flip : float
         Probability of a horizontal flip.
+    jitter : float
+        Probability of colour jitter.
+    jitter_strength : tuple of four float
+        Largest change of brightness, contrast, saturation and hue.
+    gray : float
+        Probability of conversion to gray.
     whole_filter : {"bicubic", "bilinear"}
-        By which whole images are resized for inference.
+        Filter that resizes whole images for inference.
     """
 
     global_size: int
@@ -113,14 +120,14 @@ class ViewRecipe:
 
     @property
     def side_for_crops(self) -> int:
-        """Pixels that a square image needs so that no crop is enlarged: 3 : 4 is the narrowest."""
+        """Side in pixels of a square image in which no crop, at worst 3 : 4, has to be enlarged."""
         smallest = min(self.smallest_global)
         whole = self.global_size / math.sqrt(smallest)
         local = self.local_size / math.sqrt(min(self.smallest_local, smallest))
         return math.ceil(math.sqrt(4 / 3) * max(whole, local if self.n_local else 0))
 
     def kinds(self, progress: float) -> list[ViewKind]:
-        """Global and, if there are any, local views at a share ``progress`` of the run."""
+        """Return the global and any local views at the fraction ``progress`` of the run."""
         smallest = cosine(*self.smallest_global, progress)
         one_blurred = tuple(0.9 if view % 2 else 0.0 for view in range(self.n_global))
         one_solarized = tuple(0.2 if view % 2 else 0.0 for view in range(self.n_global))
@@ -134,7 +141,7 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is done to each crop of a batch; arrays of shape (V, B) or (V, B, ...), or (V * B,)."""
+    """Operations on each crop of a batch, as arrays (V, B), (V, B, ...) or, flattened, (V * B,)."""
 
     flip: npt.NDArray[np.bool_]
     jitter: npt.NDArray[np.bool_]
@@ -146,15 +153,15 @@ class ViewParameters:
     solarize: npt.NDArray[np.bool_]
 
     def flattened(self) -> ViewParameters:
-        """The crops in one axis, those of a view together."""
+        """Return the parameters with all crops in one axis, view by view."""
         return self._each(lambda array: array.reshape(-1, *array.shape[2:]))
 
     def of_images(self, part: slice) -> ViewParameters:
-        """Those of some images, of shape (V, b)."""
+        """Return the parameters of some images, of shape (V, b)."""
         return self._each(lambda array: array[:, part])
 
     def part(self, rows: npt.NDArray[np.int64]) -> ViewParameters:
-        """Those of some crops."""
+        """Return the parameters of some flattened crops."""
         return self._each(lambda array: array[rows])
 
     def _each(self, function: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> ViewParameters:
@@ -166,7 +173,7 @@ def _between(low: float | FloatArray, high: float | FloatArray, u: FloatArray) -
 
 
 def centre_box(height: FloatArray, width: FloatArray) -> npt.NDArray[np.int64]:
-    """Largest central box with an aspect ratio within 3/4 and 4/3."""
+    """Return the largest central box with an aspect ratio between 3/4 and 4/3."""
     wide = np.minimum(width, np.rint(height * 4 / 3))
     tall = np.minimum(height, np.rint(width * 4 / 3))
     top, left = (height - tall) // 2, (width - wide) // 2
@@ -176,24 +183,26 @@ def centre_box(height: FloatArray, width: FloatArray) -> npt.NDArray[np.int64]:
 def draw_attempts(
     seed: int, epoch: int, rows: npt.NDArray[np.int64], kinds: Sequence[ViewKind]
 ) -> FloatArray:
-    """Draw attempts at random resized crops, as torchvision's RandomResizedCrop makes them.
+    """Draw attempts at random resized crops, as torchvision's RandomResizedCrop does.
 
-    Nothing about the images is needed: they may not be open yet.
+    The draws do not depend on the images, which need not be open yet.
 
     Parameters
     ----------
     seed, epoch : int
+        Seed and epoch that determine the draws.
     rows : ndarray of shape (B,), int64
-        The images' places in the data set.
+        Rows of the images in the data set.
     kinds : sequence of ViewKind
-        Of V views together.
+        Kinds of views, with V views in total.
 
     Returns
     -------
     ndarray of shape (attempts, V, B, 4)
-        Height and width as shares of the square root of the image's area (their product uniform in
-        the range of the kind, their ratio log-uniform in 3/4 to 4/3); and the places of the top
-        and the left edge in the room that is left, in [0, 1). See :func:`fit_boxes`.
+        First two entries: height and width as shares of the square root of the image's area. Their
+        product is uniform in the range of the kind, and their ratio is log-uniform in 3/4 to 4/3.
+        Last two entries: positions of the top and the left edge within the free space, in [0, 1).
+        See :func:`fit_boxes`.
     """
     views = np.concatenate([kind.views for kind in kinds])[:, None]
     operation = Operation.CROP + np.arange(_ATTEMPTS)[:, None, None]
@@ -206,19 +215,19 @@ def draw_attempts(
 
 
 def fit_boxes(attempts: FloatArray, shapes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Crops of images, (V, B, 4): the first attempt that fits, or else the centre.
+    """Choose the crop boxes: the first attempt that fits into the image, or else the centre.
 
     Parameters
     ----------
     attempts : ndarray of shape (attempts, V, B, 4)
-        Of :func:`draw_attempts`.
+        Attempts from :func:`draw_attempts`.
     shapes : ndarray of shape (B, 2)
-        Heights and widths, in pixels.
+        Heights and widths of the images in pixels.
 
     Returns
     -------
     ndarray of shape (V, B, 4), int64
-        Top, left, height, width.
+        Top, left, height and width of each box in pixels.
     """
     sides = np.rint(attempts[..., :2] * np.sqrt(shapes.prod(axis=1))[:, None])
     fits = ((sides > 0) & (sides <= shapes)).all(axis=-1)  # (attempts, V, B)
@@ -240,7 +249,7 @@ def draw_views(
     kind: ViewKind,
     recipe: ViewRecipe,
 ) -> ViewParameters:
-    """Draw what is done to the crops of one kind; a pure function of its arguments."""
+    """Draw the operations on the crops of one kind, a pure function of the arguments."""
     operation = np.arange(Operation.SOLARIZE + 1)[:, None, None]
     u = uniforms(seed, epoch, rows, kind.views[:, None], operation)  # (operations, V, B, 4)
     strength = np.array(recipe.jitter_strength)
@@ -260,5 +269,8 @@ def draw_views(
 
 
 def blur_scale(size: int) -> float:
-    """Blur in proportion to the view: 1 at 224 pixels, for which sigma .1 to 2 is published."""
+    """Return the scale of the blur, in proportion to the size of the view.
+
+    The scale is 1 at 224 pixels, the size for which the paper gives sigma .1 to 2.
+    """
     return size / 224

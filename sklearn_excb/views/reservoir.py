@@ -1,4 +1,4 @@
-"""A bounded sample of all that a stream has brought, each sample of it as likely as any other."""
+"""A bounded uniform sample of a stream, in which all samples are equally likely."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MOST_BYTES = 256_000_000
 
 
 class Reservoir:
-    """Samples of a stream, drawn by Vitter's algorithm R.
+    """Uniform sample of a stream, drawn by Vitter's algorithm R.
 
     Parameters
     ----------
     capacity : int
-        Samples that are kept, if they take no more than 256 MB.
+        Largest number of samples. The reservoir holds fewer if they would take more than 256 MB.
     seed : int
-        Of every draw.
+        Seed of all random draws.
     """
 
     def __init__(self, capacity: int, seed: int) -> None:
@@ -43,11 +43,11 @@ class Reservoir:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for more samples."""
+        """Whether the reservoir cannot hold more samples."""
         return len(self) >= self._capacity
 
     def offer(self, samples: Sequence[Sample]) -> None:
-        """Take in some of the next samples of the stream."""
+        """Offer the next samples of the stream, some of which the reservoir keeps."""
         numbers = self._n_offered + np.arange(len(samples))
         draws = uniforms(self._seed, 0, numbers, 0, 0)[:, 0]
         for sample, number, draw in zip(samples, numbers.tolist(), draws.tolist(), strict=True):
@@ -60,29 +60,29 @@ class Reservoir:
             if place < self._capacity:
                 self._n_bytes += sample.nbytes - self._samples[place].nbytes
                 self._samples[place] = sample
-                while self._n_bytes > _MOST_BYTES:  # larger ones came
+                while self._n_bytes > _MOST_BYTES:  # the new sample is larger than the old one
                     leaving = permutation(self._seed, number, len(self))[0]
                     self._n_bytes -= self._samples.pop(leaving).nbytes
                 self._capacity = len(self)
         self._n_offered += len(samples)
 
     def draw(self, number: int, n: int) -> list[Sample]:
-        """Draw n different samples, the same ones for the same number."""
+        """Draw n different samples, a function of the seed and ``number``."""
         return [self._samples[place] for place in permutation(self._seed, number, len(self))[:n]]
 
     def state(self) -> tuple[Any, ...]:
-        """What :meth:`restore` goes back to."""
+        """Return the state for :meth:`restore`."""
         return self._capacity, list(self._samples), self._n_bytes, self._n_offered
 
     def restore(self, state: tuple[Any, ...]) -> None:
-        """Forget what has come since."""
+        """Return to a state of :meth:`state`, and forget all later samples."""
         self._capacity, self._samples, self._n_bytes, self._n_offered = state
 
 
 def samples_of(
     source: Source, rows: npt.NDArray[np.int64], recipe: ViewRecipe | RowRecipe, read: Map
 ) -> list[Sample]:
-    """Samples of a source, opened; images as large as their crops need."""
+    """Open samples of a source, images at the size that their crops need."""
     if isinstance(source, Rows):
         return list(source.load(rows))
     if isinstance(source, ArrayImages):
@@ -98,7 +98,7 @@ def samples_of(
 
 
 def source_of(samples: Sequence[Sample], n_channels: int) -> Source:
-    """A source of such samples."""
+    """Return a source of samples from :func:`samples_of`."""
     if samples[0].ndim == 1:
         return Rows(np.stack(samples))
     if len({(sample.shape, sample.dtype) for sample in samples}) == 1:

@@ -1,4 +1,4 @@
-"""From a stream to batches of views: each image as it comes, once; none is kept but a sample."""
+"""Batches of views from a stream, which use each image once and keep only a sample."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from sklearn_excb.views.row_views import RowRecipe
 
 @dataclass(frozen=True)
 class StreamBatches:
-    """Batches of views of what comes, where :class:`ViewBatches` has what is there.
+    """Batches of views of a stream; the counterpart of :class:`ViewBatches`.
 
     Attributes
     ----------
     parts : iterator of Source
-        Each is this rank's share of a batch, or what can be used of it.
+        Usable samples of this rank's share of each batch.
     recipe : ViewRecipe or RowRecipe
-        What the views are.
+        Recipe of the views.
     n_channels : int
-        Of the images.
+        Number of channels of the images.
     batch_size, steps_per_epoch, n_epochs, seed, n_jobs : int
-        Images a batch, of all ranks together; length of an epoch and of the run, seed of every
-        draw, threads that open images.
+        Images per batch over all ranks, steps per epoch, length of the run, seed of all random
+        draws, and number of reading threads.
     device : torch.device
-        Where the views end.
+        Device of the views.
     ranks : Ranks
-        Those that share each batch, each with a stream of its own.
+        Ranks that share each batch, each with its own stream.
     n_start : int
         Number of batches from which the centroids start.
     kept : Reservoir
@@ -61,9 +61,10 @@ class StreamBatches:
 
     @property
     def n_ahead(self) -> int:
-        """Batches that a thread reads while an accelerator is at work on one.
+        """Number of batches that a thread reads while an accelerator works on another batch.
 
-        0 also where ``n_jobs`` is 1: the stream may want to be read by the thread it knows.
+        The number is 0 on a CPU. It is also 0 if ``n_jobs`` is 1, because the stream may require
+        that the calling thread reads it.
         """
         return AHEAD if self.n_jobs > 1 and self.device.type != "cpu" else 0
 
@@ -73,7 +74,7 @@ class StreamBatches:
             yield self._batch(next(self.parts), 0, number % 2)
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield the batches of the steps that are left after so many: what comes now."""
+        """Yield the batches of the steps that remain after ``step``, from the next samples."""
         left, limiter = self.n_epochs * self.steps_per_epoch - step, StepLimiter(self.device)
         with reader_threads(self.n_jobs) as read:
             for source in read_ahead(partial(self._opened, read), left, self.n_ahead):
@@ -83,11 +84,11 @@ class StreamBatches:
                 yield batch._replace(epoch=-(-step // self.steps_per_epoch))
 
     def rows(self, step: int) -> list[int]:
-        """Rows of a step; [], as what came has no numbers by which it could be found."""
+        """Return [], because the samples of a stream have no row numbers."""
         return []
 
     def keep_more(self, wanted: Callable[[], bool]) -> None:
-        """Read on, without learning, until the sample is full or no more is wanted."""
+        """Read without training until the sample is full or ``wanted`` returns False."""
         with reader_threads(self.n_jobs) as read:
             while wanted() and not self.kept.is_full:
                 self._opened(read)
@@ -104,19 +105,19 @@ class StreamBatches:
         return self._views_of(drawn).whole(batch_size)
 
     def _opened(self, read: Map) -> Source:
-        """The next part, opened: kept in memory until its step, some of it longer."""
+        """Open the next part into memory, and offer its samples to the reservoir."""
         part = next(self.parts)
         samples = samples_of(part, np.arange(len(part)), self.recipe, read)
         self.kept.offer(samples)
         return source_of(samples, part.n_channels)
 
     def _batch(self, source: Source, number: int, only: int | None = None) -> Batch:
-        """The batch of a part, filled up where images were left out; draws go by its number."""
+        """Return the batch of a part, filled up if images are missing, with draws by ``number``."""
         (batch,) = self._views_of(source).of_rows(number, np.arange(len(source)), only)
         return batch._replace(n_together=self.batch_size)
 
     def _views_of(self, source: Source) -> ViewBatches:
-        """Batches of this rank's share, with draws of its own: all ranks number theirs alike."""
+        """Return batches of this rank's share, with a seed per rank as all ranks number alike."""
         mine, rank = self.ranks.span(self.batch_size), self.ranks.rank
         of_rank = np.random.SeedSequence([self.seed, rank]).generate_state(1)[0]
         return ViewBatches(

@@ -1,9 +1,9 @@
-"""From images to the views of a batch: in the threads that read them, or on the device that trains.
+"""Views of a batch of images, made in the reading threads or on the training device.
 
-Whatever is begun here gives a function that waits for it. Memory is used again: of views and crops
-that of the batch before, of images that of the image before.
+Functions that begin work return a function that waits for the result. Memory is reused: views and
+crops overwrite an earlier batch, and an image overwrites the previous image.
 
-Axes: ``V`` views of one kind, ``B`` images of the batch, ``b`` of a part of it.
+Axes: ``V`` views of one kind, ``B`` images of a batch, ``b`` images of a part of the batch.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ _PART = 8  # images that a thread takes at a time
 
 
 class Drawn(NamedTuple):
-    """What is drawn for the views of a batch.
+    """Random draws for the views of a batch.
 
     Attributes
     ----------
     recipe : ViewRecipe
+        Recipe of the views.
     kinds : sequence of ViewKind
+        Kinds of views.
     attempts : ndarray of shape (attempts, V, B, 4)
-        For the crops of all kinds.
+        Attempts at the crops of all kinds.
     parameters : list of ViewParameters
-        Of each kind.
+        Drawn operations of each kind.
     """
 
     recipe: ViewRecipe
@@ -62,7 +64,7 @@ class Drawn(NamedTuple):
     def of(
         cls, seed: int, epoch: int, rows: Indices, kinds: Sequence[ViewKind], recipe: ViewRecipe
     ) -> Drawn:
-        """Draw it."""
+        """Draw the crops and operations for the views of images in ``rows``."""
         parameters = [draw_views(seed, epoch, rows, kind, recipe) for kind in kinds]
         return cls(recipe, kinds, draw_attempts(seed, epoch, rows, kinds), parameters)
 
@@ -74,7 +76,10 @@ class Drawn(NamedTuple):
         *,
         pinned: bool = False,
     ) -> list[Tensor]:
-        """Memory for views or crops (V, B, c, size, size) of each kind; taken where it is empty."""
+        """Return memory for the views or crops (V, B, c, size, size) of each kind.
+
+        The first call fills the empty list ``memory``, and later calls reuse it.
+        """
         if not memory:
             for kind, of_kind in zip(self.kinds, self.parameters, strict=True):
                 shape = (*of_kind.flip.shape, kind.size, kind.size, n_channels)
@@ -87,7 +92,7 @@ class Drawn(NamedTuple):
     def cut(
         self, images: Tensor, part: slice, buffers: Sequence[BufferPool | None] | None = None
     ) -> list[Tensor]:
-        """Crops (V, b, c, size, size) of each kind, of images (b, c, h, w), a part of the batch."""
+        """Crop images (b, c, h, w), a part of the batch, to (V, b, c, size, size) for each kind."""
         shapes = np.tile(images.shape[-2:], (len(images), 1))
         boxes = torch.from_numpy(fit_boxes(self.attempts[:, :, part], shapes))
         of_kinds = boxes.split([len(kind.blur) for kind in self.kinds])
@@ -102,7 +107,7 @@ class Drawn(NamedTuple):
 def finish_crops(
     crops: Sequence[Tensor], drawn: Drawn, out: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """Views (V * B, c, size, size) of the crops of a batch, on their device."""
+    """Turn the crops of a batch into views (V * B, c, size, size), on the device of the crops."""
     views = [
         finish_views(of_kind, parameters, drawn.recipe, out=room)
         for of_kind, parameters, room in zip(
@@ -115,7 +120,7 @@ def finish_crops(
 def array_views(
     source: ArrayImages, rows: Indices, drawn: Drawn, memory: list[Tensor], device: torch.device
 ) -> list[Tensor]:
-    """Views of images that lie in an array, on a device."""
+    """Make views of images from an array, on a device."""
     crops = drawn.cut(to_device(source.load(rows), device), slice(None))
     here = device.type == "cpu"
     out = drawn.room(memory, source.n_channels, torch.float32) if here else None
@@ -125,7 +130,7 @@ def array_views(
 def begin_views(
     source: ItemImages, rows: Indices, drawn: Drawn, memory: list[Tensor], read: Map
 ) -> Finish:
-    """Begin views that threads make from end to end, on a CPU."""
+    """Begin views that threads make entirely, on a CPU."""
     room = drawn.room(memory, source.n_channels, torch.float32)
     at_once = 1 if augmentation.compiled_loops(drawn.recipe) else _PART
 
@@ -152,9 +157,9 @@ def begin_crops(
     *,
     pinned: bool = False,
 ) -> Finish:
-    """Begin the crops (V, B, c, size, size) that threads make where an accelerator trains.
+    """Begin the crops (V, B, c, size, size) that threads make for an accelerator.
 
-    They are uint8 where all images are.
+    The crops are uint8 if all images are uint8.
     """
     room = drawn.room(memory, source.n_channels, torch.uint8, pinned=pinned)
 
@@ -186,7 +191,7 @@ def begin_crops(
 def _cut(
     source: ItemImages, rows: Indices, drawn: Drawn, part: slice, at_once: int
 ) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Crops (V, b, c, size, size) of each kind, of ``at_once`` images of a part at a time."""
+    """Yield crops (V, b, c, size, size) of each kind, of ``at_once`` images of a part at a time."""
     side = drawn.recipe.side_for_crops
     of_image, *of_crops = (BufferPool() for _ in range(1 + len(drawn.kinds)))
     buffers = of_crops if at_once == 1 else None
@@ -199,12 +204,12 @@ def _cut(
 
 
 def parts(start: int, stop: int, size: int = _PART) -> list[slice]:
-    """Consecutive slices of up to ``size``: what threads take at a time."""
+    """Return consecutive slices of up to ``size`` images, the work of a thread at a time."""
     return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
 def _together(crops: Sequence[Tensor]) -> Tensor:
-    """Crops (V, 1, ...) of several images in one tensor; as they are where all are uint8."""
+    """Join crops (V, 1, ...) of several images in one tensor, of float unless all are uint8."""
     if len(crops) == 1:
         return crops[0]
     alike = all(of_image.dtype == torch.uint8 for of_image in crops)
