@@ -88,9 +88,13 @@ def test_torchvision_s_weights_from_a_file(tmp_path, suffix):
         ({"backbone": "cnn"}, ValueError, "Name one of those, such as 'resnet18'"),
         ({"backbone": nn.Flatten()}, ValueError, "a module keeps the weights it has"),
         ({"backbone": "resnet18.nobody"}, ValueError, "Did you mean .*resnet18"),
-        ({"backbone": "auto", "pretrained": "w.pth"}, ValueError, "name the backbone"),
+        ({"backbone": "auto", "pretrained": "w.pth"}, ValueError, "Name the backbone"),
         ({"backbone": "resnet18", "pretrained": "w.pth"}, PretrainedWeightsError, "names no file"),
-        ({"backbone": "resnet18.a1_in1k", "pretrained": False}, ValueError, "names weights: set"),
+        (
+            {"backbone": "resnet18.a1_in1k", "pretrained": False},
+            ValueError,
+            "names pretrained weights",
+        ),
         ({"backbone": "resnet18", "pretrained": ""}, ValueError, "the path of a file"),
         (
             {"backbone": "torchvision:resnet18", "n_channels": 1},
