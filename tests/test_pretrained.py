@@ -243,5 +243,5 @@ def test_without_the_internet_the_way_out_is_told(monkeypatch):
 def test_rows_have_no_backbone_to_load():
     rows = np.random.default_rng(0).normal(size=(40, 5))
     for parameters in ({"pretrained": True}, {"freeze_backbone": True}):
-        with pytest.raises(ValueError, match="they are features already"):
+        with pytest.raises(ValueError, match="which are features already"):
             ExCBEstimator(K=4, **parameters).fit(rows)
