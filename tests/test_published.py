@@ -749,7 +749,7 @@ WRONG = {
     ),
     "an unknown name": (
         lambda c: c | {"args": argparse.Namespace(backbone="xcit_small_12_p16")},
-        r"architecture is unknown, by args\.backbone='xcit_small_12_p16'\. Known architectures are vit_tiny",
+        r"unknown, by args\.backbone='xcit_small_12_p16'\. Known architectures are vit_tiny",
     ),
     "an unknown network": (
         lambda c: without(changed(c, "backbone.layer3.2.conv1.weight", torch.ones(1)), "args"),

@@ -18,7 +18,7 @@ from sklearn_excb.runtime.transfers import to_device
 N_ITERATIONS = 50  # as in the authors' code
 CPU = torch.device("cpu")
 _AT_ONCE = 2**16  # rows per block on an accelerator
-_FEWEST, _A_CLUSTER = 500_000, 2  # rows that are clustered: in all, or per cluster if that is more
+_MOST_ROWS, _MOST_PER_CLUSTER = 500_000, 2  # most rows to cluster: in all, or per cluster if more
 FloatRows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
@@ -40,7 +40,7 @@ class CentroidStart(NamedTuple):
 
 def most_start_rows(n_clusters: int) -> int:
     """Return the largest number of samples to cluster: 500,000, or two per cluster if more."""
-    return max(_FEWEST, _A_CLUSTER * n_clusters)
+    return max(_MOST_ROWS, _MOST_PER_CLUSTER * n_clusters)
 
 
 def unit_rows(rows: FloatRows) -> FloatRows:
@@ -163,7 +163,7 @@ def _chosen(rows: FloatRows, places: Indices, wanted: Indices, ranks: Ranks) -> 
 
 
 def _fill_empty(labels: Indices, similarity: npt.NDArray[np.float32], counts: Indices) -> Indices:
-    """Give each empty cluster the row least similar to its centroid, of a cluster with several."""
+    """Give each empty cluster the worst-fitting row of a cluster that has several rows."""
     counts, empty = counts.copy(), np.flatnonzero(counts == 0)
     worst = iter(np.argsort(similarity, kind="stable"))
     for cluster in empty:

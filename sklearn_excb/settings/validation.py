@@ -153,7 +153,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} cannot be used: it must be {allowed}.")
 
 
-_OF_IMAGE_VIEWS = ("local_size", "flip")
+_IMAGE_VIEW_PARAMETERS = ("local_size", "flip")
 
 
 def check_weights(parameters: Mapping[str, Any]) -> None:
@@ -190,7 +190,7 @@ def check_weights(parameters: Mapping[str, Any]) -> None:
             "compile=True compiles a backbone for training, but freeze_backbone=True does not "
             "train the backbone. Set compile=False."
         )
-    for name in _OF_IMAGE_VIEWS:
+    for name in _IMAGE_VIEW_PARAMETERS:
         if parameters[name] != "auto":
             raise ValueError(
                 f"{name}={parameters[name]!r} is for views of images, but freeze_backbone=True "
@@ -198,7 +198,7 @@ def check_weights(parameters: Mapping[str, Any]) -> None:
             )
 
 
-_FOR_IMAGES = ("image_size", "local_size", "n_channels", "flip")
+_IMAGE_PARAMETERS = ("image_size", "local_size", "n_channels", "flip")
 
 
 def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
                 f"{name}={parameters[name]!r} is for image backbones, but X holds 2-D rows, which "
                 f"are features already. Leave {name}=False."
             )
-    for name in _FOR_IMAGES:
+    for name in _IMAGE_PARAMETERS:
         if parameters[name] != "auto":
             raise ValueError(
                 f"{name}={parameters[name]!r} is for images, but X holds 2-D rows. Leave "
@@ -295,7 +295,7 @@ def _holds_numbers(X: Any, place: int, kind: Any) -> bool:
     """Whether a column can be converted to float; a column of objects can if all are numbers."""
     if getattr(kind, "kind", "f") in "Mm" or str(kind).lower().startswith(("date", "time", "dur")):
         return False
-    named = getattr(kind, "kind", "f") in "OSU" or str(kind).lower().startswith(_NAMED)
+    named = getattr(kind, "kind", "f") in "OSU" or str(kind).lower().startswith(_NOT_NUMERIC)
     if not named:
         return True
     column = X.iloc[:, place] if hasattr(X, "iloc") else X[X.columns[place]]
@@ -306,7 +306,7 @@ def _holds_numbers(X: Any, place: int, kind: Any) -> bool:
     return True
 
 
-_NAMED = ("object", "str", "utf8", "categ", "enum", "bin")  # types of pandas and polars
+_NOT_NUMERIC = ("object", "str", "utf8", "categ", "enum", "bin")  # types of pandas and polars
 
 
 def check_out(

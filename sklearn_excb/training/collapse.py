@@ -20,12 +20,12 @@ from sklearn_excb.training.gradients import Divergence
 _UNEVEN = 3  # so few clusters may be uneven by nature, with uncertain targets; no warnings
 _FEW_CLUSTERS = 0.5  # share of the clusters that could be in effective use
 _FEW_LABELLED = 0.25  # the same share, for the labels of inference at the end
-_ALIKE = 0.97  # share of log K; entropy and loss stay above it in a run that learns nothing
+_UNLEARNED = 0.97  # share of log K; entropy and loss stay above it in a run that learns nothing
 _FIRST_EPOCH = 3  # first epoch whose labels count; earlier ones still depend on the start
 _LEARNING, _FEWEST_EPOCHS = 0.25, 5  # share of the run, and epochs, before learning must show
 _FEWEST_STEPS = 100  # before this step, plain labels are still those of an untrained network
 _PUBLISHED_TEMPERATURE = 0.04
-_ROWS_TOLD = 64  # rows that the message about a divergence lists
+_ROWS_LISTED = 64  # rows that the message about a divergence lists
 
 
 def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int) -> str | None:
@@ -61,13 +61,13 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
         return None
     n_images = steps_per_epoch * settings.batch_size
     within_reach = K * -math.expm1(-n_images / K)  # clusters that random labels would use
-    taught = epoch * steps_per_epoch >= _FEWEST_STEPS
+    trained_enough = epoch * steps_per_epoch >= _FEWEST_STEPS
 
     def few(used: float, share: float = _FEW_CLUSTERS) -> bool:
         return used - 1 < share * (within_reach - 1)
 
     inferred = record["effective_clusters"]
-    if taught and few(inferred, _FEW_LABELLED):  # False for nan, before the last epoch
+    if trained_enough and few(inferred, _FEW_LABELLED):  # False for nan, before the last epoch
         return (
             f"The clusters have collapsed: labels_ has {inferred:.3g} of {K} clusters in effective "
             f"use, and {record['empty_fraction']:.0%} are empty. {_advise_more_steps(settings)}"
@@ -82,7 +82,7 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
     warmup = settings.warmup_epochs
     if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
         return None
-    if taught and few(plain) and not settings.settle_passes:
+    if trained_enough and few(plain) and not settings.settle_passes:
         return (
             f"The clusters are collapsing: {when}, {balanced:.3g} of {K} are in effective use "
             f"after balancing, but only {plain:.3g} without it, and predict does not balance. "
@@ -92,9 +92,9 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
         f"{when}, the loss is {record['loss']:.2f} (log K is {math.log(K):.2f}), and the entropy "
         f"of the targets is {record['teacher_entropy']:.0%} of its maximum."
     )
-    if record["teacher_entropy"] > _ALIKE:
+    if record["teacher_entropy"] > _UNLEARNED:
         return f"The fit has learned little so far: {measured} {_advise_sharper_targets(settings)}"
-    if record["loss"] > _ALIKE * math.log(K):
+    if record["loss"] > _UNLEARNED * math.log(K):
         return (
             f"The student does not follow the teacher: {measured} {_advise_learning_rate(settings)}"
         )
@@ -165,7 +165,7 @@ class CollapseMonitor:
         self._settings = settings
         self._steps_per_epoch = steps_per_epoch
         self._kept: dict[str, Any] | None = None
-        self._when = ""
+        self._kept_when = ""
         self.warned = False
 
     def keep(self, when: str) -> None:
@@ -176,7 +176,7 @@ class CollapseMonitor:
         when : str
             Time of the copy for messages, such as "after epoch 3".
         """
-        self._when = when
+        self._kept_when = when
         state = self._teacher.state_dict()
         self._kept = {name: _copy(value) for name, value in state.items()}
 
@@ -226,8 +226,8 @@ class CollapseMonitor:
         if divergence is None:
             message += f", with a loss of {loss}. {rate}"
         else:
-            named = ", ".join(map(str, rows[:_ROWS_TOLD]))
-            more = f" and {len(rows) - _ROWS_TOLD} more" if len(rows) > _ROWS_TOLD else ""
+            named = ", ".join(map(str, rows[:_ROWS_LISTED]))
+            more = f" and {len(rows) - _ROWS_LISTED} more" if len(rows) > _ROWS_LISTED else ""
             message += f", step {divergence.step + 1}, with a loss of {loss}. {rate} {divergence}"
             message += f" Rows of the batch: {named}{more}." if rows else ""
         if self._kept is None:
@@ -237,7 +237,7 @@ class CollapseMonitor:
         self._teacher.load_state_dict(self._kept)
         self.warned = True
         warn_caller(
-            f"{message} The fit stops with the weights it had {self._when}.",
+            f"{message} The fit stops with the weights it had {self._kept_when}.",
             DivergenceWarning,
         )
 

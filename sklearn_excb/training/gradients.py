@@ -12,9 +12,9 @@ from torch.amp.grad_scaler import GradScaler
 
 from sklearn_excb.training.loop import StepReport
 
-_STEPS_ASKED = 32  # steps between two checks on an accelerator, where a check has to wait
+_CHECK_EVERY = 32  # steps between two checks on an accelerator, where a check has to wait
 _LOWEST_SCALE = 2.0**-10  # scale of a float16 loss, 26 halvings below the initial one
-_STEPS_TOLD, _GRADIENTS_TOLD = 3, 3  # how many the message about a divergence lists
+_STEPS_LISTED, _GRADIENTS_LISTED = 3, 3  # how many the message about a divergence lists
 
 
 class Divergence(NamedTuple):
@@ -57,9 +57,9 @@ class Gradients:
 
     def __init__(self, student: nn.Module, scaler: GradScaler) -> None:
         self._student, self._scaler = student, scaler
-        self._every = 1 if next(student.parameters()).device.type == "cpu" else _STEPS_ASKED
-        self._seen: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=self._every + _STEPS_TOLD)
-        self._unasked = 0
+        self._every = 1 if next(student.parameters()).device.type == "cpu" else _CHECK_EVERY
+        self._seen: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=self._every + _STEPS_LISTED)
+        self._unchecked = 0
 
     def look(self, report: StepReport) -> Divergence | None:
         """Take in a step, and return the first step that was not finite, or None.
@@ -70,16 +70,16 @@ class Gradients:
         gradients = [p.grad for p in self._student.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         self._seen.append((report.step, report.outcome.loss.total, norm))
-        self._unasked += 1
-        return self.ask() if self._unasked >= self._every else None
+        self._unchecked += 1
+        return self.ask() if self._unchecked >= self._every else None
 
     def ask(self) -> Divergence | None:
         """Check the steps that have not been checked yet; wait for the device."""
-        self._unasked = 0
+        self._unchecked = 0
         steps = [(step, loss.item(), norm.item()) for step, loss, norm in self._seen]
         for i, (step, loss, norm) in enumerate(steps):
             if not (math.isfinite(loss) and (math.isfinite(norm) or self._lowers_scale())):
-                before = [norm for *_, norm in steps[:i]][-_STEPS_TOLD:]
+                before = [norm for *_, norm in steps[:i]][-_STEPS_LISTED:]
                 return Divergence(step, loss, self._largest(), before)
         return None
 
@@ -93,4 +93,4 @@ class Gradients:
             for name, parameter in self._student.named_parameters()
             if parameter.grad is not None
         ]
-        return sorted(norms, key=lambda of: (math.isfinite(of[1]), -abs(of[1])))[:_GRADIENTS_TOLD]
+        return sorted(norms, key=lambda of: (math.isfinite(of[1]), -abs(of[1])))[:_GRADIENTS_LISTED]

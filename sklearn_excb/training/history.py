@@ -30,7 +30,7 @@ MEANINGS = {  # explanations of the values of an entry, for readers of a report
     "empty_fraction_plain": "the same share by the labels of these crops without balancing",
     "empty_fraction_unsettled": "the same share by plain inference before the centroids settled",
 }
-_FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
+_OCCUPANCIES = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
 
 def filling(labels: npt.NDArray[np.int64], n_clusters: int, suffix: str = "") -> dict[str, float]:
@@ -38,7 +38,7 @@ def filling(labels: npt.NDArray[np.int64], n_clusters: int, suffix: str = "") ->
     from sklearn_excb.evaluation import cluster_occupancy
 
     occupancy = cluster_occupancy(labels, n_clusters)
-    return {name + suffix: getattr(occupancy, name) for name in _FILLINGS}
+    return {name + suffix: getattr(occupancy, name) for name in _OCCUPANCIES}
 
 
 def _of_counts(counts: Tensor, suffix: str) -> dict[str, float]:
@@ -66,7 +66,9 @@ def entry(
         Losses of the epoch, and occupancy by the labels of its views.
     """
     fillings = [
-        name + suffix for suffix in ("", "_unsettled", "_balanced", "_plain") for name in _FILLINGS
+        name + suffix
+        for suffix in ("", "_unsettled", "_balanced", "_plain")
+        for name in _OCCUPANCIES
     ]
     empty = dict.fromkeys([*_MEANS, *fillings], float("nan"))
     plain = {} if inference is None else filling(inference, n_clusters)

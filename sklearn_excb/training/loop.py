@@ -130,7 +130,7 @@ def _forward(
     return Outcome(loss, targets.labels, targets.plain_labels, entropies)
 
 
-def _joined(parts: Sequence[tuple[float, Outcome]], n_together: int, ranks: Ranks) -> Outcome:
+def _combined(parts: Sequence[tuple[float, Outcome]], n_together: int, ranks: Ranks) -> Outcome:
     """Combine the outcomes of the parts of a step on all ranks, weighted by their shares."""
     shares, found = zip(*parts, strict=True)
 
@@ -198,7 +198,7 @@ def train_step(
     scaler.update()
 
     networks.update_teacher(rates.momentum)
-    outcome = _joined(parts, batch.n_together, ranks)
+    outcome = _combined(parts, batch.n_together, ranks)
     balanced = settings.count_labels == "balanced"
     balancing.update(outcome.labels if balanced else outcome.plain_labels)
     return outcome

@@ -32,8 +32,8 @@ Labels = npt.NDArray[np.int64]
 PARTS = 16  # parts of a pass; the sizes are updated after each part
 _WINDOW = 4 * PARTS  # window of the sizes, in parts: four passes
 _SAME = 1e-3  # mean squared distance below which projections count as the same
-_A_CLUSTER_KEPT = 4  # samples per cluster that must have been kept of a stream
-_FEWEST, _A_CLUSTER = 500_000, 20  # images to settle on: in all, or per cluster if that is more
+_KEPT_PER_CLUSTER = 4  # samples per cluster that a stream needs to have kept
+_MOST_IMAGES, _MOST_PER_CLUSTER = 500_000, 20  # most images: in all, or per cluster if more
 
 
 class Settled(NamedTuple):
@@ -53,13 +53,13 @@ class Settled(NamedTuple):
 
 def settling_sample(n_samples: int, n_clusters: int) -> npt.NDArray[np.int64]:
     """Return indices of the images to settle on: all, or 500,000, or 20 per cluster if more."""
-    most = max(_FEWEST, _A_CLUSTER * n_clusters)
+    most = max(_MOST_IMAGES, _MOST_PER_CLUSTER * n_clusters)
     return np.linspace(0, n_samples - 1, min(n_samples, most)).round().astype(np.int64)
 
 
 def enough_to_settle(settings: Settings, n_samples: int) -> bool:
     """Whether a stream kept enough samples for the centroids to settle."""
-    return settings.settle_passes > 0 and n_samples >= _A_CLUSTER_KEPT * settings.K
+    return settings.settle_passes > 0 and n_samples >= _KEPT_PER_CLUSTER * settings.K
 
 
 def are_distinct(rows: FloatRows, ranks: Ranks = ALONE) -> bool:
