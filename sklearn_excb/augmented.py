@@ -1,8 +1,8 @@
-"""Embeddings of augmented images, by a fitted estimator: what linear evaluation trains on.
+"""Embeddings of augmented images by a fitted estimator, as training data of a linear probe.
 
-The published protocol shows the frozen network a new crop of each image in every epoch, perhaps
-mirrored, and nothing else of the views that trained it. What is drawn is a function of (seed,
-epoch, row), as in a fit.
+The published protocol of linear evaluation shows the frozen network a new crop of each image in
+every epoch, perhaps mirrored, without the other augmentations of training. The crop is a function
+of (seed, epoch, row), as in a fit.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ class AugmentedViews:
     _batches: ViewBatches
 
     def __call__(self, epoch: int, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Embed a fresh view of some images.
+        """Embed a new view of some images.
 
         Parameters
         ----------
         epoch : int
-            From 0; another epoch is another view.
+            Number of the epoch, from 0. Each epoch has its own views.
         rows : array-like of shape (m,), int
-            Places of the images in the data set, in any order.
+            Indices of the images in the data set, in any order.
 
         Returns
         -------
         ndarray of shape (m, d), float32
-            NaN for images that are skipped.
+            Embeddings of the views; NaN for images that were skipped.
         """
-        places = np.asarray(rows, dtype=np.int64)
-        if not len(places):
+        indices = np.asarray(rows, dtype=np.int64)
+        if not len(indices):
             return np.empty((0, self._n_features), np.float32)
-        size = min(self._batches.batch_size, len(places))
+        size = min(self._batches.batch_size, len(indices))
         batches = replace(self._batches, batch_size=size)
         self._teacher.to(batches.device)
-        padded = np.empty((len(places) + -len(places) % size, self._n_features), np.float32)
-        embed(self._teacher, _views(batches, epoch, places), self._embedding, out=padded)
-        out = padded[: len(places)]
+        padded = np.empty((len(indices) + -len(indices) % size, self._n_features), np.float32)
+        embed(self._teacher, _views(batches, epoch, indices), self._embedding, out=padded)
+        out = padded[: len(indices)]
         skipped = [image.index for image in skipped_of(batches.source)]
-        out[np.isin(places, skipped)] = np.nan
+        out[np.isin(indices, skipped)] = np.nan
         return out
 
 
-@torch.inference_mode(False)  # the threads that write to the memory made here are in none
+@torch.inference_mode(False)  # threads outside of inference mode write to the memory made here
 def _views(batches: ViewBatches, epoch: int, rows: npt.NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the views of a batch, (B, c, size, size)."""
+    """Yield the views of each batch, (B, c, size, size)."""
     for batch in batches.of_rows(epoch, rows):
         yield batch.groups[0]
 
@@ -88,23 +88,24 @@ def augmented_views(
     Parameters
     ----------
     estimator : ExCBEstimator
-        Fitted on images. Its ``embedding`` says what the embeddings are: "backbone" for probes.
+        Estimator fitted on images. Its parameter ``embedding`` chooses the kind of embeddings; use
+        "backbone" for probes.
     X : array, tensor, list, path or data set
         Images, as in :meth:`ExCBEstimator.fit`. They are opened here and read in every epoch.
     smallest_area : float, default=0.08
-        Crops take a share of the image's area that is uniform from here to 1, in (0, 1], at an
-        aspect ratio between 3 : 4 and 4 : 3. The published share is .08.
+        Smallest share of the image's area that a crop takes, in (0, 1]. The share is uniform from
+        here to 1, and the aspect ratio lies between 3 : 4 and 4 : 3. The published share is .08.
     flip : float, optional
-        Probability that a view is mirrored, in [0, 1]. Default is that of the fit, which mirrors
-        half of the images with three channels and no others.
+        Probability that a view is mirrored, in [0, 1]. The default is the probability of the fit,
+        by default .5 for images with three channels and 0 for others.
     random_state : int, default=0
-        Seed of the draws.
+        Seed of all random draws.
 
     Returns
     -------
     AugmentedViews
-        ``views(epoch, rows)`` gives the embeddings (len(rows), d). It holds the images and the
-        network, and computes when it is called.
+        Callable; ``views(epoch, rows)`` returns embeddings (len(rows), d). It holds the images and
+        the network, and computes when it is called.
 
     Raises
     ------
@@ -124,15 +125,17 @@ def augmented_views(
     """
     check_is_fitted(estimator)
     if not 0 < smallest_area <= 1:
-        raise ValueError(f"smallest_area={smallest_area!r}, needed a share of the area in (0, 1].")
+        raise ValueError(
+            f"smallest_area={smallest_area!r} cannot be used: it must be a number in (0, 1]."
+        )
     if flip is not None and not 0 <= flip <= 1:
-        raise ValueError(f"flip={flip!r}, needed a probability in [0, 1].")
+        raise ValueError(f"flip={flip!r} cannot be used: it must be a probability in [0, 1].")
     source = open_samples(estimator, X, fitting=False)
     fitted = estimator._fitted
     if isinstance(source, Rows):
         raise ValueError(
-            "X holds 2-D rows, and augmented views are of images: probe rows as they are, without "
-            "views."
+            "X holds 2-D rows, but augmented views need images. Train the probe on the rows "
+            "themselves."
         )
     own = cast(ViewRecipe, fitted.recipe)
     recipe = replace(

@@ -1,4 +1,4 @@
-"""The balancing operator and the measured cluster sizes, for use outside a fit."""
+"""The balancing operator and the measurement of cluster sizes, for use outside a fit."""
 
 from sklearn_excb.method.balancing import ClusterSizes, affine_form, balance
 

@@ -1,9 +1,9 @@
-"""Results for more samples than one run wants to take: one array in a file, a chunk at a time.
+"""Results for large collections, written to one file chunk by chunk, so that a run can resume.
 
-Beside ``x.npy`` lie ``x.npy.json``, what it is a result of, and, as long as rows are missing,
-``x.npy.chunks``, a byte for each chunk that is there. A chunk's rows are on the disk before its
-byte is: whatever is killed, the same call goes on with what is missing. Processes need not know
-of each other, nor be as many as before.
+The file ``x.npy.json`` beside ``x.npy`` describes the samples and the estimator of the results.
+While chunks are missing, ``x.npy.chunks`` has one byte per chunk, which says whether the chunk is
+done. The rows of a chunk reach the disk before its byte does. After a kill, the same call therefore
+resumes with the missing chunks. Processes need not know of each other, and their number may change.
 """
 
 from __future__ import annotations
@@ -28,34 +28,37 @@ from sklearn_excb.runtime.rendezvous import Place, place_of
 
 Of = Literal["transform", "predict"]
 
-_MISSING, _THERE = b"\0", b"\1"
-_SECONDS = 300.0  # for another process to make the files
+_MISSING, _DONE = b"\0", b"\1"
+_SECONDS = 300.0  # timeout for another process to create the files
 
 
 class BulkResults:
-    """A file of results that is filled chunk by chunk, perhaps by several processes.
+    """File of results that one or several processes fill chunk by chunk.
 
     Parameters
     ----------
     excb : ExCBEstimator
-        Fitted; it is not changed.
+        Fitted estimator; it does not change.
     X : folder, archive, list, array or map-style data set
-        What can be indexed.
+        Samples that can be indexed.
     path : str or path-like
-        The file, which should end in ".npy". It is made, or gone on with.
+        Path of the file, which should end in ".npy". An unfinished file of the same results is
+        resumed.
     of : {"transform", "predict"}, default="transform"
-        Rows (n_samples, d) of float32, what ``embedding`` names, or labels (n_samples,) of int64.
+        Kind of the results: embeddings (n_samples, d) of float32, of the kind that ``embedding``
+        names, or labels (n_samples,) of int64.
     chunk : int, default=4096
-        Samples between two states of the files; a multiple of 256 keeps results those of
-        ``transform`` to the bit.
+        Number of samples per chunk. With a multiple of 256, results equal those of ``transform`` to
+        the bit.
 
     Raises
     ------
     ValueError
-        If ``chunk`` is no integer above 0, or X can only be iterated; or if the file is of other
-        samples, another estimator or another ``embedding``, saying which.
+        If ``chunk`` is not an integer above 0, if X can only be iterated, or if the file holds
+        results of other samples, another estimator or another ``embedding``. The message names the
+        difference.
     FileExistsError
-        If the file is there and nothing says what it is a result of.
+        If the file exists without a description of its results.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class BulkResults:
         chunk: int = 4096,
     ) -> None:
         if not isinstance(chunk, Integral) or chunk < 1:
-            raise ValueError(f"chunk={chunk!r} cannot be used: it must be an integer from 1 up.")
+            raise ValueError(f"chunk={chunk!r} cannot be used: it must be an integer >= 1.")
         self._excb = excb
         self._of: Of = of
         self._source = excb._open_indexed(X)
@@ -92,29 +95,30 @@ class BulkResults:
         return self.path.with_name(self.path.name + ending)
 
     def _begin(self) -> None:
-        """Make the files, or see that they are of the same results."""
+        """Create the files, or check that existing files belong to the same results."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         about = self._beside(".json")
         with FileLock(self._beside(".lock"), timeout=_SECONDS):
-            underway = self._beside(".chunks").exists()  # asked first: it goes once all is done
+            underway = self._beside(".chunks").exists()  # read first: the last process removes it
             if about.exists():
                 before = json.loads(about.read_text())
                 done = before.pop("done", False)
                 if found := _differences(before, self._about):
                     raise ValueError(
                         f"{self.path} holds other results: {'; '.join(found)}. Choose another "
-                        "file, or remove it and those beside it."
+                        f"file, or remove this one and the files named {self.path.name}.* beside "
+                        "it."
                     )
                 if self.path.exists() and (underway or done):
                     return
             elif self.path.exists() and not underway:
                 raise FileExistsError(
-                    f"{self.path} is there, and no {about.name} that says what it is a result of: "
-                    "choose another file, or remove it."
+                    f"{self.path} exists, but there is no {about.name} that describes its "
+                    "results. Choose another file, or remove this one."
                 )
             with output_files.replacing(
                 self._beside(".chunks")
-            ) as beside:  # first: what follows is ours then
+            ) as beside:  # first, to mark the files that follow as unfinished
                 beside.write_bytes(_MISSING * self.n_chunks)
             with output_files.replacing(self.path) as beside:
                 np.lib.format.open_memmap(
@@ -125,36 +129,36 @@ class BulkResults:
 
     @property
     def n_chunks(self) -> int:
-        """Chunks of all samples."""
+        """Number of chunks of all samples."""
         return -(-self._shape[0] // self._chunk)
 
     def missing(self) -> list[int]:
-        """Chunks that nobody has done yet.
+        """Return the chunks that no process has done yet.
 
         Returns
         -------
         list of int
-            Their numbers, in [0, ``n_chunks``).
+            Numbers of the missing chunks, in [0, ``n_chunks``).
         """
         try:
             done = self._beside(".chunks").read_bytes()
-        except FileNotFoundError:  # the last one takes it away
+        except FileNotFoundError:  # the process that did the last chunk removed it
             return []
         return [chunk for chunk in range(self.n_chunks) if done[chunk : chunk + 1] == _MISSING]
 
     def do(self, chunk: int) -> None:
-        """Find the results of a chunk, write them, and say that they are there.
+        """Compute the results of a chunk, write them, and mark the chunk as done.
 
         Parameters
         ----------
         chunk : int
-            Its number, in [0, ``n_chunks``).
+            Number of the chunk, in [0, ``n_chunks``).
         """
         rows = np.arange(chunk * self._chunk, min((chunk + 1) * self._chunk, self._shape[0]))
         results, skipped = self._excb._results_of(self._source, rows, self._of)
         if skipped:
             with open(self._beside(".skipped.jsonl"), "a") as file:
-                # a line that a kill has torn ends where the next begins
+                # every record begins a new line, so a line cut short by a kill spoils no other
                 file.write("".join(f"\n{json.dumps(image._asdict())}" for image in skipped))
         with open(self.path, "r+b") as file:
             file.seek(self._first_byte() + int(rows[0]) * results[:1].nbytes)
@@ -162,20 +166,20 @@ class BulkResults:
             _to_disk(file)
         with open(self._beside(".chunks"), "r+b") as file:
             file.seek(chunk)
-            file.write(_THERE)
+            file.write(_DONE)
             _to_disk(file)
 
     def _first_byte(self) -> int:
-        """Place in the file at which the array begins."""
+        """Return the offset in the file at which the array begins."""
         return np.load(self.path, mmap_mode="r").offset
 
     def finish(self) -> bool:
-        """Take away what is only needed on the way, if nothing is missing.
+        """Remove the auxiliary files, if no chunk is missing.
 
         Returns
         -------
         bool
-            Whether nothing is.
+            Whether all chunks are done.
         """
         if self.missing():
             return False
@@ -188,15 +192,15 @@ class BulkResults:
         return True
 
     def _put_in_order(self, skipped: Path) -> None:
-        """Leave one whole line an image: a chunk that was broken off has written some twice."""
+        """Keep one complete line per skipped image; a chunk done twice wrote some lines twice."""
         results = np.load(self.path, mmap_mode="r")
         lines = {}
         for line in skipped.read_text().splitlines():
-            with suppress(ValueError):  # torn, or empty
+            with suppress(ValueError):  # the line is empty, or was cut short
                 index = json.loads(line)["index"]
                 result = results[index]
                 left_out = result == -1 if self._of == "predict" else np.isnan(result)
-                if left_out.all():  # not so where a second try could read it
+                if left_out.all():  # False if a second attempt could read the image
                     lines[index] = line
         with output_files.replacing(skipped) as beside:
             beside.write_text("".join(f"{lines[index]}\n" for index in sorted(lines)))
@@ -211,35 +215,36 @@ def write_results(
     chunk: int = 4096,
     verbose: bool = False,
 ) -> npt.NDArray[Any]:
-    """Write the embeddings or labels of a large collection to one file, from where it stopped.
+    """Write the embeddings or labels of a large collection to one file; resume if interrupted.
 
-    Under torchrun or srun each process does its share of the chunks, on its own GPU.
+    Under torchrun or srun, each process does its share of the chunks on its own GPU.
 
     Parameters
     ----------
     excb : ExCBEstimator
-        Fitted.
+        Fitted estimator.
     X : array, tensor, list, path or data set
-        Anything that can be indexed.
+        Samples that can be indexed.
     path : str or path-like
-        Of the file, an ``.npy``; others with more at the end of their names lie beside it.
+        Path of the ``.npy`` file. The names of auxiliary files beside it begin with its name.
     of : {"transform", "predict"}, default="transform"
-        Embeddings or labels.
+        Kind of the results: embeddings or labels.
     chunk : int, default=4096
-        Samples that are written, or lost, together.
+        Number of samples that are written together. An interruption loses at most one chunk per
+        process.
     verbose : bool, default=False
         Whether the first process shows a progress bar.
 
     Returns
     -------
     ndarray
-        The file, mapped into memory, read-only. Where other processes are not through yet, rows
-        of theirs are still 0: see ``x.npy.chunks``.
+        Read-only memory map of the file. While other processes still run, rows of their missing
+        chunks are 0; see ``x.npy.chunks``.
 
     Raises
     ------
     ValueError, FileExistsError
-        As :class:`BulkResults`.
+        If the file or the parameters cannot be used; see :class:`BulkResults`.
     """
     place = place_of(os.environ) or Place(0, 1, 0, "")
     if torch.cuda.is_available() and place.count > 1:
@@ -259,7 +264,7 @@ def _to_disk(file: Any) -> None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """How two results differ in what they are of, in words."""
+    """Describe in words how the descriptions of two results differ."""
     of_X = [f"of X, {text}" for text in changes(before["X"], now["X"])]
     others = changes(before | {"X": ""}, now | {"X": ""})
-    return ["the estimator is another" if "estimator" in text else text for text in others] + of_X
+    return ["the estimator differs" if "estimator" in text else text for text in others] + of_X

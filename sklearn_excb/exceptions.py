@@ -1,4 +1,4 @@
-"""What the library raises and warns of, each with a name of its own, to catch or to filter."""
+"""Exceptions and warnings of sklearn_excb. Each has a class of its own to catch or to filter."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from sklearn.exceptions import ConvergenceWarning
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it and says why."""
+    """An image cannot be used. The message names the image and gives the reason."""
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written: cut short, or changed since."""
+    """A file is damaged: it was cut short, or changed after it was written."""
 
 
 class PretrainedWeightsError(OSError):
-    """The pretrained weights of a backbone cannot be had."""
+    """The pretrained weights of a backbone are not available, or do not fit the backbone."""
 
 
 class RankError(RuntimeError):
-    """Another process of the fit has failed, or is not at the same fit."""
+    """Another process of a distributed fit has failed, or runs a different fit."""
 
 
 class DivergedError(FloatingPointError):
@@ -27,43 +27,43 @@ class DivergedError(FloatingPointError):
     Attributes
     ----------
     rows : list of int
-        Of the batch in which it showed; empty where that is not known.
+        Rows of X in the batch that diverged; empty if they are not known.
     """
 
-    rows: list[int] = []  # noqa: RUF012 - replaced, never changed
+    rows: list[int] = []  # noqa: RUF012 - instances replace this list and never change it
 
 
 class CollapseWarning(ConvergenceWarning):
-    """Clusters collapse, or nothing is learned; with the parameter to change."""
+    """Clusters collapse, or the network learns nothing. The message names what to change."""
 
 
 class DivergenceWarning(ConvergenceWarning):
-    """A training diverged; the fit ended with its last sound epoch."""
+    """A training diverged. The fit ended with its last sound epoch."""
 
 
 class DurationWarning(UserWarning):
-    """A fit will take more than an hour on this machine's CPU."""
+    """A fit will take more than an hour on the CPU of this machine."""
 
 
 class MemoryWarning(UserWarning):
-    """The device has less memory left than a fit is estimated to take."""
+    """The device has less free memory than the estimate for a fit."""
 
 
 class DeviceWarning(UserWarning):
-    """The device asked for is not there, and inference goes on with the CPU."""
+    """The requested device is not available, and inference continues on the CPU."""
 
 
 class SkippedImageWarning(UserWarning):
-    """Images could not be used and were skipped."""
+    """Images that cannot be used were skipped."""
 
 
 class UnreadPicturesWarning(UserWarning):
-    """A folder holds pictures of kinds that are not read, such as HEIC."""
+    """A folder holds pictures in formats that the library does not read, such as HEIC."""
 
 
 class CheckpointWarning(UserWarning):
-    """A state of a run could not be written or read, or is not gone on with as it was."""
+    """A checkpoint could not be written or read, or cannot be resumed exactly as it was."""
 
 
 class StreamEndError(ValueError):
-    """A stream has ended and gives nothing when it is iterated again."""
+    """A stream has ended and yields nothing when it is iterated again."""

@@ -122,9 +122,9 @@ def test_a_probe_trains_on_augmented_views(excb, images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"smallest_area": 0.0}, r"smallest_area=0.0, needed a share of the area in \(0, 1\]"),
+        ({"smallest_area": 0.0}, r"smallest_area=0.0 .* must be a number in \(0, 1\]"),
         ({"smallest_area": 1.5}, "smallest_area=1.5"),
-        ({"flip": -0.1}, r"flip=-0.1, needed a probability"),
+        ({"flip": -0.1}, r"flip=-0.1 .* a probability in"),
         ({"X": np.ones((4, 3))}, "X holds 2-D rows"),
     ],
 )
@@ -137,5 +137,5 @@ def test_bad_input_is_explained(excb, images, changes, message):
 def test_rows_have_no_augmented_views():
     rows = np.random.default_rng(0).normal(size=(40, 5))
     excb = ExCBEstimator(K=3, epochs=0, random_state=0).fit(rows)
-    with pytest.raises(ValueError, match="augmented views are of images"):
+    with pytest.raises(ValueError, match="augmented views need images"):
         augmented_views(excb, rows)

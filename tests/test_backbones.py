@@ -98,9 +98,9 @@ def test_unknown_names_are_told_what_is_near(name, message):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Conv2d(3, 8, 3), r"must map images .* gave \(2, 8, 62, 62\).*nn\.Flatten"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(10, 4)), r"cannot take .*\(2, 3, 64, 64\)"),
-        (nn.Flatten(), r"gives \[12288, 3072\] features .*AdaptiveAvgPool2d"),
+        (nn.Conv2d(3, 8, 3), r"must map images .* to \(2, 8, 62, 62\).*nn\.Flatten"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(10, 4)), r"fails on .*\(2, 3, 64, 64\)"),
+        (nn.Flatten(), r"returns \[12288, 3072\] features .*AdaptiveAvgPool2d"),
     ],
 )
 def test_modules_that_do_not_fit_say_what_is_needed(module, message):

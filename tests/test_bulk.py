@@ -107,7 +107,7 @@ def test_other_results_are_not_mixed_in(fitted, tmp_path):
     before = file.read_bytes()
     other = ExCBEstimator(**(SMALL | {"random_state": 1})).fit(DIGITS)
     for excb, X, more, message in (
-        (other, DIGITS, {}, "the estimator is another"),
+        (other, DIGITS, {}, "the estimator differs"),
         (fitted, DIGITS[:80], {}, "of X, n_samples was 90, now 80"),
         (fitted, DIGITS[::-1], {}, "of X, contents changed"),
         (fitted, DIGITS, {"of": "predict"}, "of was 'transform', now 'predict'"),
@@ -117,7 +117,7 @@ def test_other_results_are_not_mixed_in(fitted, tmp_path):
             write_results(excb, X, file, **({"chunk": 40} | more))
     assert file.read_bytes() == before
     np.save(tmp_path / "theirs.npy", np.ones(3))
-    with pytest.raises(FileExistsError, match="says what it is a result of"):
+    with pytest.raises(FileExistsError, match="that describes its results"):
         write_results(fitted, DIGITS, tmp_path / "theirs.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), np.ones(3))
 
@@ -165,7 +165,7 @@ def test_what_was_lost_is_done_again(lost, all_done, fitted, tmp_path):
 
 @pytest.mark.parametrize("chunk", [0, -5, 2.5])
 def test_a_chunk_that_is_none(chunk, fitted, tmp_path):
-    with pytest.raises(ValueError, match=r"chunk=.* an integer from 1 up"):
+    with pytest.raises(ValueError, match=r"chunk=.* an integer >= 1"):
         write_results(fitted, DIGITS, tmp_path / "x.npy", chunk=chunk)
     assert not list(tmp_path.iterdir())
 

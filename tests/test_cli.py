@@ -48,7 +48,7 @@ def test_fit_then_predict(photos, tmp_path, capsys):
     groups = [int(row["label"]) for row in csv.DictReader(table.read_text().splitlines())]
     assert groups == ExCBEstimator.load(run).predict(photos, n_clusters=2).tolist()
     assert main(["predict", str(run), str(photos), "--n-clusters", "4"]) == 2
-    assert "n_clusters=4 needs to be an integer from 1 to K=3" in capsys.readouterr().err
+    assert "n_clusters=4 must be an integer from 1 to K=3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -200,11 +200,11 @@ def test_cuts_are_nested_and_numbered_by_the_lowest_leaf():
 @pytest.mark.parametrize(
     ("centroids", "sizes", "message"),
     [
-        (np.zeros((3, 2)), [1, 1], r"shape \(3, 2\) and sizes \(2,\)"),
-        (np.zeros(3), [1, 1, 1], r"needed \(K, D\) and \(K,\)"),
+        (np.zeros((3, 2)), [1, 1], r"shape \(3, 2\) and sizes have shape \(2,\)"),
+        (np.zeros(3), [1, 1, 1], r"must have shapes \(K, D\) and \(K,\)"),
         ([[np.nan], [1]], [1, 1], "NaN or infinity"),
-        (np.zeros((2, 2)), [0, 0], "one above"),
-        (np.zeros((2, 2)), [-1, 1], "at least 0"),
+        (np.zeros((2, 2)), [0, 0], "one must be above 0"),
+        (np.zeros((2, 2)), [-1, 1], "must not be negative"),
     ],
 )
 def test_bad_arrays_are_explained(centroids, sizes, message):

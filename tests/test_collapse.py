@@ -63,14 +63,18 @@ def test_healthy_epochs_pass(record):
     ("record", "parameters", "said"),
     [
         ({"effective_clusters_balanced": 30.0}, {}, "after balancing. Raise size_momentum"),
-        ({"effective_clusters_balanced": 30.0}, {"balancing": "centering"}, 'set "linear"'),
+        (
+            {"effective_clusters_balanced": 30.0},
+            {"balancing": "centering"},
+            'Set balancing="linear"',
+        ),
         ({"effective_clusters_balanced": 30.0}, {"count_labels": "plain"}, '"balanced"'),
         (
             {"effective_clusters_plain": 30.0},
             {"settle_passes": 0},
-            "as predict is, 30 are .* Train longer",
+            "only 30 without it, .* Train longer",
         ),
-        ({"effective_clusters_plain": 30.0}, {"balancing": "sinkhorn"}, 'set "linear"'),
+        ({"effective_clusters_plain": 30.0}, {"balancing": "sinkhorn"}, '="linear"'),
         ({"effective_clusters": 9.0, "empty_fraction": 0.8}, {}, "80% are empty. Train longer"),
         ({"loss": math.log(74)}, {}, "does not follow the teacher: .* Train longer"),
         ({"loss": 9.0}, {"learning_rate": 1.0}, 'Set learning_rate="auto", 0.075 here'),

@@ -354,7 +354,7 @@ def test_images_with_five_channels():
     [
         (
             {"K": 500},
-            r"K=500 exceeds n_samples=120: each cluster needs at least one image. Lower K",
+            r"K=500 exceeds n_samples=120, .* needs at least one sample. Lower K",
         ),
         ({"K": 1}, r"K=1 cannot be used: it must be 'auto' or an integer >= 2"),
         ({"K": 2.5}, r"K=2.5 cannot be used"),
@@ -362,7 +362,7 @@ def test_images_with_five_channels():
         ({"epochs": -1}, r"epochs=-1"),
         ({"teacher_temperature": 0.0}, r"a number in \(0, inf\)"),
         ({"size_momentum": 1.0}, r"a number in \[0, 1\)"),
-        ({"weight_decay": -0.1}, r"or two: the first and the last"),
+        ({"weight_decay": -0.1}, r"or a pair of them: the first and the last"),
         ({"balancing": "cubic"}, r"one of 'linear', 'exponential'"),
         ({"embedding": "logits"}, r"one of 'projection', 'backbone', 'similarity'"),
         ({"optimizer": "lars"}, r"'auto' or one of 'sgd', 'adamw'"),
@@ -370,7 +370,7 @@ def test_images_with_five_channels():
         ({"device": "cud"}, r"Unknown device 'cud'. Did you mean 'cuda'"),
         ({"device": "gpu"}, r"Unknown device 'gpu'. Did you mean 'cuda'"),
         ({"device": "cpu:3"}, r"'cpu:3' is not on this machine"),
-        ({"image_size": 224}, r"images are smaller than the crop. Lower image_size to 32"),
+        ({"image_size": 224}, r"more than four times. Lower image_size to 32"),
         ({"image_size": 32, "local_size": 40}, r"local_size=40 exceeds image_size=32"),
     ],
 )
@@ -460,7 +460,7 @@ def test_one_thing_is_not_a_collection():
     with pytest.raises(ValueError, match="empty"):
         small().fit({})
     for one in (IMAGES[:1], [picture]):
-        with pytest.raises(ValueError, match="X holds one sample, and clusters need two"):
+        with pytest.raises(ValueError, match="X holds one sample, but clustering needs"):
             ExCBEstimator().fit(one)
 
 
@@ -500,7 +500,7 @@ def test_progress_is_shown_only_when_asked(capfd):
 def test_columns_that_are_no_numbers_are_named():
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=list("abc"))
     named = rows.assign(name="x", when=pd.Timestamp("2026-01-01"))
-    with pytest.raises(ValueError, match=r"no numbers: name, when\. Leave them out"):
+    with pytest.raises(ValueError, match=r"not numeric: name, when\. Leave them out"):
         ExCBEstimator(K=4, epochs=1).fit(named)
     excb = ExCBEstimator(K=4, epochs=1, random_state=0).fit(named.drop(columns=["name", "when"]))
     assert list(excb.feature_names_in_) == ["a", "b", "c"]
@@ -520,7 +520,7 @@ class PolarsTable:
 
 
 def test_columns_of_other_tables_are_named_too():
-    with pytest.raises(ValueError, match="no numbers: Name"):
+    with pytest.raises(ValueError, match="not numeric: Name"):
         check_columns(PolarsTable())
 
 

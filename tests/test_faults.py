@@ -172,7 +172,7 @@ def test_a_divergence_names_the_rows_and_the_gradients():
     assert len(set(rows)) == 16
     assert max(rows) < 60
     assert f"Rows of the batch: {', '.join(map(str, rows))}." in said
-    assert "norms of all in the steps before" in said
+    assert "Gradient norms in the previous steps" in said
     assert 1 <= step <= 3
     assert not hasattr(excb, "labels_")
 

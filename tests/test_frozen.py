@@ -214,10 +214,10 @@ def test_memory_and_time_are_told_with_the_features():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"backbone": "resnet18"}, "would keep the random weights"),
-        ({"compile": True}, "trains none"),
-        ({"flip": 0.5}, "views are those of features"),
-        ({"local_size": 16}, "views are those of features"),
+        ({"backbone": "resnet18"}, "would freeze the random weights"),
+        ({"compile": True}, "does not train the backbone"),
+        ({"flip": 0.5}, "makes views of features"),
+        ({"local_size": 16}, "makes views of features"),
         ({"steps_per_epoch": 3}, "features of a stream are not kept"),
     ],
 )

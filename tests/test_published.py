@@ -290,7 +290,7 @@ def test_a_vit_by_its_tensors_or_by_its_arguments(patch, tmp_path):
         excb = read(checkpoint | {"teacher": teacher, "args": args}, tmp_path)
         assert (excb.backbone, excb.image_size) == (expected, 224)
     wrong = argparse.Namespace(arch="vit_base", patch_size=patch)
-    with pytest.raises(ValueError, match=r"does not fit vit_base_patch.*another shape: backbone"):
+    with pytest.raises(ValueError, match=r"do not fit vit_base_patch.*another shape: backbone"):
         read(checkpoint | {"teacher": teacher, "args": wrong}, tmp_path)
 
 
@@ -360,9 +360,9 @@ ALONE_WRONG = {
         {"bn1.bias": torch.ones(3)},
         r"another shape: bn1\.bias \(3,\), needed \(64,\)\.$",
     ),
-    "no tensor": ({"epoch": 7}, "epoch of its network are not finite numbers"),
+    "no tensor": ({"epoch": 7}, "do not hold finite numbers: epoch"),
     "no stages": ({"layer1.0.conv1.weight": None, "layer1.0.bn1.weight": None}, "missing: layer1"),
-    "another network": ({"layer4.2.conv1.weight": torch.ones(1)}, "unknown architecture"),
+    "another network": ({"layer4.2.conv1.weight": torch.ones(1)}, "architecture is unknown"),
 }
 
 
@@ -681,14 +681,14 @@ def changed(checkpoint, name, tensor):
 GAIN, DIRECTIONS = "classifier.centroid_layer.weight_g", "classifier.centroid_layer.weight_v"
 PROJECTOR = "classifier.projector.mlp."
 WRONG = {
-    "a list": (lambda c: [c], "it holds a list, needed a dict"),
-    "a tensor": (lambda c: torch.zeros(3), "it holds a Tensor, needed a dict"),
+    "a list": (lambda c: [c], "the file holds a list, but must hold a dict"),
+    "a tensor": (lambda c: torch.zeros(3), "the file holds a Tensor, but must hold a dict"),
     "no teacher": (lambda c: without(c, "teacher"), r"no entry 'teacher', but student, criterion"),
     "nothing": (lambda c: {}, "no entry 'teacher', but nothing"),
     "no tensors": (lambda c: c | {"teacher": [1, 2]}, "'teacher' holds no tensors"),
     "names": (
         lambda c: changed(c, "backbone.x", "y"),
-        r"backbone\.x of its network are not finite",
+        r"do not hold finite numbers: backbone\.x",
     ),
     "no head": (
         lambda c: (
@@ -697,14 +697,17 @@ WRONG = {
         r"neither classifier\.centroid_layer\.\* \(ExCB\) nor head\.last_layer\.\* \(DINO\), but "
         r"backbone\.conv1\.weight, .* more",
     ),
-    "no centroids": (lambda c: changed(c, DIRECTIONS, None), rf"needed are .*there is {GAIN}"),
+    "no centroids": (
+        lambda c: changed(c, DIRECTIONS, None),
+        rf"the file has {GAIN}",
+    ),
     "no projector": (
         lambda c: c | {"teacher": {n: t for n, t in c["teacher"].items() if PROJECTOR not in n}},
-        rf"projector is missing: needed are {PROJECTOR}0\.weight",
+        rf"projector is missing: {PROJECTOR}0\.weight",
     ),
     "a missing tensor": (
         lambda c: changed(c, "backbone.layer2.1.conv1.weight", None),
-        r"does not fit resnet18.*missing: backbone\.layer2\.1\.conv1\.weight\.$",
+        r"do not fit resnet18.*missing: backbone\.layer2\.1\.conv1\.weight\.$",
     ),
     "a missing bias": (
         lambda c: changed(c, PROJECTOR + "3.bias", None),
@@ -716,12 +719,12 @@ WRONG = {
     ),
     "other centroids": (
         lambda c: changed(c, DIRECTIONS, torch.ones(K, 7)),
-        r"classifier\.centroid_layer\.\* have 7 features, .*projector\.mlp\.\* gives 256\.",
+        r"classifier\.centroid_layer\.\* have 7 features, .*projector\.mlp\.\* returns 256\.",
     ),
     "as many lengths": (lambda c: changed(c, GAIN, torch.ones(K + 1, 1)), r"of shape \(12, 1\)"),
     "one centroid": (
         lambda c: changed(changed(c, GAIN, torch.ones(1, 1)), DIRECTIONS, torch.ones(1, 256)),
-        r"needed \(K, 1\) and \(K, D\) with K of at least 2",
+        r"must have \(K, 1\) and \(K, D\) with K of at least 2",
     ),
     "no direction": (lambda c: changed(c, DIRECTIONS, torch.zeros(K, 256)), "no direction"),
     "an unknown tensor": (
@@ -730,27 +733,27 @@ WRONG = {
     ),
     "another head": (
         lambda c: changed(c, "ibot_head.mlp.0.weight", torch.ones(3)),
-        r"has ibot_head\.mlp\.0\.weight, which that of ExCB has not",
+        r"networks of ExCB do not have: ibot_head\.mlp\.0\.weight",
     ),
     "NaN": (
         lambda c: changed(c, "backbone.bn1.weight", torch.full((64,), torch.nan)),
-        r"backbone\.bn1\.weight of its network are not finite numbers: the training diverged",
+        r"do not hold finite numbers: backbone\.bn1\.weight\. The training diverged",
     ),
     "complex": (
         lambda c: changed(c, "backbone.bn1.weight", torch.ones(64, dtype=torch.complex64)),
-        "not finite numbers",
+        "do not hold finite numbers",
     ),
     "sparse": (
         lambda c: changed(c, DIRECTIONS, torch.ones(K, 256).to_sparse()),
-        "not finite numbers",
+        "do not hold finite numbers",
     ),
     "an unknown name": (
         lambda c: c | {"args": argparse.Namespace(backbone="xcit_small_12_p16")},
-        r"unknown architecture, by args\.backbone='xcit_small_12_p16'\. Known are vit_tiny",
+        r"unknown, by args\.backbone='xcit_small_12_p16'\. Known architectures are vit_tiny",
     ),
     "an unknown network": (
         lambda c: without(changed(c, "backbone.layer3.2.conv1.weight", torch.ones(1)), "args"),
-        "unknown architecture, by its tensors",
+        "architecture is unknown, by the tensors",
     ),
 }
 

@@ -1,10 +1,15 @@
-"""Softmax over all centroids, a block of them at a time: no (rows, K) tensor ever exists.
+"""Softmax over all centroids, one block of clusters at a time. No (rows, K) tensor ever exists.
 
-Axes: ``rows`` are (view, image) pairs, ``K`` clusters, ``D`` dimensions, ``n`` the clusters of one
-block. Rows and centroids are unit vectors at use; logits are cosine similarities over a
-temperature. Plain matrix products in blocks (of 4 MB, or of 256 clusters) are as fast on CPUs as
-torch's fused attention in float32 and three times as fast in bfloat16 (``python -m
-benchmarks.attention``), give the log-sum-exp, and run alike on every device.
+With K = 65,536 clusters, a matrix of all similarities would take most of the memory of the loss.
+The functions here read the centroids block by block, and keep a running maximum and sum instead.
+
+Axes: ``rows`` (a row is one view of one image), ``K`` clusters, ``D`` dimensions, ``n`` clusters of
+one block. Rows and centroids are normalised to unit vectors before use. Logits are cosine
+similarities divided by a temperature.
+
+Plain matrix products in blocks (of 4 MB, or of 256 clusters) are as fast on CPUs as torch's fused
+attention in float32, and three times as fast in bfloat16 (``python -m benchmarks.attention``). They
+also give the log-sum-exp, and run alike on every device.
 """
 
 from __future__ import annotations
@@ -16,19 +21,20 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**20  # elements of a (rows, n) block: 4 MB of float32
-_LEAST_WIDTH = 256  # below it the products themselves get slow
+_LEAST_WIDTH = 256  # clusters of a block; products with fewer are slow
 _MOST_WIDTH = 2048  # keeps a block of centroids, (n, D), small as well
-_SHORTEST = 1e-12  # as in torch.nn.functional.normalize
+_SHORTEST = 1e-12  # lower bound of a norm, as in torch.nn.functional.normalize
 
 
 class Attended(NamedTuple):
-    """Softmax of rows over the centroids, known by its normaliser and its mean.
+    """Result of :func:`attend`.
 
     Attributes
     ----------
     log_sum_exp : Tensor of shape (rows,)
+        Logarithm of the normaliser of the softmax.
     mean : Tensor of shape (rows, D)
-        ``softmax(logits) @ centroids``.
+        Mean centroid under the softmax, ``softmax(logits) @ centroids``.
     """
 
     log_sum_exp: Tensor
@@ -36,19 +42,19 @@ class Attended(NamedTuple):
 
 
 def blocks(n_clusters: int, n_rows: int) -> Iterator[slice]:
-    """Cut K clusters into blocks whose (rows, n) stay small; the last one may be shorter."""
+    """Cut K clusters into blocks of n such that (rows, n) stays small; the last may be shorter."""
     width = min(max(_BLOCK // max(n_rows, 1), _LEAST_WIDTH), _MOST_WIDTH)
     for first in range(0, n_clusters, width):
         yield slice(first, min(first + width, n_clusters))
 
 
 def lengths(centroids: Tensor) -> Tensor:
-    """Euclidean norms of the centroids, (K,), by which they are divided to be unit vectors."""
+    """Return the Euclidean norms (K,) of the centroids, as divisors that are never 0."""
     return torch.linalg.vector_norm(centroids, dim=-1).clamp_(min=_SHORTEST)
 
 
 def put_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out = a @ b``; the factors may be of a shorter dtype than ``out``."""
+    """Compute ``out = a @ b``; the factors may have a shorter dtype than ``out``."""
     if out.dtype == a.dtype:
         torch.mm(a, b, out=out)
     else:
@@ -56,7 +62,7 @@ def put_product(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``; the factors may be of a shorter dtype than ``total``."""
+    """Compute ``total += a @ b``; the factors may have a shorter dtype than ``total``."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:
@@ -64,12 +70,12 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class RunningSoftmax:
-    """Normaliser of a softmax whose logits come block by block: their running maximum and sum.
+    """Normaliser of a softmax whose logits come block by block: a running maximum and sum.
 
     Parameters
     ----------
     rows : Tensor of shape (rows, D)
-        Whose dtype and device the sums take.
+        Rows of the softmax. The sums take their dtype and device.
     """
 
     def __init__(self, rows: Tensor) -> None:
@@ -77,14 +83,21 @@ class RunningSoftmax:
         self.total = rows.new_zeros(len(rows))  # (rows,), sum of exp(logits - peak)
 
     def add(self, logits: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a block of logits, (rows, n), which is overwritten, and its row maxima, (rows,).
+        """Add a block of logits.
+
+        Parameters
+        ----------
+        logits : Tensor of shape (rows, n)
+            Logits of the block; overwritten.
+        highest : Tensor of shape (rows,)
+            Largest logit of each row.
 
         Returns
         -------
         weights : Tensor of shape (rows, n)
-            exp(logits - peak), in the memory of the logits.
+            ``exp(logits - peak)``, in the memory of the logits; ``peak`` is the running maximum.
         shrink : Tensor of shape (rows,)
-            What sums over earlier blocks have to be multiplied by, as the peak has risen.
+            Factor for sums over earlier blocks, which corrects them for the new peak.
         """
         peak = torch.maximum(self._peak, highest)
         shrink = torch.exp(self._peak - peak)
@@ -94,14 +107,14 @@ class RunningSoftmax:
         return weights, shrink
 
     def log_sum_exp(self) -> Tensor:
-        """Of all the logits so far, (rows,)."""
+        """Return the log-sum-exp (rows,) of all logits so far."""
         return self._peak + self.total.log()
 
 
 class RunningArgmax:
-    """Column of the largest value of each row, of values that come block by block.
+    """Index of the largest value in each row, if columns come block by block.
 
-    The first one among equals.
+    Among equal values, the first one counts.
     """
 
     def __init__(self, rows: Tensor) -> None:
@@ -109,7 +122,7 @@ class RunningArgmax:
         self.index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
 
     def add(self, block: Tensor, first: int) -> Tensor:
-        """Take a block (rows, n) whose first column is ``first``; return its row maxima."""
+        """Add a block (rows, n) whose first column has index ``first``; return its row maxima."""
         highest, index = block.max(dim=1)
         higher = highest > self._highest
         self._highest = torch.where(higher, highest, self._highest)
@@ -125,20 +138,20 @@ def attend(
     temperature: float,
     dtype: torch.dtype,
 ) -> Attended:
-    """Attention of unit rows over the centroids, which are both its keys and its values.
+    """Compute attention of unit rows over the centroids, which are both keys and values.
 
     Parameters
     ----------
     rows : Tensor of shape (rows, D)
-        Unit vectors; maxima, sums and results take their dtype.
+        Unit vectors. Maxima, sums and results take their dtype.
     centroids : Tensor of shape (K, D)
-        Of any length; normalised here, block by block.
+        Centroids of any length; normalised here, block by block.
     lengths : Tensor of shape (K,)
-        Of the centroids.
+        Norms of the centroids, from :func:`lengths`.
     temperature : float
-        By which the cosine similarities are divided.
+        Divisor of the cosine similarities.
     dtype : torch.dtype
-        Of the matrix products and of the weights of a block.
+        Dtype of the matrix products and of the weights of a block.
     """
     queries = (rows / temperature).to(dtype)
     softmax = RunningSoftmax(rows)
@@ -152,7 +165,7 @@ def attend(
 
 
 def nearest(rows: Tensor, centroids: Tensor, gain: Tensor | None = None) -> Tensor:
-    """Index of the centroid most similar to each row, (rows,) int64; of z times gain (K,)."""
+    """Return the index (rows,) of the centroid with the largest z, or z times gain (K,)."""
     found = RunningArgmax(rows)
     scale = (1 if gain is None else gain) / lengths(centroids)
     for columns in blocks(len(centroids), len(rows)):

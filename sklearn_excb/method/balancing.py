@@ -1,7 +1,10 @@
-"""The balancing operator, its affine form, and the measure of cluster sizes.
+"""The balancing operator B(z; s), its affine form, and the measurement of cluster sizes.
 
-Axes: ``rows`` are (view, image) pairs, ``K`` clusters. ``z`` are cosine similarities in [-1, 1],
-``s`` measured sizes that sum to 1, ``r = s K`` relative sizes (1 balanced, 0 empty).
+The operator is Eq. 10 of the paper. Sec. 2 and Algorithm 1 of its supplementary discuss it.
+
+Symbols: ``z`` are cosine similarities in [-1, 1], of shape (rows, K), where a row is one view of
+one image and K is the number of clusters. ``s`` are the measured cluster sizes, with sum 1.
+``r = s K`` are relative sizes: 1 is balanced, 0 is empty.
 """
 
 from __future__ import annotations
@@ -15,78 +18,85 @@ from torch import Tensor
 Below = Literal["linear", "exponential"]
 
 
-# Under the weight of z in a fit. Without it every row gives every empty cluster exactly 1, and the
-# one with the lowest number takes them all; with it z^B = 1 - 0.001 (1 - z) there: the nearest one
-# does, with no randomness. Nothing else feels it in the linear form, whose weight is r: that falls
-# so low after seven windows of sizes without a label.
+# Lower bound of the weight of z in a fit. Without it, every row has a similarity of exactly 1 to
+# every empty cluster, and the empty cluster with the lowest index takes all the rows. With it, the
+# similarity to an empty cluster is 1 - 0.001 (1 - z), and the nearest empty cluster takes the row,
+# without randomness. Other clusters are not affected in the linear form. Their weight is r, which
+# falls this low only after seven windows of the size measurement without a label.
 TIE_FLOOR = 1e-3
 
 
 class Affine(NamedTuple):
-    """Balanced similarity of a cluster as ``scale * z + bias``; both of shape (K,)."""
+    """Balanced similarities as ``scale * z + bias``; both tensors have shape (K,)."""
 
     scale: Tensor
     bias: Tensor
 
 
 class Balancing(Protocol):
-    """What keeps the clusters from collapsing; the loss sees nothing of it but its affine map."""
+    """Interface of the methods that keep clusters from collapsing.
 
-    sees_rows: bool  # whether :meth:`see` is of any use
+    The loss uses nothing of a method but its affine map of the similarities.
+    """
+
+    sees_rows: bool  # whether the method needs calls of `see`
 
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
-        """Look at the teacher's projections (G, B, D) of a batch, before :meth:`affine`."""
+        """Take in the teacher's projections (G, B, D) of a batch, before :meth:`affine`."""
 
     def affine(self) -> Affine:
-        """Return the map of each column of the similarities, before the temperature."""
+        """Return the affine map of each column of the similarities, before the temperature."""
         ...
 
     def update(self, labels: Tensor) -> None:
-        """Look at the labels of the step, after it."""
+        """Take in the labels of a step, after the step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next steps depend on."""
+        """Return the state on which the following steps depend."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
 
 
 def relative_sizes(sizes: Tensor) -> Tensor:
-    """``r = s K``, shape (K,): 1 for a cluster of the size 1/K, 0 for an empty one."""
+    """Return ``r = s K``, shape (K,): 1 for a cluster of size 1/K, 0 for an empty cluster."""
     return sizes * sizes.shape[-1]
 
 
 def _weight_below(r: Tensor, below: Below) -> Tensor:
-    """Weight of the similarity in a cluster smaller than 1/K: 0 if empty, 1 from r = 1 on."""
+    """Return the weight of z in clusters smaller than 1/K: 0 if r = 0, and 1 from r = 1 on."""
     if below == "linear":
-        return r.clamp(max=1.0)
+        return r.clamp(max=1.0)  # 1 - relu(1 - sK) in Algorithm 1
     if below == "exponential":
-        # exp(1 - 1/r), continued by its limit 0 at r = 0: 1 / 0 is inf, exp(-inf) is 0
+        # at r = 0 this is the limit, 0: 1 / 0 is inf, and exp(-inf) is 0
         return torch.exp(1.0 - 1.0 / r.clamp(max=1.0))
     raise ValueError(f"below={below!r} is not one of {get_args(Below)}.")
 
 
 def balance(z: Tensor, sizes: Tensor, below: Below = "linear") -> Tensor:
-    """Raise similarities to small clusters, lower those to large ones: the operator B(z; s).
+    """Raise similarities to small clusters and lower those to large ones: the operator B(z; s).
 
-    [seed, section 2 and Alg. 1; METHOD.md 3]
+    This is Eq. 10 of the paper. With ``r = s K``, it first computes
+    ``1 - (1 - z) * min(r, 1)``, which raises similarities to clusters smaller than 1/K, and then
+    ``(1 + that) * min(1, 1/r) - 1``, which lowers similarities to clusters larger than 1/K.
 
     Parameters
     ----------
     z : Tensor of shape (..., K)
         Cosine similarities of rows to clusters, in [-1, 1].
     sizes : Tensor of shape (K,)
-        Measured relative frequencies of the clusters; non-negative, sum 1.
+        Measured relative frequencies of the clusters; non-negative, with sum 1.
     below : {"linear", "exponential"}, default="linear"
-        Form for clusters smaller than 1/K. "linear" is the method; "exponential" is the
-        ablation of the seed's Table 1, whose formula the seed does not print: here the weight
-        ``r`` becomes ``exp(1 - 1/r)``, which is 0 for an empty cluster and 1 at ``r = 1``.
+        Form of the operator for clusters smaller than 1/K. "linear" is the method. "exponential" is
+        the ablation in Table 1 of the supplementary, which does not print its formula. Here,
+        ``exp(1 - 1/r)`` takes the place of the weight ``r``: it is 0 for an empty cluster, and 1 at
+        ``r = 1``.
 
     Returns
     -------
     Tensor of shape (..., K)
-        Balanced similarities, in [-1, 1]: unchanged where ``s = 1/K``, 1 where ``s = 0``,
+        Balanced similarities, in [-1, 1]: unchanged where ``s = 1/K``, 1 where ``s = 0``, and
         about -1 where one cluster holds everything.
 
     Raises
@@ -100,25 +110,28 @@ def balance(z: Tensor, sizes: Tensor, below: Below = "linear") -> Tensor:
 
 
 def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 0.0) -> Affine:
-    """Write the balancing operator as an affine map of each column of z. [METHOD.md 3]
+    """Return the balancing operator as an affine map of each column of z.
 
-    Balancing then costs O(K D) on the centroids instead of O(rows K) on the similarities.
+    For a cluster with relative size ``r``, the map is ``r z + (1 - r)`` if ``r <= 1``, and
+    ``z / r + (1/r - 1)`` if ``r > 1``. It can be applied to the centroids, which costs O(K D), in
+    place of the similarities, which costs O(rows K).
 
     Parameters
     ----------
     sizes : Tensor of shape (K,)
-        As in :func:`balance`.
+        Measured cluster sizes, as in :func:`balance`.
     below : {"linear", "exponential"}, default="linear"
-        As in :func:`balance`.
+        Form for clusters smaller than 1/K, as in :func:`balance`.
     relative_floor : float, default=0.0
-        Lower bound of the weight that the similarity has in clusters smaller than 1/K, which is
-        ``r`` in the linear form. At 0 the map equals :func:`balance`, in which every empty cluster
-        gets exactly 1 from every row; a small floor lets ``z`` order them.
+        Lower bound of the weight of z in clusters smaller than 1/K; in the linear form this weight
+        is ``r``. With a floor of 0, the map equals :func:`balance`, and every row has a similarity
+        of exactly 1 to every empty cluster. A small floor lets ``z`` order the empty clusters.
 
     Returns
     -------
     Affine
-        ``scale`` and ``bias``, such that ``balance(z, sizes) == scale * z + bias``.
+        ``scale`` and ``bias`` such that ``balance(z, sizes) == scale * z + bias``, if the floor
+        is 0.
     """
     r = relative_sizes(sizes)
     weight = _weight_below(r, below).clamp(min=relative_floor)
@@ -127,32 +140,41 @@ def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 
 
 
 def count_labels(labels: Tensor, n_clusters: int) -> Tensor:
-    """Rows a cluster, (K,) int64; unlike bincount it never waits for the device."""
+    """Count the rows of each cluster, (K,) int64; unlike bincount, never wait for the device."""
     flat = labels.flatten()
     counts = torch.zeros(n_clusters, dtype=torch.int64, device=labels.device)
     return counts.index_add_(0, flat, torch.ones_like(flat))
 
 
 class ClusterSizes:
-    """Running measure of the cluster sizes: an EMA of label frequencies. [METHOD.md 4]
+    """Measured cluster sizes s: an exponential moving average (EMA) of label frequencies.
+
+    After each step, ``s <- m_s s + (1 - m_s) s_B``, where ``s_B`` are the frequencies of the labels
+    of the step, over all global views and devices.
 
     Parameters
     ----------
     n_clusters : int
-        K; every size starts at 1/K.
+        Number of clusters K. Every size starts at 1/K.
     momentum : float
-        m_s in ``s <- m_s s + (1 - m_s) s_B``, in [0, 1).
+        Momentum m_s, in [0, 1).
     below : {"linear", "exponential"}, default="linear"
-        Form of the balancing operator below 1/K.
+        Form of the balancing operator for clusters smaller than 1/K; see :func:`balance`.
     relative_floor : float, default=0.0
-        See :func:`affine_form`.
+        Lower bound of the weight of z in small clusters; see :func:`affine_form`.
     device : torch.device or str, optional
-        Where the sizes live.
+        Device of the sizes.
 
     Attributes
     ----------
     sizes : Tensor of shape (K,), float32
-        The measured sizes, sum 1. :meth:`update` is their only writer.
+        The measured sizes, with sum 1. Only :meth:`update` and :meth:`load_state_dict` write them.
+
+    Notes
+    -----
+    The window of the average holds ``G B / (1 - m_s)`` labels, 31 per cluster in the paper.
+    Algorithm 1 of the supplementary counts the labels before balancing, the authors' code counts
+    them after balancing. A fit passes labels after balancing unless ``count_labels="plain"``.
     """
 
     sees_rows = False
@@ -175,20 +197,20 @@ class ClusterSizes:
         self.sizes = torch.full((n_clusters,), 1.0 / n_clusters, dtype=torch.float32, device=device)
 
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
-        """Nothing follows from the batch but its labels.
+        """Do nothing: sizes follow from labels alone. The baselines use the projections.
 
         Parameters
         ----------
         rows : Tensor of shape (G, B, D)
-            Unit projections of the teacher; the baselines look at them.
+            Projections of the teacher.
         centroids : Tensor of shape (K, D)
-            The teacher's.
+            Centroids of the teacher.
         temperature : float
-            tau_t.
+            Temperature tau_t.
         """
 
     def affine(self) -> Affine:
-        """Return the balancing operator at the present sizes, as an affine map of each column.
+        """Return the balancing operator for the current sizes, as an affine map of each column.
 
         Returns
         -------
@@ -204,7 +226,7 @@ class ClusterSizes:
         Parameters
         ----------
         labels : Tensor of any shape, int64
-            Hard labels of all the teacher's global views of the step, in [0, K).
+            Hard labels that the teacher gives to all global views of the step, in [0, K).
         """
         batch_sizes = count_labels(labels, self.n_clusters).to(self.sizes.dtype) / labels.numel()
         self.sizes.mul_(self.momentum).add_(batch_sizes, alpha=1.0 - self.momentum)
@@ -216,16 +238,16 @@ class ClusterSizes:
         Returns
         -------
         dict
-            "sizes", a Tensor of shape (K,), float32, not copied.
+            "sizes", a float32 tensor of shape (K,). It is not a copy.
         """
         return {"sizes": self.sizes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from sizes measured before.
+        """Restore sizes that were measured before.
 
         Parameters
         ----------
         state : mapping
-            Of :meth:`state_dict`, for as many clusters.
+            Result of :meth:`state_dict` for the same number of clusters.
         """
         self.sizes.copy_(state["sizes"])

@@ -1,8 +1,8 @@
-"""What others do in the place of balancing by size: centering (DINO), Sinkhorn-Knopp (SwAV).
+"""Baselines in place of balancing by size: centering (DINO) and Sinkhorn-Knopp (SwAV).
 
-Both are affine maps of each column of the similarities too, so they take the place of
-:class:`sklearn_excb.method.balancing.ClusterSizes` with nothing else changed, and never make
-(rows, K).
+Both are affine maps of each column of the similarities, like the balancing operator. They replace
+:class:`sklearn_excb.method.balancing.ClusterSizes` while everything else stays the same. They never
+make a tensor of shape (rows, K).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sklearn_excb.method.balancing import Affine
 
 
 class NoBalancing:
-    """Targets as the similarities are.
+    """No balancing: the identity map of the similarities.
 
     Parameters
     ----------
     n_clusters : int
-        K.
+        Number of clusters K.
     device : torch.device or str, optional
-        Of the map.
+        Device of the map.
     """
 
     sees_rows = False
@@ -36,38 +36,38 @@ class NoBalancing:
         self._bias = torch.zeros(n_clusters, device=device)
 
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
-        """Nothing follows from the batch."""
+        """Do nothing; some subclasses use the projections."""
 
     def affine(self) -> Affine:
-        """Return the map: the identity, unless a subclass has a bias."""
+        """Return the map: the identity, unless a subclass sets a bias."""
         return Affine(self._scale, self._bias)
 
     def update(self, labels: Tensor) -> None:
-        """Nothing follows from the labels."""
+        """Do nothing; some subclasses update their map."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the bias between two steps."""
+        """Return the bias."""
         return {"bias": self._bias}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a bias."""
+        """Restore the bias that :meth:`state_dict` returned."""
         self._bias = state["bias"].to(self._bias)
 
 
 class Centering(NoBalancing):
-    """Subtract a running mean of the similarities to each cluster, as DINO does.
+    """Centering: subtract a running mean from the similarities to each cluster, as DINO does.
 
-    From M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021,
+    See M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021,
     Algorithm 1.
 
     Parameters
     ----------
     n_clusters : int
-        K.
+        Number of clusters K.
     momentum : float, default=0.9
-        Of the running mean; the published value.
+        Momentum of the running mean. The default is the published value.
     device : torch.device or str, optional
-        Of the mean.
+        Device of the mean.
     """
 
     sees_rows = True
@@ -85,38 +85,39 @@ class Centering(NoBalancing):
 
     @torch.no_grad()
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
-        """Add up the similarities of a batch, or of a part of it, for the next step."""
+        """Add the similarities of a batch, or of a part of it, to the sums for the next step."""
         rows = F.normalize(rows.to(centroids.dtype), dim=-1).flatten(0, -2)
         self._sum += F.normalize(centroids, dim=-1) @ rows.sum(dim=0)
         self._n_rows += len(rows)
 
     @torch.no_grad()
     def update(self, labels: Tensor) -> None:
-        """Move the mean towards that of the step."""
+        """Move the running mean towards the mean of the step."""
         mean = self._sum / self._n_rows
         self._bias = self.momentum * self._bias - (1 - self.momentum) * mean
         self._sum, self._n_rows = torch.zeros_like(mean), 0
 
 
 class Sinkhorn(NoBalancing):
-    """Assign every batch to equal clusters, by Sinkhorn-Knopp, as SwAV does.
+    """Sinkhorn-Knopp: assign the rows of a batch to clusters of equal size, as SwAV does.
 
-    From M. Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster
-    Assignments", NeurIPS 2020. The scaling of the columns is the exponential of a bias, and that of
-    the rows is the softmax. Where a batch has few rows a cluster, those of earlier batches take
-    part, as in SwAV's queue.
+    See M. Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster
+    Assignments", NeurIPS 2020. The algorithm scales rows and columns of exp(z / tau_t) in turn. The
+    scaling of a column is the exponential of a bias, and the scaling of the rows is the softmax. If
+    a batch has few rows per cluster, rows of earlier batches take part, as in SwAV's queue.
 
     Parameters
     ----------
     n_clusters : int
-        K.
+        Number of clusters K.
     n_iterations : int, default=3
-        The published value.
+        Number of iterations. The default is the published value.
     rows_a_cluster : float, default=1.5
-        As many rows times K take part, once they have been seen. SwAV: 4,096 for 3,000, of each
-        view apart. A step takes time in proportion to K squared.
+        Number of rows per cluster that take part, as soon as enough rows have been seen. SwAV uses
+        4,096 rows for 3,000 clusters, separately for each view. The time of a step is proportional
+        to K squared.
     device : torch.device or str, optional
-        Of the map.
+        Device of the map.
     """
 
     sees_rows = True
@@ -136,7 +137,7 @@ class Sinkhorn(NoBalancing):
 
     @torch.no_grad()
     def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
-        """Find the scaling of the columns for a batch, or for a part of it."""
+        """Compute the scaling of the columns for a batch, or for a part of it."""
         rows = F.normalize(rows.to(centroids.dtype), dim=-1).flatten(0, -2)
         queue = rows[:0] if self._queue is None else self._queue
         taking_part = torch.cat([rows, queue[: max(0, self._n_rows - len(rows))]])
@@ -149,7 +150,7 @@ class Sinkhorn(NoBalancing):
         return {**super().state_dict(), "queue": self._queue}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a bias and queue."""
+        """Restore the bias and the queue that :meth:`state_dict` returned."""
         super().load_state_dict(state)
         queue = state["queue"]
         self._queue = None if queue is None else queue.to(self._bias)
@@ -158,19 +159,20 @@ class Sinkhorn(NoBalancing):
 def _column_scaling(
     rows: Tensor, centroids: Tensor, temperature: float, n_iterations: int
 ) -> Tensor:
-    """Logarithms (K,) of what makes the columns of exp(z / temperature) sum to the same.
+    """Return log factors (K,) that give the columns of exp(z / temperature) equal sums.
 
-    Columns and rows by turns; the last rows are left to the softmax.
+    Sinkhorn-Knopp scales columns and rows in turn. The last scaling of the rows is left out, since
+    the softmax does it.
     """
     unit = F.normalize(centroids, dim=-1)
-    of_rows = rows.new_zeros(len(rows))  # logarithms of their scaling
-    of_columns = rows.new_zeros(len(unit))
+    log_row_scale = rows.new_zeros(len(rows))
+    log_column_scale = rows.new_zeros(len(unit))
     for _ in range(n_iterations):
         sums = RunningSoftmax(rows)
         for columns in blocks(len(unit), len(rows)):
             logits = (rows @ unit[columns].T).div_(temperature)  # (rows, n)
-            of_columns[columns] = -torch.logsumexp(logits + of_rows[:, None], dim=0)
-            logits += of_columns[columns]
+            log_column_scale[columns] = -torch.logsumexp(logits + log_row_scale[:, None], dim=0)
+            logits += log_column_scale[columns]
             sums.add(logits, logits.amax(dim=1))
-        of_rows = -sums.log_sum_exp()
-    return of_columns - of_columns.mean()
+        log_row_scale = -sums.log_sum_exp()
+    return log_column_scale - log_column_scale.mean()

@@ -1,4 +1,4 @@
-"""How sure teacher and student are: what a fit is watched by, and no part of its loss."""
+"""Entropies of the assignments of teacher and student, to monitor a fit. Not in the paper."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ def mean_entropies(
     temperature: float,
     n_images: int = 16,
 ) -> Tensor:
-    """Mean entropy of what the teacher and the student say of global views, (2,), over log K.
+    """Return the mean entropies of teacher and student on global views, divided by log K.
 
-    1 is saying nothing, 0 being certain. Of the first images of a batch only: an epoch's mean needs
-    no more.
+    1 means that all clusters are equally likely, 0 that the assignment is certain. The mean is over
+    the first images of a batch, which is enough for the mean of an epoch.
 
     Parameters
     ----------
     targets : Targets
-        Of the batch.
+        Targets of the batch.
     projections : Tensor of shape (V, B, D)
-        The student's, global views first; normalised here.
+        Projections of the student, global views first; normalised here.
     centroids : Tensor of shape (K, D)
-        The student's.
+        Centroids of the student.
     temperature : float
-        tau_s.
+        Temperature tau_s of the student.
     n_images : int, default=16
-        How many, at the most.
+        Largest number of images to use.
+
+    Returns
+    -------
+    Tensor of shape (2,)
+        Entropy of the teacher's probabilities p_t and of the student's, both in [0, 1].
     """
     few = targets._replace(
         log_sum_exp=targets.log_sum_exp[:, :n_images], rows=targets.rows[:, :n_images]

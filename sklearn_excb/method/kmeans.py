@@ -1,4 +1,7 @@
-"""Start of the centroids: spherical k-means on the teacher's projections. [METHOD.md 6]"""
+"""Spherical k-means on the teacher's projections, from which the centroids start.
+
+The authors' code starts this way, with 50 iterations on the projections of up to 500,000 images.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ from sklearn_excb.method.attention import nearest
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.runtime.transfers import to_device
 
-N_ITERATIONS = 50  # as in the authors' release
+N_ITERATIONS = 50  # as in the authors' code
 CPU = torch.device("cpu")
-_AT_ONCE = 2**16  # rows on an accelerator
-_FEWEST, _A_CLUSTER = 500_000, 2  # rows that are clustered: as many, or as many a cluster
+_AT_ONCE = 2**16  # rows per block on an accelerator
+_MOST_ROWS, _MOST_PER_CLUSTER = 500_000, 2  # most rows to cluster: in all, or per cluster if more
 FloatRows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 
 class CentroidStart(NamedTuple):
-    """Where the centroids start.
+    """Centroids at the start of training.
 
     Attributes
     ----------
     unit : ndarray of shape (K, D)
-        Unit means: the teacher's start.
+        Normalised means of the clusters, for the teacher.
     means : ndarray of shape (K, D)
-        Means of the unit rows of each cluster, not normalised: the student's start.
+        Means of the unit rows of each cluster, not normalised, for the student.
     """
 
     unit: FloatRows
@@ -36,12 +39,12 @@ class CentroidStart(NamedTuple):
 
 
 def most_start_rows(n_clusters: int) -> int:
-    """Samples, if there are as many, that the centroids start from: 500,000, or two a cluster."""
-    return max(_FEWEST, _A_CLUSTER * n_clusters)
+    """Return the largest number of samples to cluster: 500,000, or two per cluster if more."""
+    return max(_MOST_ROWS, _MOST_PER_CLUSTER * n_clusters)
 
 
 def unit_rows(rows: FloatRows) -> FloatRows:
-    """Rows of length 1; a row of zeros stays one."""
+    """Normalise rows to length 1; a row of zeros stays a row of zeros."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.maximum(norms, 1e-12)).astype(np.float32, copy=False)
 
@@ -49,7 +52,7 @@ def unit_rows(rows: FloatRows) -> FloatRows:
 def cluster_means(
     rows: FloatRows, labels: Indices, n_clusters: int, ranks: Ranks = ALONE
 ) -> FloatRows:
-    """Mean of the rows of each cluster, of all ranks; 0 for an empty one."""
+    """Return the mean of the rows of each cluster over all ranks; 0 for an empty cluster."""
     from scipy.sparse import csr_matrix
 
     n = len(rows)
@@ -69,28 +72,28 @@ def spherical_kmeans(
     places: Indices | None = None,
     device: torch.device = CPU,
 ) -> CentroidStart:
-    """Cluster unit vectors by cosine similarity, from K random rows, leaving no cluster empty.
+    """Cluster unit vectors by cosine similarity, starting from K random rows.
 
-    A cluster that loses its last row takes over the row that is least similar to its own
-    centroid, as scikit-learn's KMeans does. (The release lets it lie and starts all over until
-    no cluster is empty, which need not end.)
+    No cluster stays empty. A cluster that loses its last row takes over the row that is least
+    similar to its own centroid, as in scikit-learn's KMeans. (The authors' code keeps the centroid
+    of an empty cluster and restarts until no cluster is empty, which need not end.)
 
     Parameters
     ----------
     rows : ndarray of shape (n, D), float32
-        Projections of any length; n >= n_clusters. Each rank has its share.
+        Projections of any length, with n >= n_clusters. Each rank has its share.
     n_clusters : int
-        K.
+        Number of clusters K.
     seed : int
-        Seed of the choice of the first rows.
+        Seed of the choice of the first centroids.
     n_iterations : int, default=50
-        At the most; it stops when no label changes.
+        Largest number of iterations. The loop stops when no label changes.
     ranks : Ranks, default=ALONE
-        Those that cluster together.
+        Ranks that cluster together.
     places : ndarray of shape (n,), int64, optional
-        Of this rank's rows among those of all.
+        Indices of the rows of this rank among the rows of all ranks.
     device : torch.device, default=CPU
-        Where rows are compared with centroids.
+        Device that compares rows with centroids.
 
     Returns
     -------
@@ -106,9 +109,9 @@ def spherical_kmeans(
     for _ in range(n_iterations):
         new, similarity = nearest_centroids(rows, centroids, device)
         counts = _counts(new, n_clusters, ranks)
-        if not counts.all():  # which rows take their places all have to see
-            of_all = (ranks.placed(of, places, n_rows) for of in (new, similarity))
-            new = _fill_empty(*of_all, counts)[places]
+        if not counts.all():  # the choice of rows for empty clusters needs the rows of all ranks
+            of_all_ranks = (ranks.placed(of, places, n_rows) for of in (new, similarity))
+            new = _fill_empty(*of_all_ranks, counts)[places]
         if not ranks.any(not np.array_equal(new, labels))[0]:
             break
         labels = new
@@ -120,7 +123,7 @@ def spherical_kmeans(
 def nearest_centroids(
     rows: FloatRows, centroids: FloatRows, device: torch.device
 ) -> tuple[Indices, FloatRows]:
-    """Most similar centroid of each row, and how similar it is."""
+    """Return the index of the most similar centroid of each row, and its similarity."""
     if device.type == "cpu":
         from sklearn_excb.evaluation import nearest_neighbors
 
@@ -145,12 +148,12 @@ def _in_blocks(
 
 
 def _counts(labels: Indices, n_clusters: int, ranks: Ranks) -> Indices:
-    """Rows a cluster, of all ranks."""
+    """Count the rows of each cluster over all ranks."""
     return ranks.sum_array(np.bincount(labels, minlength=n_clusters))
 
 
 def _chosen(rows: FloatRows, places: Indices, wanted: Indices, ranks: Ranks) -> FloatRows:
-    """Rows at some places among those of all ranks, in their order."""
+    """Return the rows with the wanted indices among the rows of all ranks, in this order."""
     order = np.argsort(places)
     at = np.minimum(np.searchsorted(places, wanted, sorter=order), len(rows) - 1)
     here = places[order[at]] == wanted
@@ -160,7 +163,7 @@ def _chosen(rows: FloatRows, places: Indices, wanted: Indices, ranks: Ranks) -> 
 
 
 def _fill_empty(labels: Indices, similarity: npt.NDArray[np.float32], counts: Indices) -> Indices:
-    """Give each empty cluster the worst placed row of a cluster that has more than one."""
+    """Give each empty cluster the worst-fitting row of a cluster that has several rows."""
     counts, empty = counts.copy(), np.flatnonzero(counts == 0)
     worst = iter(np.argsort(similarity, kind="stable"))
     for cluster in empty:

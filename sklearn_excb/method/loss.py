@@ -1,13 +1,22 @@
-"""The view-pair cross-entropy of ExCB, as attention over the centroids. [seed, Alg. 1; METHOD.md 5]
+"""The loss of ExCB over pairs of views, computed as attention over the centroids.
+
+This is the loss of Algorithm 1 in the paper's supplementary. The teacher assigns each global view v
+of an image to the clusters, with probabilities ``p_t = softmax(z^B / tau_t)``. The student sees all
+views u, and gives similarities from the projector h and from the predictor g. Each half of the loss
+is a mean cross-entropy over pairs (v, u), and the half of h skips the pairs of a global view with
+itself. (The listing omits the minus sign of the cross-entropy and the mean over v.)
+
+Cross-entropy is linear in its target. Let t be the sum of the m targets of a student row x, and C
+the unit centroids. Then the loss of the row is
+
+    loss(x) = m logsumexp(x C^T / tau_s) - x . (t C) / tau_s,
+
+and t C is attention over the centroids with the teacher's rows as queries. Both terms and their
+gradients are computed over blocks of clusters. No tensor of shape (rows, K) is ever made, neither
+in the forward nor in the backward pass.
 
 Axes: ``G`` global views, ``V = G + L`` all views (global first), ``B`` images, ``K`` clusters,
-``D`` dimensions, ``n`` the clusters of one block. Cross-entropy is linear in its target, so with
-the sum t of the m targets that a student row x meets, and unit centroids C,
-
-    loss(x) = m logsumexp(x C^T / tau_s) - x . (t C) / tau_s.
-
-Both terms are taken over blocks of clusters, and the gradients with them: nothing of shape
-(rows, K) is ever made, let alone kept for the backward pass.
+``D`` dimensions, ``n`` clusters of one block. A row is one view of one image.
 """
 
 from __future__ import annotations
@@ -33,23 +42,24 @@ from sklearn_excb.method.balancing import Affine
 
 
 class Targets(NamedTuple):
-    """What the teacher says of a batch: its labels, and its probabilities block by block.
+    """Targets of the teacher for a batch: labels, and probabilities block by block.
 
     Attributes
     ----------
     labels : Tensor of shape (G, B), int64
-        argmax of z^B, the similarities after balancing.
+        Labels after balancing, argmax of z^B.
     plain_labels : Tensor of shape (G, B), int64
-        argmax of z, the similarities before balancing.
+        Labels before balancing, argmax of z.
     log_sum_exp : Tensor of shape (G, B)
-        Of z^B / tau_t over the clusters.
+        Log-sum-exp of the logits z^B / tau_t over the clusters.
     rows : Tensor of shape (G, B, D)
-        The teacher's unit projections.
+        Unit projections of the teacher.
     centroids : Tensor of shape (K, D)
-        The teacher's, of any length: not a copy, so the targets hold until the teacher changes.
+        Centroids of the teacher, of any length. They are not a copy, so the targets are valid until
+        the teacher changes.
     affine : Affine
-        From inner products with these centroids to logits z^B / tau_t: the balancing operator
-        over the lengths of the centroids and the temperature.
+        Map from inner products with these centroids to the logits z^B / tau_t. It is the balancing
+        operator divided by the temperature, with the norms of the centroids in its scale.
     """
 
     labels: Tensor
@@ -60,14 +70,14 @@ class Targets(NamedTuple):
     affine: Affine
 
     def probabilities(self, columns: slice) -> Tensor:
-        """Return p_t = softmax(z^B / tau_t) of a block of clusters, (G * B, n)."""
+        """Return p_t = softmax(z^B / tau_t) for a block of clusters, (G * B, n)."""
         products = self.rows.flatten(0, 1) @ self.centroids[columns].T
         logits = _to_logits(products, self.affine, columns)
         return logits.sub_(self.log_sum_exp.flatten()[:, None]).exp_()
 
 
 class Loss(NamedTuple):
-    """The loss and its two halves, scalars: ``total = (projector + predictor) / 2``."""
+    """Loss and its two halves as scalars: ``total = (projector + predictor) / 2``."""
 
     total: Tensor
     projector: Tensor
@@ -75,7 +85,7 @@ class Loss(NamedTuple):
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 if it is."""
+    """Return the tensor in float32; float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -84,7 +94,7 @@ def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def _product_dtype(rows: Tensor) -> torch.dtype:
-    """Dtype of the student's matrix products: autocast's, where that is on."""
+    """Return the dtype of the student's matrix products: that of autocast, if it is enabled."""
     device = rows.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -92,7 +102,7 @@ def _product_dtype(rows: Tensor) -> torch.dtype:
 
 
 def _to_logits(block: Tensor, affine: Affine, columns: slice) -> Tensor:
-    """Map a block of similarities, or of inner products, in place."""
+    """Map a block of similarities, or of inner products, to logits in place."""
     return block.mul_(affine.scale[columns]).add_(affine.bias[columns])
 
 
@@ -100,25 +110,26 @@ def _to_logits(block: Tensor, affine: Affine, columns: slice) -> Tensor:
 def teacher_targets(
     projections: Tensor, centroids: Tensor, affine: Affine, *, temperature: float
 ) -> Targets:
-    """Balance the teacher's similarities: labels, and all that its probabilities take.
+    """Compute the teacher's balanced targets for a batch.
 
-    In float32 also under autocast: bfloat16 similarities would move labels, hence sizes.
+    The computation is in float32, also under autocast. Similarities in bfloat16 would change labels
+    and thus the measured sizes.
 
     Parameters
     ----------
     projections : Tensor of shape (G, B, D)
-        Teacher projections of the global views; normalised here.
+        Projections of the global views by the teacher; normalised here.
     centroids : Tensor of shape (K, D)
-        Teacher centroids; normalised here.
+        Centroids of the teacher; normalised here.
     affine : Affine
-        The balancing operator of this step.
+        Balancing operator of this step.
     temperature : float
-        tau_t.
+        Temperature tau_t of the teacher.
 
     Returns
     -------
     Targets
-        Labels of shape (G, B), int64, in [0, K), and what the loss needs of the probabilities.
+        Labels in [0, K), and everything that the loss needs to compute the probabilities.
     """
     shape = projections.shape[:2]
     logits_of = Affine(affine.scale / temperature, affine.bias / temperature)
@@ -143,15 +154,15 @@ def teacher_targets(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Both halves of the loss of unit rows; their gradients are ready when the values are."""
+    """Both halves of the loss for unit rows. The forward pass computes the gradients too."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        h: Tensor,  # (V, B, D) unit projections; the first H views take part
+        h: Tensor,  # (V, B, D) unit projections, of which the loss uses the first H views
         g: Tensor,  # (V, B, D) unit predictions
         centroids: Tensor,  # (K, D), of any length
-        n_projected: int,  # H
+        n_projected: int,  # H = V, or G without the local views
         targets: Targets,
         temperature: float,
         dtype: torch.dtype,
@@ -159,20 +170,18 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         (n_global, n_images), n_views, H = targets.labels.shape, len(g), n_projected
         pairs_h, pairs_g = n_global * (H - 1), n_global * n_views
-        weight_h = 1 / (pairs_h * n_images) if pairs_h else 0.0  # of a pair of rows
+        weight_h = 1 / (pairs_h * n_images) if pairs_h else 0.0  # weight of a pair of rows
         x = torch.cat([h[:H], g])  # (H + V, B, D)
         weight = x.new_full((len(x), 1), 1 / (pairs_g * n_images))
         weight[:H] = weight_h
-        n_met = x.new_full((len(x), 1), n_global)  # targets that a row meets
-        n_met[:n_global] -= 1  # not that of the same view, in h
+        n_targets = x.new_full((len(x), 1), n_global)  # m of each row
+        n_targets[:n_global] -= 1  # h of a global view skips the target of the same view
 
-        of_centroids = lengths(centroids)
-        attended = attend(
-            x.flatten(0, 1), centroids, of_centroids, temperature=temperature, dtype=dtype
-        )
+        norms = lengths(centroids)
+        attended = attend(x.flatten(0, 1), centroids, norms, temperature=temperature, dtype=dtype)
         log_sum_exp, mean = (part.unflatten(0, x.shape[:2]) for part in attended)
 
-        rows = h[:n_global]  # of these alone the gradient reaches the centroids
+        rows = h[:n_global]  # only through these does the gradient reach the centroids
         means, d_centroids = _through_centroids(
             targets,
             rows.flatten(0, 1),
@@ -181,17 +190,17 @@ class _CrossEntropy(torch.autograd.Function):
             away=(n_global - 1) * rows.flatten(0, 1),
             weight=weight_h / temperature,
             centroids=centroids,
-            lengths=of_centroids,
+            lengths=norms,
             temperature=temperature,
             dtype=dtype,
             memory=memory,
         )
         means = means.unflatten(0, rows.shape[:2])  # (G, B, D)
-        met = means.sum(dim=0).repeat(len(x), 1, 1)  # (H + V, B, D), t C
-        met[:n_global] -= means
+        t_C = means.sum(dim=0).repeat(len(x), 1, 1)  # (H + V, B, D), t C of each row
+        t_C[:n_global] -= means
 
-        loss = weight * (n_met * log_sum_exp - (x * met).sum(dim=-1) / temperature)
-        d_x = (n_met[:, :, None] * mean - met) * (weight[:, :, None] / temperature)
+        loss = weight * (n_targets * log_sum_exp - (x * t_C).sum(dim=-1) / temperature)
+        d_x = (n_targets[:, :, None] * mean - t_C) * (weight[:, :, None] / temperature)
         ctx.gradients = F.pad(d_x[:H], [0, 0, 0, 0, 0, len(h) - H]), d_x[H:], d_centroids
         return loss[:H].sum(), loss[H:].sum()
 
@@ -199,9 +208,11 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_h: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("A loss goes through one backward pass: compute it again.")
+            raise RuntimeError(
+                "The loss supports one backward pass only. Compute it again for another one."
+            )
         d_h, d_g, d_centroids = ctx.gradients
-        ctx.gradients = None  # scaled in place below
+        ctx.gradients = None  # they are scaled in place below
         return (
             d_h * grad_h,
             d_g * grad_g,
@@ -215,8 +226,8 @@ def _through_centroids(
     rows: Tensor,  # (G * B, D)
     log_sum_exp: Tensor,  # (G * B,)
     *,
-    towards: Tensor,  # (G * B, D), what the teacher's probabilities multiply
-    away: Tensor,  # (G * B, D), what the student's multiply
+    towards: Tensor,  # (G * B, D), factor of the teacher's probabilities
+    away: Tensor,  # (G * B, D), factor of the student's probabilities
     weight: float,
     centroids: Tensor,
     lengths: Tensor,
@@ -224,11 +235,12 @@ def _through_centroids(
     dtype: torch.dtype,
     memory: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Means p_t C of the teacher's rows, (G * B, D), and the gradient of the centroids, (K, D).
+    """Return the means p_t C of the teacher's rows, (G * B, D), and d loss / d centroids, (K, D).
 
-    The gradient of unit centroids is (p_t^T towards + p_s^T away) weight; of raw ones, that without
-    its part along the centroid, over the centroid's length. The weight, tiny in large batches,
-    comes last: float16 products would lose it.
+    The gradient with respect to unit centroids is ``(p_t^T towards + p_s^T away) * weight``. The
+    gradient with respect to the raw centroids is its part orthogonal to the centroid, divided by
+    the centroid's norm. The weight is tiny in large batches. It is multiplied last, since float16
+    products would lose it.
     """
     means = torch.zeros_like(rows)
     gradient = torch.empty_like(centroids) if memory is None else memory
@@ -251,14 +263,14 @@ def _through_centroids(
 def _check_memory(memory: Tensor, centroids: Tensor) -> None:
     if centroids.is_leaf and memory is centroids.grad:
         raise ValueError(
-            "gradient_memory is centroids.grad, to which the backward pass would add itself. Set "
-            "centroids.grad to None before."
+            "gradient_memory is centroids.grad, to which the backward pass adds the gradient. Set "
+            "centroids.grad to None first."
         )
     wanted = _full(centroids[:0]).dtype
     if memory.shape != centroids.shape or memory.dtype != wanted:
         raise ValueError(
-            f"gradient_memory is {memory.dtype} of shape {tuple(memory.shape)}, but the centroids' "
-            f"gradient is {wanted} of shape {tuple(centroids.shape)}."
+            f"gradient_memory is {memory.dtype} of shape {tuple(memory.shape)}, but the gradient "
+            f"of the centroids is {wanted} of shape {tuple(centroids.shape)}."
         )
 
 
@@ -272,41 +284,47 @@ def excb_loss(
     local_in_projector_loss: bool = True,
     gradient_memory: Tensor | None = None,
 ) -> Loss:
-    """Cross-entropy of the student's views under the teacher's targets. [METHOD.md 5]
+    """Compute the cross-entropy of the student's views under the teacher's targets.
 
-    The gradient reaches the centroids only through the projections of global views; local views
-    and predictions see them detached [seed, Alg. 2]. Beyond its arguments it takes the gradients
-    themselves, a few (rows, D) and a block of similarities. Gradients come with the values, so one
-    loss can go through one backward pass. Under autocast the student's matrix products run in its
-    dtype; sums, log-sum-exps and the teacher stay in float32.
+    This is the loss of Algorithm 1 in the paper's supplementary. As in Algorithm 2, the gradient
+    reaches the centroids only through the projections of global views. Local views and predictions
+    see detached centroids.
 
     Parameters
     ----------
     targets : Targets
-        Of the same batch; G global views.
+        Targets of the same batch, from :func:`teacher_targets`.
     projections, predictions : Tensors of shape (V, B, D)
-        The student's h and g outputs for all views, global views first; normalised here.
+        Outputs of the student's h and g for all views, global views first; normalised here.
     centroids : Tensor of shape (K, D)
-        The student's centroids, raw rows; normalised here.
+        Raw centroids of the student; normalised here.
     temperature : float
-        tau_s.
+        Temperature tau_s of the student.
     local_in_projector_loss : bool, default=True
-        Whether local views take part in the projector's half of the loss.
+        Whether local views take part in the projector's half of the loss. Algorithm 1 includes
+        them, the authors' code leaves them out.
     gradient_memory : Tensor of shape (K, D), optional
-        Overwritten by the gradient of the centroids, like one of an earlier step that nobody
-        needs any more: touching new memory of that size is slow. Float32, or the centroids' own
-        float64; not their ``grad`` of now.
+        Memory for the gradient of the centroids, such as an old gradient that is no longer needed;
+        overwritten. Writing to new memory of this size is slow. The dtype is float32, or float64 if
+        the centroids are float64. It must not be the current ``centroids.grad``.
 
     Returns
     -------
     Loss
-        ``projector`` is the mean over the G (G + L - 1) pairs that are not one and the same global
-        view, ``predictor`` the mean over all G (G + L) pairs. A half without pairs is 0.
+        ``projector`` is the mean over the G (G + L - 1) pairs without those of a global view with
+        itself. ``predictor`` is the mean over all G (G + L) pairs. A half without pairs is 0.
 
     Raises
     ------
     ValueError
         If ``gradient_memory`` cannot take the gradient.
+
+    Notes
+    -----
+    The function needs memory for the gradients, a few tensors of shape (rows, D) and a block of
+    similarities. It computes the gradients with the values, so the loss supports one backward pass.
+    Under autocast, the student's matrix products run in the dtype of autocast. Sums, log-sum-exps
+    and the teacher stay in float32.
     """
     if gradient_memory is not None:
         _check_memory(gradient_memory, centroids)

@@ -1,4 +1,8 @@
-"""Schedules: pure functions of a position in the run. [METHOD.md 6]"""
+"""Schedules of the learning rate and other hyperparameters, as functions of the position in a run.
+
+The published recipes use a linear warm-up and a cosine for the learning rate, and cosines for the
+weight decay, the teacher's momentum and the smallest area of global crops.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import math
 
 
 def cosine(start: float, end: float, position: float) -> float:
-    """Value of a half cosine from ``start`` at position 0 to ``end`` at position 1."""
+    """Return the value of a half cosine from ``start`` at position 0 to ``end`` at position 1."""
     position = min(max(position, 0.0), 1.0)
     return end + (start - end) * (1 + math.cos(math.pi * position)) / 2
 
@@ -14,16 +18,16 @@ def cosine(start: float, end: float, position: float) -> float:
 def warmup_cosine(
     peak: float, end: float, step: int, *, warmup_steps: int, total_steps: int
 ) -> float:
-    """Linear from 0 to ``peak`` over the warm-up, then a cosine to ``end`` over the rest.
+    """Return a value that rises linearly from 0 to ``peak``, then falls to ``end`` by cosine.
 
     Parameters
     ----------
     peak, end : float
-        Value at the end of the warm-up, and at ``total_steps``.
+        Value at the end of the warm-up, and value at ``total_steps``.
     step : int
-        Steps taken so far, from 0.
+        Number of steps taken so far.
     warmup_steps, total_steps : int
-        Lengths in steps.
+        Number of steps of the warm-up, and of the whole run.
     """
     if step < warmup_steps:
         return peak * step / warmup_steps

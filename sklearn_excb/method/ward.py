@@ -1,11 +1,13 @@
-"""Ward's method from clusters with sizes: exact, in the memory of the centroids.
+"""Ward's method for clusters with sizes: the exact tree, with memory for the centroids only.
 
-Two clusters that are nearest to each other are joined in the tree of always joining the closest
-pair, whatever happens elsewhere, since a union is no nearer to others than the nearer of its parts
-was [1]_. So many pairs are joined at a time, found by following chains of nearest neighbours, each
-by products with all centroids, block by block.
+Ward's method always joins the closest pair of clusters. Two clusters that are nearest to each other
+end up joined whatever happens elsewhere, since a union is no nearer to other clusters than the
+nearer of its parts was [1]_. The code can therefore join many pairs at a time. It finds them by
+following chains of nearest neighbours, and finds neighbours by products with all centroids, block
+by block.
 
-Axes: ``K`` leaves; ``D`` dimensions; ``rows`` clusters whose nearest is wanted; ``edges`` pairs.
+Axes: ``K`` leaves; ``D`` dimensions; ``rows`` clusters that need their nearest neighbour; ``edges``
+pairs of clusters.
 
 References
 ----------
@@ -23,43 +25,43 @@ Linkage = npt.NDArray[np.float64]  # (K - 1, 4), as in scipy.cluster.hierarchy
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_MOST_ROWS = 1024  # clusters whose nearest is looked for together
-_FEWEST_ROWS = 8  # reading the centroids takes most of the time up to here
-_FEWEST_DISTANCES = 2**16  # what takes as long as asking for it
-_BLOCK = 2**19  # distances at once: they stay in the cache
+_MOST_ROWS = 1024  # most clusters per search for nearest neighbours
+_FEWEST_ROWS = 8  # for fewer clusters, reading the centroids takes most of the time
+_FEWEST_DISTANCES = 2**16  # for fewer distances, the overhead of a search takes most of the time
+_BLOCK = 2**19  # distances per block, which stay in the cache
 _DOUBLES_UP_TO = 16_384  # clusters; more are compared in single precision, in half the time
-_SLOW_GRAPH = 0.01  # of the clusters joined in a round: the graph is given up
+_SLOW_GRAPH = 0.01  # if a round joins a smaller share of the clusters, the graph is given up
 
 
 class Merging:
-    """Clusters while they are merged.
+    """State of the clusters during merging.
 
-    A cluster keeps a slot, a union that of the lower of its two, so slots stay in the order of
-    lowest leaves. ``nearest`` of a slot is -1 where it is not known. Once known it holds until
-    that neighbour is joined to another: unions of others are no nearer than the nearer of their
-    parts was.
+    Each cluster has a slot. A union takes the lower of the two slots of its parts, so slots stay in
+    the order of their lowest leaves. ``nearest`` of a slot is -1 if it is not known. Once known, it
+    is valid until that neighbour is joined to another cluster, since a union of other clusters is
+    no nearer than the nearer of its parts was.
     """
 
     def __init__(self, points: Doubles, weights: Doubles) -> None:
         K, D = points.shape
         precision = np.float64 if K <= _DOUBLES_UP_TO else np.float32
-        self.means = points - points.mean(axis=0)  # short rows lose little to rounding
-        # [c, |c|^2, 1]: squared distances are products. |c|^2 is infinite in a slot that is free.
+        self.means = points - points.mean(axis=0)  # centred rows lose less to rounding
+        # [c, |c|^2, 1], so that squared distances are products; |c|^2 is infinite in a free slot
         self.points = np.empty((K, D + 2), precision)
         self.points[:, :D], self.points[:, D + 1] = self.means, 1
         self.points[:, D] = np.einsum("kd,kd->k", self.means, self.means)
         self.weights = weights
-        self.nodes = np.arange(K)  # of the tree
+        self.nodes = np.arange(K)  # node of the tree in each slot
         self.alive = np.ones(K, dtype=bool)
         self.nearest = np.full(K, -1)
-        self.cost = np.full(K, np.inf)  # to the nearest, squared
+        self.cost = np.full(K, np.inf)  # cost of joining the nearest, a squared distance
         self.children = np.empty((K - 1, 2), np.int64)
         self.heights = np.empty(K - 1)
         self.leaves = np.ones(2 * K - 1, np.int64)
         self.n_merges = 0
 
     def tree(self) -> Linkage:
-        """Merge down to one cluster; the linkage in the order of heights."""
+        """Merge down to one cluster, and return the linkage in the order of heights."""
         n_rows, merges_before = _MOST_ROWS, 0
         while self.n_merges < len(self.heights):
             pairs = self._mutual()
@@ -72,10 +74,10 @@ class Merging:
             known = self.nearest[self.alive & (self.nearest >= 0)]
             ends = np.zeros_like(unknown)
             ends[known] = True
-            rows = np.flatnonzero(unknown & ends)  # where chains go on
+            rows = np.flatnonzero(unknown & ends)  # clusters at which chains continue
             if not len(rows):
-                # Chains that lead to one cluster are all cut when it merges. As many are begun
-                # as the last ones came to.
+                # When a cluster merges, all chains that lead to it are cut. The number of new
+                # chains therefore follows the number of merges that the last chains led to.
                 fewest = max(_FEWEST_ROWS, _FEWEST_DISTANCES // len(self.alive))
                 n_rows = int(np.clip(4 * (self.n_merges - merges_before), fewest, 2 * n_rows))
                 merges_before = self.n_merges
@@ -84,10 +86,10 @@ class Merging:
         return in_order(self.children, self.heights, self.leaves)
 
     def _mutual(self) -> Ints:
-        """Pairs of slots, (n, 2), that are nearest to each other, none of them twice.
+        """Return disjoint pairs of slots, (n, 2), that are nearest to each other.
 
-        A neighbour that has none nearer counts as well: with distances that are equal, or rounded,
-        a chain could else go round in a circle.
+        A pair also counts if the neighbour has no nearer neighbour of its own. With equal or
+        rounded distances, a chain could otherwise go round in a circle.
         """
         known = np.flatnonzero(self.nearest >= 0)
         to = self.nearest[known]
@@ -109,7 +111,7 @@ class Merging:
         a, b = pairs.T
         wa, wb = self.weights[a], self.weights[b]
         apart = self.means[a] - self.means[b]
-        squared = np.einsum("nd,nd->n", apart, apart)  # again, as differences: more exact
+        squared = np.einsum("nd,nd->n", apart, apart)  # from differences, which is more exact
         made = slice(self.n_merges, self.n_merges + len(pairs))
         below = np.sort(self.nodes[pairs], axis=1)
         self.children[made] = below
@@ -117,7 +119,7 @@ class Merging:
         nodes = np.arange(made.start, made.stop) + K
         self.leaves[nodes] = self.leaves[below].sum(axis=1)
         heights = np.sqrt(2 * wa * wb / (wa + wb) * squared)
-        for child in below.T:  # rounding must not let a height fall
+        for child in below.T:  # despite rounding, heights must never fall
             merged = child >= K
             heights[merged] = np.maximum(heights[merged], self.heights[child[merged] - K])
         self.heights[made] = heights
@@ -142,8 +144,8 @@ class Merging:
         edges : ndarray of shape (E, 2)
             Pairs of leaves, (i, j) with i < j. A union has the edges of its parts.
         n_left : int
-            Clusters that are left at the end; more where the graph falls into parts, or joins so
-            few at a time that it takes longer than doing without.
+            Number of clusters at the end. More are left if the graph falls into parts, or if a
+            round joins so few pairs that merging without the graph is faster.
         """
         while np.count_nonzero(self.alive) > n_left and len(edges):
             self._nearest_along(edges)
@@ -174,7 +176,7 @@ class Merging:
         self.nearest[slots], self.cost[slots] = others[order][first], both[order][first]
 
     def _compact(self) -> Ints:
-        """Close the gaps between the slots; where each has gone."""
+        """Remove free slots, and return the new index of each slot."""
         to = np.cumsum(self.alive) - 1
         self.nearest = np.where(self.nearest >= 0, to[self.nearest], -1)
         for name in ("means", "points", "weights", "nodes", "nearest", "cost"):
@@ -183,7 +185,7 @@ class Merging:
         return to
 
     def _find(self, rows: Ints) -> None:
-        """Find the nearest of each of the rows."""
+        """Find the nearest neighbour of each cluster in ``rows``."""
         points = torch.from_numpy(self.points)
         inverse = torch.from_numpy((1 / self.weights).astype(self.points.dtype))
         chosen = torch.from_numpy(rows)
@@ -205,7 +207,7 @@ class Merging:
 
 
 def in_order(children: Ints, heights: Doubles, leaves: Ints) -> Linkage:
-    """Linkage from merges in any order in which parts come before wholes."""
+    """Sort merges by height into a linkage; every part must come before its union."""
     K = len(heights) + 1
     order = heights.argsort(kind="stable")
     number = np.arange(2 * K - 1)

@@ -1,1 +1,1 @@
-"""Backbones, heads, student and teacher."""
+"""Backbones, heads, student and teacher networks."""

@@ -1,4 +1,4 @@
-"""Backbones by name (timm, torchvision, two small ones of ours), or any module of the user's."""
+"""Backbones by name (timm, torchvision, and small ones for small images and rows), or modules."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ class SmallCNN(nn.Sequential):
     Parameters
     ----------
     n_channels : int
-        Channels of the images.
+        Number of channels of the images.
     width : int
-        Channels of the first stage; doubled at each of three halvings of the resolution.
+        Number of channels of the first stage. It doubles each of the three times that the
+        resolution halves.
 
     Notes
     -----
-    Maps (n, n_channels, h, w) to (n, 32 * width): means over the four quarters of the last maps,
-    for in small images much lies in where something is. With one mean over the whole, neighbours
-    of 2,000 MNIST images were of the same class in .854 of them (raw pixels: .928; one seed), with
-    four in .944; CIFAR-10 .426 and .444; digits, two seeds, .988 and .988 (NMI .671 and .686).
+    The network maps (n, n_channels, h, w) to (n, 32 * width). Its features are means over the four
+    quarters of the last maps, since positions matter in small images. With one mean over the whole
+    map, the k-NN accuracy on 2,000 MNIST images is .854 (raw pixels .928; one seed), and with four
+    means .944. On CIFAR-10 it is .426 and .444, and on digits (two seeds) .988 and .988 (NMI .671
+    and .686).
     """
 
     def __init__(self, n_channels: int, width: int) -> None:
@@ -61,14 +63,14 @@ class SmallCNN(nn.Sequential):
 
 
 class RowMLP(nn.Sequential):
-    """Two hidden layers for feature vectors: (n, d) to (n, width).
+    """Two hidden layers for feature vectors, from (n, d) to (n, width).
 
     Parameters
     ----------
     n_features : int
-        d.
+        Number of features d of the input.
     width : int, default=256
-        Features of the result.
+        Number of features of the output.
     """
 
     def __init__(self, n_features: int, width: int = 256) -> None:
@@ -87,7 +89,7 @@ def _cnn_width(image_size: int) -> int:
 
 
 def _near(name: str, known: list[str]) -> str:
-    """Sentence that names the known names most like this one."""
+    """Return a sentence that suggests known names similar to this one."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
@@ -95,8 +97,8 @@ def _near(name: str, known: list[str]) -> str:
 def _unknown(name: str, known: list[str]) -> ValueError:
     return ValueError(
         f"Unknown backbone {name!r}.{_near(name, known)} A backbone is 'auto', one of "
-        f"{', '.join(map(repr, SMALL))}, the name of a timm model such as 'resnet50', that of a "
-        "torchvision model such as 'torchvision:resnet50', or an nn.Module that maps images "
+        f"{', '.join(map(repr, SMALL))}, the name of a timm model such as 'resnet50', the name of "
+        "a torchvision model such as 'torchvision:resnet50', or an nn.Module that maps images "
         "(n, c, h, w) to features (n, d)."
     )
 
@@ -111,7 +113,8 @@ def _timm(name: str, n_channels: int, image_size: int, pretrained: Pretrained) -
     if tag and not timm.is_model_pretrained(name):
         known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise ValueError(
-            f"Unknown weights {name!r}.{_near(name, known)} timm has {', '.join(known) or 'none'}."
+            f"Unknown pretrained weights {name!r}.{_near(name, known)} The weights that timm has "
+            f"for this model are: {', '.join(known) or 'none'}."
         )
     model = timm.create_model(name, num_classes=0, in_chans=n_channels)
     options = _timm_options(model, n_channels, image_size)
@@ -124,12 +127,12 @@ def _timm(name: str, n_channels: int, image_size: int, pretrained: Pretrained) -
 
 
 def _timm_options(model: nn.Module, n_channels: int, image_size: int) -> dict[str, Any]:
-    """What timm builds a backbone with, by what it is."""
+    """Return the arguments with which timm builds a backbone of this kind."""
     from timm.models.vision_transformer import VisionTransformer
 
     options: dict[str, Any] = {"num_classes": 0, "in_chans": n_channels}
     if isinstance(model, VisionTransformer):
-        # local views are smaller than global ones: its positions are resampled for them
+        # local views are smaller than global views, so the position embeddings are resampled
         options |= {"img_size": image_size, "dynamic_img_size": True}
     return options
 
@@ -148,8 +151,8 @@ def _torchvision(name: str, n_channels: int, pretrained: Pretrained) -> nn.Modul
     if pretrained and n_channels != 3:
         raise ValueError(
             f"The pretrained weights of backbone={name!r} are for images with 3 channels, but X "
-            f"has {n_channels}. Set n_channels=3, which repeats gray, or take one of timm's, whose "
-            "weights are fitted to other channels."
+            f"has {n_channels}. Set n_channels=3, which repeats gray images, or use a timm "
+            "backbone, whose weights adapt to other channels."
         )
     classifier = _last(model, nn.Linear)
     _replace(model, classifier, nn.Identity())
@@ -172,10 +175,10 @@ def _torchvision(name: str, n_channels: int, pretrained: Pretrained) -> nn.Modul
 
 
 def _torchvision_options(name: str, n_channels: int) -> dict[str, Any]:
-    """What torchvision builds a backbone with, by its name."""
+    """Return the arguments with which torchvision builds a backbone of this name."""
     if name not in _WITH_AUXILIARY:
         return {}
-    # more than one output is none that a head can take; published weights want their own scale
+    # heads take one output only, and published weights expect their own scale of the input
     return {"aux_logits": False, "transform_input": n_channels == 3, "init_weights": True}
 
 
@@ -199,33 +202,33 @@ def build_backbone(
     image_size: int | None,
     pretrained: Pretrained = False,
 ) -> nn.Module:
-    """Backbone f by its name, with fresh or pretrained weights, or a copy of the user's module.
+    """Build the backbone f by its name, with random or pretrained weights, or copy a module.
 
     Parameters
     ----------
     backbone : str or nn.Module
-        "cnn", "identity" or "mlp" (rows only), a timm name, ``"torchvision:"`` and a torchvision
-        name, or a module.
+        "cnn", "identity" or "mlp" (rows only), the name of a timm model, ``"torchvision:"`` and the
+        name of a torchvision model, or a module.
     n_channels : int
-        Channels of the images; the number of features for rows.
+        Number of channels of the images, or of features of the rows.
     image_size : int or None
         Side of the global views in pixels; None for rows.
     pretrained : bool or path-like, default=False
-        Whether weights of others are taken, the ones that timm or torchvision names, or a file.
+        True for the pretrained weights that timm or torchvision names, or a file of weights.
 
     Raises
     ------
     ValueError
-        If the name is unknown, with the names most like it; or has no pretrained weights.
+        If the name is unknown (the message suggests similar names), or has no pretrained weights.
     PretrainedWeightsError
-        If the weights cannot be had.
+        If the weights are not available or do not fit.
     """
     if pretrained and (isinstance(backbone, nn.Module) or backbone in SMALL):
         named = "a module of your own" if isinstance(backbone, nn.Module) else repr(backbone)
         raise ValueError(
             f"pretrained={pretrained!r} is for backbones of timm and torchvision, but backbone is "
-            f"{named}. Name one of those, such as 'resnet18'; or leave pretrained=False: a module "
-            "keeps the weights it has."
+            f"{named}. Choose one of those, such as backbone='resnet18', or set pretrained=False. "
+            "A module keeps the weights it has."
         )
     if isinstance(backbone, nn.Module):
         return copy.deepcopy(backbone).cpu()
@@ -244,28 +247,29 @@ def build_backbone(
         built = _torchvision(backbone, n_channels, pretrained)
     else:
         built = _timm(backbone, n_channels, image_size, pretrained)
-    # channels last: convolutions take the order of their weights, and this one is the faster
+    # convolutions use the memory format of their weights, and channels last is the faster one
     return with_products(built).to(memory_format=torch.channels_last)
 
 
 def rebuilding(
     name: str | nn.Module, backbone: nn.Module, *, n_channels: int, image_size: int | None
 ) -> dict[str, Any]:
-    """What builds a backbone again, without this package where it is another's.
+    """Describe how to build a backbone again, without this package if timm or torchvision has it.
 
     Parameters
     ----------
     name, n_channels, image_size
-        As in :func:`build_backbone`.
+        Arguments of :func:`build_backbone`.
     backbone : nn.Module
-        What that made of them.
+        Result of :func:`build_backbone`.
 
     Returns
     -------
     dict
-        "library", "architecture" and "arguments"; of a module of the user's only the class, as
-        "architecture". Of torchvision's also "identity", the name of the linear layer in whose
-        place an ``nn.Identity`` is, and "stem", that of the convolution of other images than RGB.
+        "library", "architecture" and "arguments". For a user's module, only the name of its class
+        as "architecture". For torchvision, also "identity", the name of the linear layer that an
+        ``nn.Identity`` replaces, and, if images do not have three channels, "stem", the name of the
+        first convolution.
     """
     if isinstance(name, nn.Module):
         return {"architecture": f"{type(name).__module__}.{type(name).__qualname__}"}
@@ -290,19 +294,20 @@ def _described(library: str, architecture: str, **arguments: Any) -> dict[str, A
 
 
 def output_dim(backbone: nn.Module, examples: list[Tensor]) -> int:
-    """Number of features that a backbone gives for the crops of a run.
+    """Return the number of features of a backbone for the crops of a run.
 
     Parameters
     ----------
     backbone : nn.Module
-        f.
+        Backbone f.
     examples : list of Tensors
-        A batch of zeros for each resolution.
+        Batch of zeros for each resolution.
 
     Raises
     ------
     ValueError
-        If the backbone cannot take one of them, or does not give a matrix (n, d) with one d.
+        If the backbone fails on an example, or does not return (n, d) features with the same d for
+        all resolutions.
     """
     dims = []
     mode = backbone.training
@@ -313,19 +318,19 @@ def output_dim(backbone: nn.Module, examples: list[Tensor]) -> int:
             with torch.no_grad():
                 out = backbone(example)
         except Exception as error:
-            raise ValueError(f"The backbone cannot take {came}: {error}") from error
+            raise ValueError(f"The backbone fails on {came}: {error}") from error
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(example):
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
-                f"The backbone must map images (n, c, h, w) to features (n, d), but {came} gave "
-                f"{shape}. End it with pooling and nn.Flatten()."
+                f"The backbone must map images (n, c, h, w) to features (n, d), but it maps {came} "
+                f"to {shape}. End it with pooling and nn.Flatten()."
             )
         dims.append(out.shape[1])
     backbone.train(mode)
     if len(set(dims)) != 1:
         raise ValueError(
-            f"The backbone gives {dims} features for the view sizes "
-            f"{[tuple(e.shape[2:]) for e in examples]}; it must give as many for each. "
-            "End it with nn.AdaptiveAvgPool2d(1)."
+            f"The backbone returns {dims} features for views of sizes "
+            f"{[tuple(e.shape[2:]) for e in examples]}, but the number must be the same for all "
+            "sizes. End the backbone with nn.AdaptiveAvgPool2d(1)."
         )
     return dims[0]

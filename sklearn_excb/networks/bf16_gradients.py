@@ -1,9 +1,10 @@
-"""Convolutions whose gradient in bfloat16 is undefined on a CPU.
+"""Detection of convolutions whose gradient in bfloat16 is undefined on a CPU.
 
-A tap of a kernel is idle where it meets padding alone, as the corners of a 3x3 kernel do on an
-image of one pixel. Its gradient is zero. In bfloat16 oneDNN, by which torch 2.14 convolves on a
-CPU, leaves what lay in memory there, if taps are idle on both sides of the kernel, and two on each
-or the stride above one. That shows once in many runs, as a training that diverges.
+A tap of a kernel is idle if it meets padding only, as do the corners of a 3x3 kernel on an image of
+one pixel. The gradient of an idle tap is zero. On a CPU, torch 2.14 convolves with oneDNN. In
+bfloat16, oneDNN leaves uninitialised memory in these gradients if taps are idle on both sides of
+the kernel, and either two are idle on each side or the stride is above one. Once in many runs, this
+makes a training diverge.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from sklearn_excb.networks.backbones import output_dim
 def unused_taps(
     side: int, kernel: int, stride: int, padding: int, dilation: int
 ) -> tuple[int, int]:
-    """How many taps meet padding alone, at either end of a kernel, along one dimension.
+    """Count the idle taps at both ends of a kernel along one dimension.
 
     Parameters
     ----------
     side : int
-        Pixels of the image.
+        Number of pixels of the image.
     kernel, stride, padding, dilation : int
-        Of the convolution.
+        Parameters of the convolution.
 
     Returns
     -------
     before, after : int
-        A tap beyond the image in every position counts at the end where it lies.
+        Number of taps that meet padding only, at the first and at the last end of the kernel.
     """
     last = (side + 2 * padding - dilation * (kernel - 1) - 1) // stride * stride - padding
     positions = range(-padding, last + 1, stride)
@@ -44,9 +45,9 @@ def unused_taps(
 
 
 def undefined_gradient(module: nn.Conv2d, image: Tensor) -> bool:
-    """Whether a convolution of an image, (n, channels, height, width), is one of these."""
+    """Whether a convolution of an image (n, channels, height, width) has such a gradient."""
     if module.padding_mode != "zeros" or module.padding == "valid":
-        return False  # pixels are put around the image, or none
+        return False  # the padding consists of pixels, or there is none
     for i in range(2):
         kernel, stride, dilation = module.kernel_size[i], module.stride[i], module.dilation[i]
         same = isinstance(module.padding, str)
@@ -58,19 +59,19 @@ def undefined_gradient(module: nn.Conv2d, image: Tensor) -> bool:
 
 
 def undefined_gradients(backbone: nn.Module, examples: list[Tensor]) -> str | None:
-    """The first of these convolutions that a backbone meets, and the image on which it does.
+    """Describe the first convolution of a backbone whose gradient is undefined.
 
     Parameters
     ----------
     backbone : nn.Module
-        f, which is left as it was.
+        Backbone f; it does not change.
     examples : list of Tensors
-        A batch of zeros for each resolution.
+        Batch of zeros for each resolution.
 
     Returns
     -------
     str or None
-        What it is, in words; None if there is none.
+        Kernel, stride and image of the convolution in words; None if there is no such convolution.
     """
     found: list[str] = []
 

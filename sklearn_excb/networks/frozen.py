@@ -1,4 +1,4 @@
-"""A backbone that is not trained: its features are computed once, and the head learns from them."""
+"""Frozen backbones: the features are computed once, and only heads and centroids are trained."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
-    """A backbone whose weights stay: it gives features of images, and lets features pass.
+    """Backbone with frozen weights, which maps images to features and returns features as they are.
 
     Parameters
     ----------
     backbone : nn.Module
-        f; changed in place.
+        Backbone f; its modes change in place.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -19,10 +19,10 @@ class Frozen(nn.Module):
         self.backbone = backbone.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (n, d) of images (n, c, h, w); or features as they are."""
+        """Return features (n, d) of images (n, c, h, w), or features as they are."""
         return x if x.ndim == 2 else self.backbone(x)
 
 
 def thawed(backbone: nn.Module) -> nn.Module:
-    """The backbone itself, frozen or not."""
+    """Return the backbone itself, without the wrapper of a frozen backbone."""
     return backbone.backbone if isinstance(backbone, Frozen) else backbone

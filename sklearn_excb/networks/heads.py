@@ -1,4 +1,4 @@
-"""Heads on features: projector h and predictor g. [METHOD.md 2]"""
+"""Heads on features: projector h and predictor g, as in the published recipes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ PROJECTION_DIM = 256
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What an MLP head is made of: linear layers, and what lies between them.
+    """Architecture of an MLP head.
 
     Attributes
     ----------
     widths : tuple of int
-        Features that each linear layer gives; the last are those of the head. () is no head.
+        Output features of each linear layer; the last is the output of the head. () means no head.
     batch_norm : bool
-        Whether BatchNorm follows each linear layer but the last.
+        Whether BatchNorm follows each linear layer except the last.
     activation : {"relu", "gelu"}
-        What follows that.
+        Activation after each linear layer (and its BatchNorm) except the last.
     standardized : bool
-        Whether features are centred and scaled first.
+        Whether the head centres and scales its input first.
     """
 
     widths: tuple[int, ...]
     batch_norm: bool
     activation: Literal["relu", "gelu"]
-    standardized: bool = False  # as in what was written before there was one
+    standardized: bool = False  # the value in files that are older than this field
 
     @classmethod
     def of(cls, head: nn.Module) -> Self:
-        """Shape of a head that :func:`mlp` built."""
+        """Return the shape of a head that :func:`mlp` built."""
         layers = list(head.modules())
         widths = tuple(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
         has_gelu, standardized = (
@@ -45,12 +45,14 @@ class HeadShape:
 
 
 class Standardize(nn.Module):
-    """Features about their mean, divided by one number, so that distances keep their meaning.
+    """Layer that centres features and divides all of them by one number.
+
+    With one number for all features, distances keep their ratios.
 
     Parameters
     ----------
     n_features : int
-        d.
+        Number of features d.
     """
 
     mean: Tensor
@@ -62,17 +64,17 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of features (rows, d)."""
+        """Standardise features (rows, d)."""
         return (x - self.mean) / self.scale
 
 
 def head_shape(*widths: int, batch_norm: bool) -> HeadShape:
-    """Shape of a head of the published recipes: BatchNorm and ReLU, or GELU alone."""
+    """Return the shape of a head of the published recipes: BatchNorm and ReLU, or GELU alone."""
     return HeadShape(widths, batch_norm, "relu" if batch_norm else "gelu")
 
 
 def mlp(in_dim: int, shape: HeadShape) -> nn.Sequential:
-    """Build a head; linear layers start truncated normal of 0.02, with zero biases."""
+    """Build a head, with weights from a truncated normal distribution (0.02) and zero biases."""
     if not shape.widths:
         return nn.Sequential()
     layers: list[nn.Module] = [Standardize(in_dim)] if shape.standardized else []
@@ -91,22 +93,22 @@ def mlp(in_dim: int, shape: HeadShape) -> nn.Sequential:
 
 
 def predictor(width: int, *, batch_norm: bool = True) -> nn.Sequential:
-    """Build g: BatchNorm on its input (always), one hidden layer, then a linear layer."""
+    """Build the predictor g: BatchNorm on its input (always), one hidden layer, a linear layer."""
     layers = mlp(PROJECTION_DIM, head_shape(width, PROJECTION_DIM, batch_norm=batch_norm))
     return nn.Sequential(nn.BatchNorm1d(PROJECTION_DIM), *layers)
 
 
 def uses_batch_norm(backbone: nn.Module) -> bool:
-    """Whether the backbone normalises over batches, and the heads with it.
+    """Whether the backbone has BatchNorm.
 
-    Backbones without BatchNorm (vision transformers, ConvNeXt) get the heads of the published
-    ViT recipe, without BatchNorm inside; the others those of the ResNet recipe.
+    Backbones without BatchNorm (vision transformers, ConvNeXt) get the heads of the published ViT
+    recipe, which have no BatchNorm inside. Other backbones get the heads of the ResNet recipe.
     """
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules())
 
 
 def layers_without_hidden(projector: nn.Module) -> tuple[Standardize | None, nn.Linear]:
-    """Layers of a linear projector: what standardises, if anything, and the one with weights."""
+    """Return the layers of a linear projector: Standardize, if it has one, and the linear layer."""
     *before, layer = projector.children()
     assert isinstance(layer, nn.Linear)
     standardize = before.pop() if before else None

@@ -1,4 +1,4 @@
-"""Weights that others have trained: where they come from, and what to do when they do not come."""
+"""Pretrained weights of timm and torchvision: how to load them, and errors if that fails."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sklearn_excb.storage.torch_files import load_objects
 from sklearn_excb.storage.weight_files import existing
 
 Filter = Literal["bilinear", "bicubic"]
-TORCHVISION = "torchvision:"  # before the name of a backbone
+TORCHVISION = "torchvision:"  # prefix of the name of a backbone
 
 
 class InputStatistics(NamedTuple):
-    """How images were prepared for the weights of a backbone.
+    """Preparation of images that the weights of a backbone were trained with.
 
     Attributes
     ----------
     mean, std : tuple of float
-        Of each channel, in [0, 1].
+        Mean and standard deviation of each channel, for pixels in [0, 1].
     whole_filter : {"bilinear", "bicubic"}
-        With which whole images were resized.
+        Filter for resizing whole images.
     """
 
     mean: tuple[float, ...]
@@ -38,63 +38,64 @@ class InputStatistics(NamedTuple):
 def with_weights(
     create: Callable[..., nn.Module], name: str, pretrained: bool | str | os.PathLike[str]
 ) -> nn.Module:
-    """Backbone of timm with pretrained weights.
+    """Create a backbone of timm with pretrained weights.
 
     Parameters
     ----------
     create : callable
-        ``timm.create_model``, with all but the name and what weights it gets.
+        ``timm.create_model`` with all arguments except the name and the weights.
     name : str
-        Of the model.
+        Name of the model.
     pretrained : True or path-like
-        Those that timm names, which it takes from its cache or from the Hugging Face Hub; or a
-        file of weights with timm's names, or with those that timm translates.
+        True for the weights that timm names, from its cache or from the Hugging Face Hub. A path is
+        a file of weights, with timm's names or names that timm translates.
 
     Raises
     ------
     PretrainedWeightsError
-        If there are none, they cannot be had, or those in the file are of another network.
+        If there are no such weights, they are not available, or the file holds those of another
+        network.
     """
     if pretrained is True:
         try:
             return create(name, pretrained=True)
-        except Exception as error:  # of the Hub, of what it reads with
+        except Exception as error:  # the Hub and its readers raise many kinds
             raise _unavailable(name, pretrained, error) from error
     file = existing(pretrained)
 
     def filled(state: dict[str, Tensor]) -> nn.Module:
-        with seeded_generators(0):  # the same where nothing is filled in
+        with seeded_generators(0):  # weights that the file does not set are always the same
             overlay = {"state_dict": state}
             model: Any = create(name, pretrained=True, pretrained_cfg_overlay=overlay)
-        del model.pretrained_cfg["state_dict"]  # which would go into pickles
+        del model.pretrained_cfg["state_dict"]  # it would go into pickles
         return model
 
     try:
         state = _read(file)
         model = filled(dict(state))
-        # timm takes what fits of a file and says nothing of the rest: what stays the same although
-        # all in the file is another is not from there
+        # timm loads the weights that fit and ignores the rest silently. Load the file again with
+        # every weight changed: weights of the model that stay the same are not in the file.
         other = filled({n: w + 1 if w.is_floating_point() else w for n, w in state.items()})
         learned = _learned(model)
-        left = [n for n, w in _learned(other).items() if torch.equal(w, learned[n])]
-        if left:
-            raise ValueError(f"There is nothing in it for {_first(left)}.")
-        more = _more(model, state) if learned.keys() <= state.keys() else []
-        if more:
-            raise ValueError(f"It has more than that: {_first(more)}.")
-    except Exception as error:  # of files that do not fit, anything can come
+        missing = [n for n, w in _learned(other).items() if torch.equal(w, learned[n])]
+        if missing:
+            raise ValueError(f"The file has no weights for {_first(missing)}.")
+        surplus = _surplus(model, state) if learned.keys() <= state.keys() else []
+        if surplus:
+            raise ValueError(f"The file has weights that the backbone lacks: {_first(surplus)}.")
+    except Exception as error:  # files that do not fit raise many kinds
         raise _unavailable(name, pretrained, error) from error
     return model
 
 
 def _learned(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and statistics of BatchNorm."""
+    """Return the parameters, and the statistics of BatchNorm."""
     statistics = {n: b for n, b in model.named_buffers() if "running_" in n}
     return {**dict(model.named_parameters()), **statistics}
 
 
-def _more(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Weights of layers that the model has not, in parts that it has: of a deeper network."""
+def _surplus(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return weights of layers that a part of the model lacks, as files of deeper networks have."""
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     parts = {part for part, child in model.named_children() if [*child.parameters()]}
@@ -115,23 +116,24 @@ def _first(names: list[str]) -> str:
 def torchvision_weights(
     model: nn.Module, name: str, pretrained: bool | str | os.PathLike[str], *, classifier: str
 ) -> None:
-    """Load pretrained weights into a backbone of torchvision, its classifier gone.
+    """Load pretrained weights into a backbone of torchvision without its classifier.
 
     Parameters
     ----------
     model : nn.Module
-        Changed in place.
+        Backbone; changed in place.
     name : str
-        Of the model.
+        Name of the model.
     pretrained : True or path-like
-        The best ones that torchvision names; or a file of them.
+        True for the best weights that torchvision names, or a file of weights.
     classifier : str
-        Name of the layer whose weights are not needed; nor are those of auxiliary classifiers.
+        Name of the layer that classifies. Its weights are ignored, as are those of auxiliary
+        classifiers.
 
     Raises
     ------
     PretrainedWeightsError
-        As in :func:`with_weights`.
+        If the weights are not available, or the file holds those of another network.
     """
     file = None if pretrained is True else existing(pretrained)
     without = (f"{classifier}.", "aux1.", "aux2.", "AuxLogits.")
@@ -152,7 +154,7 @@ def _best(name: str) -> Any:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Named weights of a file, also of one that holds more."""
+    """Read the weights of a file by name, also if a checkpoint contains them among other things."""
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -166,36 +168,35 @@ def _read(file: Path) -> dict[str, Tensor]:
             break
     state = clean_state_dict(dict(found)) if isinstance(found, Mapping) else {}
     if not state or not all(isinstance(weight, Tensor) for weight in state.values()):
-        raise ValueError("It holds no state_dict, a mapping of names to tensors.")
+        raise ValueError("The file holds no state_dict, a mapping of names to tensors.")
     return state
 
 
 def _unavailable(name: str, pretrained: Any, error: Exception) -> PretrainedWeightsError:
     lines = [line.strip() for line in str(error).splitlines()]
-    # torch heads its lists of keys with a line that says nothing
+    # the first line of torch's lists of keys contains no information
     said = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
     if pretrained is not True:
         return PretrainedWeightsError(
-            f"The weights in {os.fspath(pretrained)} are not those of backbone={name!r}: "
-            f"{said[:300]}"
+            f"The weights in {os.fspath(pretrained)} do not fit backbone={name!r}: {said[:300]}"
         )
     return PretrainedWeightsError(
-        f"The pretrained weights of backbone={name!r} cannot be had "
-        f"({type(error).__name__}: {said[:300]}). Without a way to the internet, fetch their file "
-        f"elsewhere{_source(name)} and pass its path, pretrained=FILE or --weights FILE; or train "
-        'from nothing, with pretrained=False: the recipe "tiny" does that in minutes.'
+        f"The pretrained weights of backbone={name!r} are not available "
+        f"({type(error).__name__}: {said[:300]}). Without internet access, download the file on "
+        f"another machine{_source(name)} and pass its path, pretrained=FILE or --weights FILE. Or "
+        'train from scratch with pretrained=False; the recipe "tiny" does so in minutes.'
     )
 
 
 def _source(name: str) -> str:
-    """Where the weights of a backbone lie, as far as its library knows."""
+    """Return the address of the weights of a backbone, if its library knows it."""
     try:
         if name.startswith(TORCHVISION):
             return f", {_best(name.removeprefix(TORCHVISION)).url},"
         from timm.models import get_pretrained_cfg
 
         known = get_pretrained_cfg(name)
-    except Exception:  # there are none: the error before said so
+    except Exception:  # there are no weights, as the original error says
         return ""
     if known is None or not known.hf_hub_id:
         return ""
@@ -205,18 +206,19 @@ def _source(name: str) -> str:
 def input_statistics(
     name: str | nn.Module, backbone: nn.Module, n_channels: int
 ) -> InputStatistics | None:
-    """How images have to be prepared for a pretrained backbone; None where it does not say.
+    """Return the image preparation of a pretrained backbone, or None if it is not known.
 
-    For other images than RGB it does not: weights of the first layer were fitted to them.
+    It is only known for images with three channels. For others, the weights of the first layer were
+    adapted.
 
     Parameters
     ----------
     name : str or nn.Module
-        As the user gave it.
+        The parameter ``backbone`` of the estimator.
     backbone : nn.Module
-        What was made of that; one of timm's says it itself, the user's own among them.
+        The backbone itself. Models of timm know their preparation, also if the user passes one.
     n_channels : int
-        Of the images.
+        Number of channels of the images.
     """
     if n_channels != 3:
         return None

@@ -1,10 +1,10 @@
-"""Convolutions of the smallest feature maps, as matrix products.
+"""Convolutions of the smallest feature maps, computed as matrix products.
 
-The last convolutions of a ResNet-18 have 2 x 2 pixels left of a view of 64, and one of one of 32.
-In float32 on a CPU, oneDNN, by which torch 2.14 convolves, takes several times as long for them as
-a matrix product does: it multiplies padding, and is slow where the gradient of a kernel has few
-pixels to sum over. Where each pixel that comes out sees all that go in, a convolution is a linear
-layer whose weights are those of the kernel, some of them several times.
+The last convolutions of a ResNet-18 work on 2 x 2 pixels for a view of 64 pixels, and on one pixel
+for a view of 32. On a CPU, torch 2.14 convolves with oneDNN. In float32, oneDNN takes several times
+as long for these maps as a matrix product: it multiplies padding, and it is slow if the gradient of
+a kernel sums over few pixels. If each output pixel sees all input pixels, a convolution is a linear
+layer. Its weights are those of the kernel, and some of them occur several times.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _MOST_PIXELS = 4  # more would make a matrix much larger than the kernel
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution that is a matrix product where that is faster: tiny maps, float32, on a CPU.
+    """Convolution that is a matrix product where this is faster: tiny maps in float32 on a CPU.
 
-    The result is that of :class:`torch.nn.Conv2d` but for rounding, and lies in the same order.
-    Kernels of one pixel, groups, and padding by name or other than zeros are not for it.
+    The result is that of :class:`torch.nn.Conv2d` except for rounding, in the same memory format.
+    The class does not support kernels of one pixel, groups, padding by name, or padding other than
+    zeros.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -31,11 +32,13 @@ class SmallMapConv2d(nn.Conv2d):
 
         Parameters
         ----------
-        input : Tensor of shape (n, channels in, height, width), or without n
+        input : Tensor of shape (n, channels in, height, width) or (channels in, height, width)
+            Feature maps.
 
         Returns
         -------
-        Tensor of shape (n, channels out, height, width), or without n
+        Tensor of shape (n, channels out, height, width) or (channels out, height, width)
+            Convolved feature maps.
         """
         taps = self._taps(input)
         if taps is None:
@@ -54,9 +57,9 @@ class SmallMapConv2d(nn.Conv2d):
         return out
 
     def _taps(self, image: Tensor) -> tuple[int, int, tuple[int, ...]] | None:
-        """What :func:`taps_of_pixels` gives; None where torch is to convolve."""
+        """Return the result of :func:`taps_of_pixels`, or None if torch should convolve."""
         if torch.compiler.is_compiling():
-            return None  # a graph is to have the convolution
+            return None  # a compiled graph gets the ordinary convolution
         weight, n_pixels = self.weight, image.shape[-2] * image.shape[-1]
         measured = (
             weight.device.type == image.device.type == "cpu"
@@ -72,17 +75,18 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def with_products(backbone: nn.Module) -> nn.Module:
-    """Make the convolutions of a backbone that can be :class:`SmallMapConv2d` such, in place.
+    """Convert the supported convolutions of a backbone to :class:`SmallMapConv2d`, in place.
 
     Parameters
     ----------
     backbone : nn.Module
-        Its parameters and their names stay as they are; so do subclasses of the convolution.
+        Backbone f. Its parameters and their names do not change. Subclasses of the convolution stay
+        as they are.
 
     Returns
     -------
     nn.Module
-        The backbone.
+        The same backbone.
     """
     for module in backbone.modules():
         if (
@@ -104,18 +108,19 @@ def taps_of_pixels(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> tuple[int, int, tuple[int, ...]] | None:
-    """By which tap of the kernel each pixel that comes out sees each that goes in.
+    """Find the tap of the kernel through which each output pixel sees each input pixel.
 
     Parameters
     ----------
     image, kernel, stride, padding, dilation : (int, int)
-        Vertically and horizontally.
+        Vertical and horizontal sizes of image and kernel, and parameters of the convolution.
 
     Returns
     -------
     (height, width, taps) or None
-        Size of what comes out, and for every pair of pixels, what comes out first, the index of
-        the tap. None if nothing comes out, or a pixel that does not see them all.
+        Height and width of the output, and the index of the tap for every pair of an output pixel
+        and an input pixel, output pixels first. None if the output is empty, or if an output pixel
+        does not see all input pixels.
     """
     dimensions = list(zip(image, kernel, stride, padding, dilation, strict=True))
     height, width = ((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in dimensions)

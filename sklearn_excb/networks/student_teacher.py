@@ -1,6 +1,7 @@
-"""Student and teacher: heads and centroids C on a backbone f. [METHOD.md 2]
+"""Student and teacher networks. Both have f, h and C, and the student also has the predictor g.
 
-Axes: ``rows`` are (view, image) pairs, views global first, the images of a view contiguous.
+Axes: a row is one view of one image. Global views come first, and the images of a view are
+contiguous.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from sklearn_excb.networks.heads import (
 
 
 class CentroidLayer(nn.Module):
-    """K centroids, unit rows at use; returns cosine similarities. [seed, Alg. 2]
+    """Centroid layer q of Algorithm 2: K centroids, to which it gives cosine similarities.
 
     Parameters
     ----------
     n_clusters, dim : int
-        K and D.
+        Number of clusters K, and dimension D.
     with_gain : bool, default=False
-        Whether each cluster has a factor, ``gain``, by which its similarity is multiplied when
-        clusters compete for a sample, as in some networks of DINO. The similarities are without.
+        Whether each cluster has a factor, ``gain``, as in some networks of DINO. The factor
+        multiplies the similarity when clusters compete for a sample. The similarities that the
+        layer returns do not include it.
     """
 
     gain: Tensor | None
@@ -52,42 +54,42 @@ class CentroidLayer(nn.Module):
         Returns
         -------
         Tensor of shape (K, D)
-            Gradients go through the division.
+            Centroids of length 1. Gradients pass through the normalisation.
         """
         return F.normalize(self.weight, dim=-1)
 
     def forward(self, x: Tensor, *, detach: bool = False) -> Tensor:
-        """Cosine similarity of rows to the centroids.
+        """Compute the cosine similarities of rows to the centroids.
 
         Parameters
         ----------
         x : Tensor of shape (rows, D)
             Projections of any length.
         detach : bool, default=False
-            Whether no gradient goes to the centroids.
+            Whether to keep the gradient from the centroids.
 
         Returns
         -------
         Tensor of shape (rows, K)
-            In [-1, 1].
+            Cosine similarities, in [-1, 1].
         """
         unit = self.unit()
         return F.normalize(x, dim=-1) @ (unit.detach() if detach else unit).T
 
 
 class ClusterNetwork(nn.Module):
-    """f, h and C, and in the student g: from crops to projections and similarities.
+    """Network of a student or a teacher: f, h, C and, in the student, g.
 
     Parameters
     ----------
     backbone : nn.Module
-        f, from a batch of crops to features (rows, d).
+        Backbone f, which maps a batch of crops to features (rows, d).
     projector : nn.Module
-        h, from (rows, d) to (rows, D).
+        Projector h, from (rows, d) to (rows, D).
     centroids : CentroidLayer
-        C.
+        Centroids C.
     predictor : nn.Module, optional
-        g, from (rows, D) to (rows, D); the student's only.
+        Predictor g, from (rows, D) to (rows, D). Only the student has one.
     """
 
     def __init__(
@@ -109,28 +111,28 @@ class ClusterNetwork(nn.Module):
         Parameters
         ----------
         groups : sequence of Tensor (rows, c, size, size)
-            One batch of crops a resolution. The backbone sees each by itself, the head all rows
-            together, so its BatchNorm statistics are joint.
+            One batch of crops per resolution. The backbone sees each batch by itself. The projector
+            sees all rows together, so its BatchNorm statistics are joint.
 
         Returns
         -------
         Tensor of shape (rows, D)
-            Raw projections of all groups, in their order.
+            Raw projections of all groups, in the order of the groups.
         """
         return self.projector(torch.cat([self.backbone(crops) for crops in groups]))
 
 
 class StudentTeacher(nn.Module):
-    """A student, and a teacher that is an EMA of its parameters. [METHOD.md 2, 6]
+    """A student, and a teacher whose parameters are an EMA of the student's.
 
-    The teacher has no predictor and takes no gradient. While fitting, its BatchNorm layers are in
-    training mode with running statistics of their own; everything else of it (dropout, drop
-    path) is in evaluation mode.
+    The teacher has no predictor and gets no gradient. During a fit, its BatchNorm layers are in
+    training mode, with running statistics of their own. All its other layers (dropout, drop path)
+    are in evaluation mode.
 
     Parameters
     ----------
     student : ClusterNetwork
-        With a predictor.
+        Network with a predictor.
     """
 
     def __init__(self, student: ClusterNetwork) -> None:
@@ -144,7 +146,7 @@ class StudentTeacher(nn.Module):
 
     @property
     def n_features(self) -> int:
-        """d, what f gives."""
+        """Number of features d of the backbone f."""
         layers = self.student.projector.modules()
         return next(layer.in_features for layer in layers if isinstance(layer, nn.Linear))
 
@@ -152,16 +154,16 @@ class StudentTeacher(nn.Module):
     def set_feature_statistics(
         self, constant: float, mean: npt.NDArray[np.float64] | None = None, scale: float = 1.0
     ) -> None:
-        """Tell the projectors, which are linear, what they will be given; once, before training.
+        """Set the statistics of the features in linear projectors, once before training.
 
         Parameters
         ----------
         constant : float
-            Value of the feature that :func:`keep_distances` has added, in units of the scale.
+            Value of the constant feature of :func:`keep_distances`, in units of the scale.
         mean : ndarray of shape (d,), optional
-            Of each feature, if it is the projector that standardises them.
+            Mean of each feature. Needed if the projector standardises the features.
         scale : float, default=1.0
-            What they are divided by then.
+            Divisor of the centred features, if the projector standardises them.
         """
         for network in (self.student, self.teacher):
             standardize, layer = layers_without_hidden(network.projector)
@@ -172,12 +174,12 @@ class StudentTeacher(nn.Module):
                 standardize.scale.fill_(scale)
 
     def fitting(self) -> StudentTeacher:
-        """Set the modes of training; see the class.
+        """Set the modes of all layers for training; see the class.
 
         Returns
         -------
         StudentTeacher
-            Itself.
+            The object itself.
         """
         self.student.train()
         self.teacher.eval()
@@ -188,26 +190,26 @@ class StudentTeacher(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """``m_t <- m m_t + (1 - m) m_s`` for every parameter of f, h and C; buffers stay.
+        """Move the teacher towards the student: ``m_t <- m m_t + (1 - m) m_s``.
 
-        A frozen f is the teacher's alone, and stays.
+        The update covers every parameter of f, h and C, and no buffers. A frozen f does not change.
 
         Parameters
         ----------
         momentum : float
-            m, in [0, 1].
+            Momentum m, in [0, 1].
         """
-        of_teacher = dict(self.teacher.named_parameters())
+        teacher_parameters = dict(self.teacher.named_parameters())
         for name, parameter in self.student.named_parameters():
-            if name in of_teacher:  # not g
-                of_teacher[name].lerp_(parameter, 1.0 - momentum)
+            if name in teacher_parameters:  # the teacher has no g
+                teacher_parameters[name].lerp_(parameter, 1.0 - momentum)
 
 
 @contextmanager
 def compiled(networks: StudentTeacher, *, wanted: bool) -> Iterator[None]:
-    """Have the backbones run as torch.compile makes them, while this is entered, if wanted.
+    """Compile the backbones with torch.compile inside this context, if ``wanted``.
 
-    Parameters, their names, and what is pickled stay as they are.
+    Parameters, their names and pickles do not change.
     """
     backbones = [networks.student.backbone, networks.teacher.backbone] if wanted else []
     for backbone in backbones:
@@ -229,24 +231,24 @@ def build_networks(
     linear: bool = False,
     standardized: bool = False,
 ) -> StudentTeacher:
-    """Student and teacher on a backbone, with fresh heads.
+    """Build a student and a teacher on a backbone, with untrained heads.
 
     Parameters
     ----------
     backbone : nn.Module
-        f; becomes the student's.
+        Backbone f. It becomes part of the student, and the teacher gets a copy.
     n_features : int
-        d, what f gives.
+        Number of features d of the backbone.
     n_clusters : int
-        K.
+        Number of clusters K.
     head_width : int
-        Hidden width of predictor and, unless that is linear, projector.
+        Hidden width of the predictor and, unless it is linear, of the projector.
     batch_norm : bool, optional
-        Whether they have BatchNorm inside; by default if the backbone has it.
+        Whether the heads contain BatchNorm. By default they do if the backbone does.
     linear : bool, default=False
-        Whether the projector is one linear layer, which begins as :func:`keep_distances` says.
+        Whether the projector is one linear layer, initialised by :func:`keep_distances`.
     standardized : bool, default=False
-        Whether it takes features as they are, to be standardised.
+        Whether the projector standardises the features first.
     """
     if batch_norm is None:
         batch_norm = uses_batch_norm(backbone)
@@ -267,17 +269,17 @@ def build_networks(
 
 @torch.no_grad()
 def keep_distances(networks: StudentTeacher) -> None:
-    """Let a linear projector begin as an isometry of its inputs and one more, constant feature.
+    """Initialise linear projectors as an isometry of the features and one constant feature.
 
-    Directions are all that is left of projections. With the constant, inputs that differ in
-    length alone differ in direction too. It is 1 until
+    The method uses only the directions of projections. With the constant feature, inputs that
+    differ only in length also differ in direction. The constant is 1 until
     :meth:`StudentTeacher.set_feature_statistics` sets it.
 
     Parameters
     ----------
     networks : StudentTeacher
-        Whose projectors are linear; changed in place. Distances of d features are kept for d < D;
-        of more, on average, as by any random projection.
+        Networks with linear projectors; changed in place. Distances are kept exactly for d < D
+        features. For more features they are kept on average, as by any random projection.
     """
     _, layer = layers_without_hidden(networks.student.projector)
     D, d = layer.weight.shape
@@ -285,7 +287,7 @@ def keep_distances(networks: StudentTeacher) -> None:
     columns = unit if len(unit) == D else unit.T * ((d + 1) / D) ** 0.5
     layer.weight.copy_(columns[:, :d])
     layer.bias.copy_(columns[:, d])
-    networks.update_teacher(0.0)  # begins as the student does
+    networks.update_teacher(0.0)  # the teacher starts with the weights of the student
 
 
 def build_teacher(
@@ -296,18 +298,18 @@ def build_teacher(
     head: HeadShape,
     with_gain: bool = False,
 ) -> ClusterNetwork:
-    """Teacher on a backbone for inference, with a fresh head.
+    """Build a teacher for inference on a backbone, with an untrained head.
 
     Parameters
     ----------
     backbone : nn.Module
-        f; becomes the teacher's.
+        Backbone f. It becomes part of the teacher.
     n_features, n_clusters : int
-        d, what f gives, and K; 0 for a backbone alone.
+        Number of features d of the backbone, and number of clusters K (0 for a backbone alone).
     head : HeadShape
-        Of h.
+        Shape of the projector h.
     with_gain : bool, default=False
-        See :class:`CentroidLayer`.
+        Whether clusters have a gain; see :class:`CentroidLayer`.
     """
     return ClusterNetwork(
         backbone,

@@ -1,4 +1,4 @@
-"""BatchNorm over the rows of all ranks: their statistics are those of the whole batch."""
+"""BatchNorm with the statistics of the whole batch, over the rows of all ranks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sklearn_excb.runtime.ranks import Ranks
 
 
 def synchronized_batch_norm(ranks: Ranks) -> AbstractContextManager[Any]:
-    """Have every BatchNorm that trains see the rows of all ranks, while this is entered."""
+    """Return a context in which BatchNorm layers in training mode see the rows of all ranks."""
     return nullcontext() if ranks.count == 1 else SynchronizedBatchNorm(ranks)
 
 
 class SynchronizedBatchNorm(TorchFunctionMode):
-    """See :func:`synchronized_batch_norm`.
+    """Context of :func:`synchronized_batch_norm`.
 
-    It takes the place of the function that all BatchNorm layers call, torch's own, timm's and a
-    user's: no layer is replaced, and weights keep their names. On CUDA the statistics are those of
-    :class:`torch.nn.SyncBatchNorm`, which refuses other devices.
+    It replaces the function that all BatchNorm layers call, whether they are torch's, timm's or the
+    user's. No layer is replaced, and weights keep their names. On CUDA the computation is that of
+    :class:`torch.nn.SyncBatchNorm`, which does not support other devices.
 
     Parameters
     ----------
     ranks : Ranks
-        Those that take part. Each has to have a row.
+        Ranks that take part. Each needs at least one row.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -44,7 +44,7 @@ class SynchronizedBatchNorm(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Pass on all but BatchNorm."""
+        """Replace BatchNorm, and pass on every other call."""
         if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -76,7 +76,7 @@ class SynchronizedBatchNorm(TorchFunctionMode):
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalise a channel (the second axis) by the mean and variance over all ranks."""
+    """Normalise each channel (the second axis) by its mean and variance over all ranks."""
 
     @staticmethod
     def forward(
@@ -129,5 +129,5 @@ class _Normalize(torch.autograd.Function):
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:
-    """View values (C,) so that they go with (rows, C, ...)."""
+    """View values (C,) in a shape that broadcasts with (rows, C, ...)."""
     return values.view(-1, *[1] * (like.ndim - 2))

@@ -1,1 +1,1 @@
-"""Fitted estimators in files: ours, those of the authors, and ONNX."""
+"""Files of fitted estimators: save and load, published checkpoints, and export to ONNX."""

@@ -1,4 +1,4 @@
-"""A fitted estimator without this package: as an ONNX file, or as the weights of its backbone."""
+"""Export of a fitted estimator for use without this package: ONNX, or weights of the backbone."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from sklearn_excb.views.row_views import RowRecipe, standardize
 DTYPES = {"images": ("float32", "uint8"), "rows": ("float32", "float64")}
 OUTPUTS = ("embedding", "cluster", "similarity")
 
-_OPSET = 18  # the lowest that the exporter writes as it is
-_LARGEST_FILE = 1_500_000_000  # bytes of weights; a message of protobuf has at most 2 GiB
-_TOLERANCE = 1e-3  # of the largest number; float32 summed in another order is within 1e-4
-_TRACED, _CHECKED = 2, 3  # samples: one might be taken for a constant
+_OPSET = 18  # the lowest version that the exporter writes without conversion
+_LARGEST_FILE = 1_500_000_000  # bytes of weights; a protobuf message has at most 2 GiB
+_TOLERANCE = 1e-3  # share of the largest number; other orders of float32 sums stay within 1e-4
+_TRACED, _CHECKED = 2, 3  # numbers of samples; tracing could take a size of 1 for a constant
 
 
 def export_onnx(
     fitted: Fitted, path: str | os.PathLike[str], *, embedding: Embedding, dtype: str
 ) -> None:
-    """Write inference as an ONNX file, once it was seen to compute the same.
+    """Write inference as an ONNX file, after a check that onnxruntime computes the same results.
 
     Parameters
     ----------
     fitted : Fitted
-        What was learned; left as it is.
+        Result of a fit; it does not change.
     path : str or path-like
-        The file. Weights of more than 1.5 GB lie beside it, in a file named ``path + ".data"``.
+        Path of the file. Weights of more than 1.5 GB go to a file beside it, ``path + ".data"``.
     embedding : {"projection", "backbone", "similarity"}
-        What the output "embedding" is.
+        Kind of the output "embedding".
     dtype : str
-        Of the input; see ``DTYPES``.
+        Dtype of the input; see ``DTYPES``.
 
     Raises
     ------
@@ -60,9 +60,9 @@ def export_onnx(
     OSError
         If the file cannot be written.
     ValueError
-        If ``dtype`` is none of those, or the backbone cannot be exported.
+        If ``dtype`` is not one of these, or the backbone cannot be exported.
     RuntimeError
-        If onnxruntime does not compute what torch does. Nothing is written then.
+        If onnxruntime and torch compute different results. Then nothing is written.
     """
     from sklearn_excb.evaluation import _optional, output_files
 
@@ -76,13 +76,13 @@ def export_onnx(
         _optional.require(module, extra="onnx", purpose="Exporting to ONNX")
     network = _end_to_end(fitted, embedding)
     large = sum(tensor.nbytes for tensor in network.state_dict().values()) > _LARGEST_FILE
-    if large:  # first, as the other one needs it
+    if large:  # the data file is moved first, since the other file needs it
         parts.insert(0, output_files.check_writable(file.with_name(f"{file.name}.data")))
 
     program = _traced(network, _samples(fitted, _TRACED, dtype))
     said = {"K": fitted.settings.K, "embedding": embedding, "dtype": dtype}
     program.model.metadata_props.update(_metadata(fitted, said))
-    # in a folder of its own, by its own name: it names the file that its weights are in
+    # write to a temporary folder under the final name, since the file refers to its data file
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         program.save(Path(folder, file.name), external_data=large)
         del program
@@ -93,14 +93,14 @@ def export_onnx(
 
 
 def _end_to_end(fitted: Fitted, embedding: Embedding) -> EndToEnd:
-    """Network of a copy of the teacher: neither modes nor device of the one in use change."""
+    """Build the network from a copy of the teacher, whose own modes and device do not change."""
     recipe, teacher = fitted.recipe, copy.deepcopy(fitted.teacher).cpu().eval()
     prepare = StandardRows(recipe) if isinstance(recipe, RowRecipe) else WholeImages(recipe)
     return EndToEnd(prepare, teacher, embedding).eval().requires_grad_(False)
 
 
 def _samples(fitted: Fitted, n: int, dtype: str) -> Tensor:
-    """Random samples (n, ...) of the kind that was fitted; images of another size for each n."""
+    """Draw random samples (n, ...) of the fitted kind; the size of images depends on n."""
     recipe, generator = fitted.recipe, torch.Generator().manual_seed(n)
     if isinstance(recipe, RowRecipe):
         rows = torch.randn(n, len(recipe.mean), generator=generator, dtype=torch.float64)
@@ -111,7 +111,7 @@ def _samples(fitted: Fitted, n: int, dtype: str) -> Tensor:
 
 
 def _traced(network: EndToEnd, samples: Tensor) -> Any:
-    """Program of the exporter, with any number of samples, and images of any size."""
+    """Export a program for any number of samples, and for images of any size."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     names = ("n",) if samples.ndim == 2 else ("n", None, "height", "width")
@@ -132,11 +132,11 @@ def _traced(network: EndToEnd, samples: Tensor) -> Any:
         cause, *_ = str(error.__cause__ or error).strip().splitlines() or [""]
         raise ValueError(
             f"The backbone, {type(network.backbone).__name__}, cannot be exported to ONNX: {cause} "
-            "torch.export must see what a module of your own does without the values of its input. "
-            "export_backbone writes the weights alone."
+            "For torch.export, the operations of a module must not depend on the values of its "
+            "input. export_backbone writes the weights alone."
         ) from error
     assert program is not None
-    ClearMetadataAndDocStringPass()(program.model)  # says where the code lies on this machine
+    ClearMetadataAndDocStringPass()(program.model)  # the metadata contain paths of this machine
     return program
 
 
@@ -146,21 +146,21 @@ def _input_name(samples: Tensor) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's talk to itself: what it made is judged by its numbers."""
-    talk = io.StringIO()
-    with redirect_stdout(talk), redirect_stderr(talk), warnings.catch_warnings():
+    """Suppress output and warnings of the exporter; its result is checked by its numbers."""
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @torch.no_grad()
 def _check(file: Path, network: EndToEnd, fitted: Fitted, dtype: str) -> None:
-    """Compare a few random samples in onnxruntime with the library's own preparation and torch.
+    """Compare the results of onnxruntime on random samples with those of the library and torch.
 
     Raises
     ------
     RuntimeError
-        If they differ.
+        If the results differ.
     """
     import onnx
     import onnxruntime
@@ -180,7 +180,7 @@ def _check(file: Path, network: EndToEnd, fitted: Fitted, dtype: str) -> None:
     expected = [output.numpy() for output in network.outputs(inputs)]
     scores = expected[2] if network.gain is None else expected[2] * network.gain.numpy()
     second, first = np.partition(scores, -2, axis=1)[:, -2:].T
-    sure = first - second > 2 * _TOLERANCE  # of equals, rounding chooses one
+    sure = first - second > 2 * _TOLERANCE  # rounding decides between nearly equal clusters
     differences = {
         "embedding": _difference(embedding, expected[0]),
         "cluster": float((cluster != expected[1])[sure].any()),
@@ -189,35 +189,36 @@ def _check(file: Path, network: EndToEnd, fitted: Fitted, dtype: str) -> None:
     wrong = {name: by for name, by in differences.items() if not by <= _TOLERANCE}
     if wrong:
         raise RuntimeError(
-            f"Nothing was written: in onnxruntime {onnxruntime.__version__} the exported network "
-            f"gives another {' and '.join(wrong)}, by up to {max(wrong.values()):.1e} of the "
-            "largest number. Try another version of onnxscript or onnxruntime."
+            f"Nothing was written: in onnxruntime {onnxruntime.__version__}, the exported network "
+            f"computes a different {' and '.join(wrong)}. The largest difference is "
+            f"{max(wrong.values()):.1e} of the largest number. Try another version of onnxscript "
+            "or onnxruntime."
         )
 
 
 def _difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """Largest difference, as a share of the largest number."""
+    """Return the largest difference as a share of the largest number."""
     if found.shape != expected.shape:
         return float("nan")
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
 
 
 def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
-    """Write the state of the backbone as safetensors; what builds it is in the metadata.
+    """Write the weights of the backbone as safetensors, with its architecture in the metadata.
 
     Parameters
     ----------
     fitted : Fitted
-        What was learned; left as it is.
+        Result of a fit; it does not change.
     path : str or path-like
-        The file.
+        Path of the file.
 
     Raises
     ------
     OSError
         If the file cannot be written.
     ValueError
-        If there is no backbone, as by default for rows.
+        If there is no backbone, as is the default for rows.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -227,8 +228,8 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     settings, backbone = fitted.settings, thawed(fitted.teacher.backbone)
     if not settings.has_backbone:
         raise ValueError(
-            "There is no backbone to write: rows are features already. export_onnx writes all "
-            "that leads from a row to its embedding and its cluster."
+            "There is no backbone to write: rows are features already. Use export_onnx, which "
+            "writes the whole network from a row to its embedding and cluster."
         )
     file = output_files.check_writable(path)
     how = rebuilding(
@@ -237,7 +238,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
         n_channels=settings.n_channels,
         image_size=settings.image_size or None,
     )
-    # clones: safetensors refuses tensors that share memory, and other orders than the usual
+    # clones, since safetensors refuses tensors that share memory or are not contiguous
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in backbone.state_dict().items()
@@ -246,15 +247,15 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
         with output_files.replacing(file) as beside:
             mode = beside.stat().st_mode
             save_file(state, beside, metadata=_metadata(fitted, {"format": "pt", **how}))
-            beside.chmod(mode)  # safetensors makes a file anew, which only its owner can read
+            beside.chmod(mode)  # safetensors creates a new file that only its owner can read
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from error
 
 
 def _metadata(fitted: Fitted, said: Mapping[str, Any]) -> dict[str, str]:
-    """What a file says of itself: what is given, the version, and how samples are prepared.
+    """Build the metadata of a file: given values, the version, and the preparation of samples.
 
-    What is no text is written as JSON.
+    Values other than strings are written as JSON.
     """
     recipe = fitted.recipe
     if isinstance(recipe, RowRecipe):

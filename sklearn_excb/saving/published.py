@@ -1,4 +1,4 @@
-"""Checkpoints that the authors of ExCB and of DINO publish, as fitted networks."""
+"""Published checkpoints of the authors of ExCB and of DINO, read as fitted networks."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ class Published:
     Attributes
     ----------
     release : Release
-        Which of the two it is of.
+        Release of the checkpoint, ExCB or DINO.
     args : dict
-        The arguments of its training, as plain values; {} if the file has none.
+        Arguments of the training as plain values; {} if the file has none.
     teacher : ClusterNetwork
-        On the CPU, in evaluation mode. Of a backbone alone, h is empty and C has no centroid.
+        Teacher on the CPU, in evaluation mode. If the file holds a backbone alone, h is empty and C
+        has no centroids.
     n_backbone_features : int
-        What f gives.
+        Number of features of the backbone f.
     own : dict
-        Parameters of the estimator that the network settles.
+        Parameters of the estimator that the network determines.
     """
 
     release: Release
@@ -50,23 +51,23 @@ class Published:
 
     @property
     def has_clusters(self) -> bool:
-        """Whether the file has the head, and so the clusters."""
+        """Whether the file holds the head, and thus clusters."""
         return len(self.teacher.centroids.weight) > 0
 
     def parameters(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of an estimator: the network's own, and those that the user chose.
+        """Return the parameters of an estimator: those of the network, and those the user chose.
 
         Raises
         ------
         ValueError
-            If the user chose another network than that of the file.
+            If the user's choice contradicts the network of the file.
         """
         if not self.has_clusters:
             embedding = chosen.get("embedding", "backbone")
             if embedding != "backbone":
                 raise ValueError(
                     f"embedding={embedding!r} cannot be used: the checkpoint holds a backbone "
-                    'alone. Pass the full checkpoint, or embedding="backbone".'
+                    'alone. Pass the full checkpoint, or set embedding="backbone".'
                 )
             chosen = {**chosen, "embedding": embedding}
         for name, value in self.own.items():
@@ -74,19 +75,20 @@ class Published:
             if other not in ("auto", value):
                 raise ValueError(
                     f"{name}={other!r} cannot be used: the network of the checkpoint has "
-                    f"{name}={value!r}. Leave it out; set_params({name}=...) before a new fit."
+                    f"{name}={value!r}. Leave {name} out here. To change it for a new fit, use "
+                    f"set_params({name}=...) later."
                 )
         return {"balancing": self.release.balancing, "settle_passes": 0, **chosen, **self.own}
 
     def fitted(self, parameters: Mapping[str, Any], device: torch.device) -> Fitted:
-        """What a fit gives, without training samples.
+        """Return the network as the result of a fit, without training samples.
 
         Parameters
         ----------
         parameters : mapping
-            The estimator's, validated. What of them is of training is resolved as for ImageNet.
+            Validated parameters of the estimator. "auto" is resolved as for ImageNet.
         device : torch.device
-            By which the precision of training is settled.
+            Device for which the training precision is resolved.
         """
         size = self.own["image_size"]
         facts = Facts(auto_rules.IMAGENET, "images", (size, size), self.own["n_channels"])
@@ -118,20 +120,20 @@ def read_published(path: str | os.PathLike[str]) -> Published:
     Parameters
     ----------
     path : str or path-like
-        The file.
+        Path of the file.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError
-        If there is none, or a folder.
+        If the file does not exist, or is a folder.
     ValueError
-        If it is no checkpoint of these, would execute something, is broken, or its tensors do not
-        fit together.
+        If the file is not such a checkpoint, contains code, is damaged, or holds tensors that do
+        not fit together.
     """
     checkpoint = load_objects(path)
     try:
         if not isinstance(checkpoint, dict):
-            raise ValueError(f"it holds a {type(checkpoint).__name__}, needed a dict.")
+            raise ValueError(f"the file holds a {type(checkpoint).__name__}, but must hold a dict.")
         args = plain_arguments(checkpoint.get("args"))
         return _network(teacher_tensors(checkpoint, args), args)
     except ValueError as error:
@@ -141,7 +143,7 @@ def read_published(path: str | os.PathLike[str]) -> Published:
 def _network(tensors: TeacherTensors, args: dict[str, Any]) -> Published:
     """Build a teacher from its tensors."""
     K, size, g = len(tensors.directions), tensors.image_size, tensors.lengths
-    # of one length, the cosine decides alone
+    # if all centroids have the same length, the cosine alone decides
     with_gain = K > 0 and not ((g == g[0]).all() and g[0] > 0)
     with weightless():
         backbone = build_backbone(tensors.architecture, n_channels=3, image_size=size).eval()
@@ -156,11 +158,11 @@ def _network(tensors: TeacherTensors, args: dict[str, Any]) -> Published:
         found["centroids.gain"] = g
     wanted = teacher.state_dict()
     _check_fit(wanted, found, tensors)
-    # copies: in the file, tensors may share memory
+    # copies, since the tensors of a file may share memory
     options: dict[str, Any] = {"copy": True, "memory_format": torch.contiguous_format}
     copies = {name: found[name].to(tensor.dtype, **options) for name, tensor in wanted.items()}
     teacher.load_state_dict(copies, assign=True)
-    teacher.backbone.to(memory_format=torch.channels_last)  # as build_backbone has it
+    teacher.backbone.to(memory_format=torch.channels_last)  # as in build_backbone
     own = {"backbone": tensors.architecture, "image_size": size, "n_channels": 3}
     own |= {"pretrained": False, "freeze_backbone": False}
     if K:
@@ -171,7 +173,7 @@ def _network(tensors: TeacherTensors, args: dict[str, Any]) -> Published:
 def _check_fit(
     wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], tensors: TeacherTensors
 ) -> None:
-    """Refuse tensors that are missing, too many or of another shape, by their names in the file."""
+    """Check that no tensor is missing, unknown or of another shape; name them as in the file."""
     prefixes = tensors.release.parts
 
     def in_file(name: str) -> str:
@@ -191,6 +193,6 @@ def _check_fit(
     told = "; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names)
     if told:
         raise ValueError(
-            f"its network does not fit {tensors.architecture}"
+            f"the tensors do not fit {tensors.architecture}"
             f"{' with a head of ' + tensors.release.name if tensors.head.widths else ''}: {told}."
         )

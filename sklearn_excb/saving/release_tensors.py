@@ -1,7 +1,7 @@
-"""What the authors of ExCB and of DINO call the tensors of their checkpoints, as public code says.
+"""Names of the tensors in the published checkpoints of ExCB and DINO, from their public code.
 
-Both write files of ``torch.save``: a dict with the state of a student and of a teacher, what
-training needs to go on, and the arguments of the run.
+Both releases write files with ``torch.save``. A file holds a dict with the weights of student and
+teacher, the state of the training, and the arguments of the run.
 
 =============  ==========================================  ======================================
 part           ExCB                                        DINO
@@ -14,9 +14,9 @@ architecture   ``args.backbone``, ``args.patch_size``      ``args.arch``, ``args
 whole images   bilinear, red's deviation .228              bicubic, .229
 =============  ==========================================  ======================================
 
-Centroids are under weight norm, rows ``g v / |v|``, and are multiplied by unit projections. A
-network that was in DistributedDataParallel has ``module.`` before every name. DINO also gives out
-backbones alone: a dict of f's tensors under the names of f, without arguments.
+Centroids are under weight norm, with rows ``g v / |v|``, and are multiplied by unit projections. A
+network that was wrapped in DistributedDataParallel has ``module.`` before every name. DINO also
+publishes backbones alone, as a dict of the tensors of f without arguments.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from torch import Tensor
 
 from sklearn_excb.networks.heads import HeadShape
 
-_IMAGE_SIZE = 224  # of both, where a file does not say
-_SHOWN = 4  # names in an error
+_IMAGE_SIZE = 224  # pixels, in both releases, if a file does not contain the size
+_SHOWN = 4  # names that an error message lists
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Release:
-    """How a release names its tensors, prepares whole images and balances; see the module."""
+    """Tensor names, image preparation and balancing of a release; see the module."""
 
     name: Literal["ExCB", "DINO"]
     projector: str
@@ -53,7 +53,7 @@ class Release:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What the names of the tensors of each part begin with."""
+        """Prefix of the tensor names of each part."""
         return {
             "backbone": self.backbone,
             "projector": self.projector,
@@ -84,17 +84,17 @@ DINO = Release(
 _BACKBONE_ALONE = replace(DINO, backbone="")
 _ONLY_IN_BACKBONES = ("cls_token", "conv1.weight")
 
-_WEIGHT_NORM = (  # its two spellings: lengths, directions
+_WEIGHT_NORM = (  # the two spellings of weight norm: lengths g, directions v
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
-_EARLY_NAMES = {"layer0.0.": "conv1.", "layer0.1.": "bn1."}  # of early ResNets of ExCB
+_EARLY_NAMES = {"layer0.0.": "conv1.", "layer0.1.": "bn1."}  # names in early ResNets of ExCB
 _VIT_SIZES = {192: "tiny", 384: "small", 768: "base"}
 _VITS = tuple(
     f"vit_{size}_patch{patch}_224"
     for size, patch in (("tiny", 16), ("small", 16), ("small", 8), ("base", 16), ("base", 8))
 )
-_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {  # of bottlenecks or not, blocks of each stage
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {  # (has bottlenecks, blocks of each stage)
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
     (True, (3, 4, 6, 3)): "resnet50",
@@ -105,24 +105,24 @@ _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {  # of bottlenecks or not, 
 
 @dataclass(frozen=True)
 class TeacherTensors:
-    """A teacher as a checkpoint has it.
+    """Tensors of the teacher in a checkpoint.
 
     Attributes
     ----------
     release : Release
-        Which of the two it is of.
+        Release of the checkpoint, ExCB or DINO.
     backbone, projector : dict of str to Tensor
-        By the names in that part.
+        Tensors of each part, by their names without the prefix.
     lengths : Tensor of shape (K,)
-        Of the centroids, g.
+        Lengths g of the centroids.
     directions : Tensor of shape (K, D)
-        Of the centroids, v, of any length; (0, 0) of a backbone alone.
+        Directions v of the centroids, not normalised; of shape (0, 0) for a backbone alone.
     architecture : str
-        Of the backbone, as timm calls it.
+        Name of the backbone in timm.
     image_size : int
         Side of the images in pixels.
     head : HeadShape
-        Of the projector; without a layer for a backbone alone.
+        Shape of the projector, which has no layers for a backbone alone.
     """
 
     release: Release
@@ -136,26 +136,26 @@ class TeacherTensors:
 
 
 def teacher_tensors(checkpoint: Mapping[Any, Any], args: Mapping[str, Any]) -> TeacherTensors:
-    """Find the teacher in a checkpoint, or the backbone where the file is one.
+    """Return the teacher in a checkpoint, or the backbone if the file holds nothing else.
 
     Parameters
     ----------
     checkpoint : mapping
-        What the file holds.
+        Content of the file.
     args : mapping
-        The arguments in it, as plain values.
+        Arguments of the run in the file, as plain values.
 
     Raises
     ------
     ValueError
-        If it is of neither release, a teacher without a head, of an unknown architecture, or not of
-        sound tensors.
+        If the checkpoint is of neither release, or if the teacher has no head, an unknown
+        architecture or tensors that are not finite numbers.
     """
     if "teacher" not in checkpoint:
         return _backbone_alone(checkpoint)
     teacher = checkpoint["teacher"]
     if not isinstance(teacher, dict) or not teacher:
-        raise ValueError("its entry 'teacher' holds no tensors.")
+        raise ValueError("the entry 'teacher' holds no tensors.")
     state = _sound_state(teacher, "module.")
     release = _release_of(state)
     parts = _parts(release, state)
@@ -163,8 +163,8 @@ def teacher_tensors(checkpoint: Mapping[Any, Any], args: Mapping[str, Any]) -> T
     head = _head_shape(release, args, parts["projector"])
     if directions.shape[1] != head.widths[-1]:
         raise ValueError(
-            f"its centroids {release.centroids}* have {directions.shape[1]} features, but its "
-            f"projector {release.projector}* gives {head.widths[-1]}."
+            f"the centroids {release.centroids}* have {directions.shape[1]} features, but the "
+            f"projector {release.projector}* returns {head.widths[-1]}."
         )
     return TeacherTensors(
         release,
@@ -179,15 +179,15 @@ def teacher_tensors(checkpoint: Mapping[Any, Any], args: Mapping[str, Any]) -> T
 
 
 def _backbone_alone(checkpoint: Mapping[Any, Any]) -> TeacherTensors:
-    """What a file holds that is a backbone and nothing else."""
+    """Return the tensors of a file that holds a backbone alone."""
     if not any(str(name).endswith(_ONLY_IN_BACKBONES) for name in checkpoint):
         raise ValueError(
-            f"it has no entry 'teacher', but {listed(map(str, checkpoint))}. Needed is that entry, "
-            "with the tensors of backbone and head, or the tensors of a backbone alone: "
-            f"{' or '.join(_ONLY_IN_BACKBONES)} and so on."
+            f"the file has no entry 'teacher', but {listed(map(str, checkpoint))}. It must have "
+            "this entry, with the tensors of backbone and head, or hold the tensors of a backbone "
+            f"alone ({' or '.join(_ONLY_IN_BACKBONES)} and so on)."
         )
     state = _sound_state(checkpoint, "module.", "backbone.")
-    # the classifier of a ResNet is no part of f
+    # the classifier of a ResNet is not part of f
     state = {name: t for name, t in state.items() if name not in ("fc.weight", "fc.bias")}
     backbone = _parts(_BACKBONE_ALONE, state)["backbone"]
     return TeacherTensors(
@@ -203,7 +203,7 @@ def _backbone_alone(checkpoint: Mapping[Any, Any]) -> TeacherTensors:
 
 
 def _sound_state(state: Mapping[Any, Any], *prefixes: str) -> State:
-    """Tensors of a network, without prefixes that all of their names have."""
+    """Return the tensors of a network, without prefixes that all names share."""
     state = {str(name): tensor for name, tensor in state.items()}
     for prefix in prefixes:
         if all(name.startswith(prefix) for name in state):
@@ -211,8 +211,8 @@ def _sound_state(state: Mapping[Any, Any], *prefixes: str) -> State:
     bad = [name for name, tensor in state.items() if not _is_sound(tensor)]
     if bad:
         raise ValueError(
-            f"{listed(bad)} of its network are not finite numbers: the training diverged, or the "
-            "file is broken."
+            f"these tensors do not hold finite numbers: {listed(bad)}. The training diverged, or "
+            "the file is damaged."
         )
     return state
 
@@ -232,13 +232,13 @@ def _release_of(state: State) -> Release:
         if any(name.startswith((release.projector, release.centroids)) for name in state):
             return release
     raise ValueError(
-        f"its teacher has neither {EXCB.centroids}* (ExCB) nor {DINO.centroids}* (DINO), but "
+        f"the teacher has neither {EXCB.centroids}* (ExCB) nor {DINO.centroids}* (DINO), but "
         f"{listed(state)}."
     )
 
 
 def _parts(release: Release, state: State) -> dict[str, State]:
-    """Tensors of backbone, projector and centroids, by their names there."""
+    """Split the tensors into backbone, projector and centroids, and remove the prefixes."""
     parts: dict[str, State] = {part: {} for part in release.parts}
     others = []
     for name, tensor in state.items():
@@ -250,7 +250,10 @@ def _parts(release: Release, state: State) -> dict[str, State]:
             if not name.startswith(release.unused):
                 others.append(name)
     if others:
-        raise ValueError(f"its network has {listed(others)}, which that of {release.name} has not.")
+        raise ValueError(
+            f"the network has tensors that networks of {release.name} do not have: "
+            f"{listed(others)}."
+        )
     backbone = parts["backbone"]
     for early, now in _EARLY_NAMES.items():
         for name in [name for name in backbone if name.startswith(early)]:
@@ -259,28 +262,27 @@ def _parts(release: Release, state: State) -> dict[str, State]:
 
 
 def _centroids(release: Release, state: State) -> tuple[Tensor, Tensor]:
-    """Lengths (K,) and directions (K, D) of the centroids, float32."""
+    """Return lengths (K,) and directions (K, D) of the centroids, in float32."""
     spelling = next((names for names in _WEIGHT_NORM if set(names) == set(state)), None)
     if spelling is None:
         raise ValueError(
-            "its centroids are missing or of another kind: needed are "
-            f"{release.centroids}weight_g and {release.centroids}weight_v, there is "
-            f"{listed(release.centroids + name for name in state)}."
+            f"the centroids must be {release.centroids}weight_g and {release.centroids}weight_v, "
+            f"but the file has {listed(release.centroids + name for name in state)}."
         )
     lengths, directions = (state[name].float() for name in spelling)
     K = len(directions) if directions.ndim == 2 else 0
     if K < 2 or lengths.shape != (K, 1):
         raise ValueError(
-            f"its centroids have lengths of shape {tuple(lengths.shape)} and directions of "
-            f"{tuple(directions.shape)}, needed (K, 1) and (K, D) with K of at least 2."
+            f"the centroids have lengths of shape {tuple(lengths.shape)} and directions of shape "
+            f"{tuple(directions.shape)}, but must have (K, 1) and (K, D) with K of at least 2."
         )
     if not directions.any(dim=1).all():
-        raise ValueError("some of its centroids are 0, which is no direction.")
+        raise ValueError("some centroids are 0 and have no direction.")
     return lengths[:, 0], directions
 
 
 def _architecture(release: Release, args: Mapping[str, Any], backbone: State) -> str:
-    """Name of the backbone in timm: by the arguments of the run, or else by the tensors."""
+    """Return the name of the backbone in timm, by the arguments of the run or by the tensors."""
     said, known = args.get(release.architecture), (*_VITS, *_RESNETS.values())
     patches = backbone.get("patch_embed.proj.weight")
     if patches is not None and patches.ndim == 4:
@@ -289,24 +291,26 @@ def _architecture(release: Release, args: Mapping[str, Any], backbone: State) ->
     else:
         patch, found = None, _RESNETS.get(_blocks(backbone))
     if isinstance(said, str):
-        found = said.replace("deit_", "vit_")  # as DINO's code called them first
+        found = said.replace("deit_", "vit_")  # the first names in DINO's code
         if found.startswith("vit_"):
             found = f"{found}_patch{args.get('patch_size') or patch}_224"
     if found not in known:
-        by = f"args.{release.architecture}={said!r}" if isinstance(said, str) else "its tensors"
-        raise ValueError(f"unknown architecture, by {by}. Known are {', '.join(known)}.")
+        source = f"args.{release.architecture}={said!r}" if isinstance(said, str) else "the tensors"
+        raise ValueError(
+            f"the architecture is unknown, by {source}. Known architectures are {', '.join(known)}."
+        )
     return found
 
 
 def _blocks(backbone: State) -> tuple[bool, tuple[int, ...]]:
-    """Whether a ResNet is of bottlenecks, and the number of blocks of each stage."""
+    """Return whether a ResNet has bottlenecks, and the number of blocks of each stage."""
     names = [name.split(".") for name in backbone]
     stages = [{name[1] for name in names if name[0] == f"layer{stage}"} for stage in (1, 2, 3, 4)]
     return "layer1.0.conv3.weight" in backbone, tuple(map(len, stages))
 
 
 def _image_size(args: Mapping[str, Any], backbone: State) -> int:
-    """Side of the images: that of a ViT's positions, else that of the crops of the run."""
+    """Return the side of the images, by the positions of a ViT or by the crops of the run."""
     patches, places = backbone.get("patch_embed.proj.weight"), backbone.get("pos_embed")
     if patches is not None and places is not None and patches.ndim == 4 and places.ndim == 3:
         return max(1, math.isqrt(max(places.shape[1] - 1, 0))) * patches.shape[-1]
@@ -315,8 +319,11 @@ def _image_size(args: Mapping[str, Any], backbone: State) -> int:
 
 
 def _head_shape(release: Release, args: Mapping[str, Any], projector: State) -> HeadShape:
-    """Shape of the projector by its tensors; the activation by the arguments or the recipes."""
-    if set(projector) == {"weight", "bias"}:  # DINO's head of one layer is in no sequence
+    """Return the shape of the projector by its tensors, and the arguments or the recipe.
+
+    The activation is that of the arguments. If these do not name one, it is that of the recipe.
+    """
+    if set(projector) == {"weight", "bias"}:  # DINO's head of one layer is not in a sequence
         for name in ("weight", "bias"):
             projector[f"0.{name}"] = projector.pop(name)
     linear = sorted(
@@ -326,19 +333,19 @@ def _head_shape(release: Release, args: Mapping[str, Any], projector: State) -> 
     )
     if not linear:
         raise ValueError(
-            f"its projector is missing: needed are {release.projector}0.weight and so on, there is "
-            f"{listed(release.projector + name for name in projector)}."
+            f"the projector is missing: {release.projector}0.weight and so on are needed, but the "
+            f"file has {listed(release.projector + name for name in projector)}."
         )
     batch_norm = any(name.endswith(".running_mean") for name in projector)
     said = args.get("mlp_activation") if release is EXCB else "gelu"
     activation = ("relu" if batch_norm else "gelu") if said is None else said
     if activation not in ("relu", "gelu"):
-        raise ValueError(f"args.mlp_activation={said!r} is unknown, needed 'relu' or 'gelu'.")
+        raise ValueError(f"args.mlp_activation={said!r} is unknown. It must be 'relu' or 'gelu'.")
     return HeadShape(tuple(width for _, width in linear), batch_norm, activation)
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """List the first names, and the number of further names."""
     names = list(names)
     shown = ", ".join(names[:_SHOWN]) or "nothing"
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,1 +1,1 @@
-"""What users choose, and what "auto" becomes."""
+"""Parameters of a fit: validation, the rules of "auto", and recipes."""

@@ -1,8 +1,8 @@
-"""What "auto" means: each rule one pure function of the data and K, never of the hardware.
+"""The rules of "auto". Each rule is one pure function of the data and K, never of the hardware.
 
-Every rule but that of settling, which is not in the paper, lands on the published recipe for
-ImageNet (1,281,167 photos, K = 65,536; METHOD.md 6). Empty and largest clusters in the measurements
-below are those before the centroids settle. What is "chosen" has not been measured.
+At the scale of ImageNet (1,281,167 photos, K = 65,536) every rule gives the published recipe,
+except :func:`settle_passes`, which is not in the paper. The docstrings report empty and largest
+clusters before the centroids settle. A value that is called "chosen" was not measured.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ from typing import Any
 
 IMAGENET = 1_281_167
 IMAGENET_K = 65_536
-PRETRAINED_SIZE = 224  # pixels that nearly all published weights were trained at
-MOST_ENLARGED = 4  # times
+PRETRAINED_SIZE = 224  # pixels; nearly all published weights were trained at this size
+MOST_ENLARGED = 4  # largest factor by which images are enlarged
 _PATCH = re.compile(r"patch(\d+)")
 
 
 def n_clusters(n_samples: int) -> int:
-    """K in the paper's ratio on ImageNet, 19.5 images a cluster; at least 2."""
+    """Return K in the paper's ratio on ImageNet, 19.5 images per cluster; at least 2."""
     return max(2, round(n_samples * IMAGENET_K / IMAGENET))
 
 
 def n_samples(n_clusters: int) -> int:
-    """Images of which K would be the number of clusters."""
+    """Return the number of images for which :func:`n_clusters` gives this K."""
     return round(n_clusters * IMAGENET / IMAGENET_K)
 
 
-FEW = 10_000  # images, below which "auto" shows them small, to the small CNN
+FEW = 10_000  # with fewer images, "auto" uses the small CNN on small views
 
 
 def image_size(n_samples: int, short_side: int, *, small_network: bool = False) -> int:
-    """Side of the global views: that of the images, from 24 px, up to what n can use.
+    """Return the side of the global views: that of the images, within limits.
 
-    The limit grows from 64 px below 5,000 images to 224 px at ImageNet's number; for the small CNN
-    it is 32 px below FEW. A multiple of 8 pixels, from 64 on of 16.
+    The side is at least 24 px. Its upper limit grows with the number of images, from 64 px below
+    5,000 images to 224 px at ImageNet's number. For the small CNN the limit is 32 px below FEW
+    images. The side is a multiple of 8 pixels, and from 64 px on a multiple of 16.
 
-    1,600 clothing photos, three seeds, the small CNN at 32 px and a ResNet-18 at 64: k-NN .523 and
-    .388 (pixels .455), probe .657 and .409, NMI .234 and .130, in float32 18 and 67 minutes of a
-    core. In so few steps the ResNet hardly learns: its loss ends at 3.8 to 3.9 of ln K = 4.41. The
-    small CNN at 40 px, one seed: .458, .608, .202 (at 32 px that seed: .537, .637, .236). FEW is a
-    choice that nobody measured.
+    Measured on 1,600 clothing photos with three seeds, the small CNN at 32 px and a ResNet-18 at
+    64 px: k-NN .523 and .388 (pixels .455), probe .657 and .409, NMI .234 and .130, in 18 and 67
+    minutes of one core in float32. The ResNet hardly learns in so few steps: its loss ends at 3.8
+    to 3.9, where ln K is 4.41. The small CNN at 40 px, one seed: .458, .608 and .202 (the same seed
+    at 32 px: .537, .637 and .236). FEW is chosen.
     """
     span = math.log(n_samples / 5_000) / math.log(IMAGENET / 5_000)
     limit = 64 * (224 / 64) ** min(max(span, 0.0), 1.0)
@@ -52,84 +53,86 @@ def image_size(n_samples: int, short_side: int, *, small_network: bool = False) 
 
 
 def frozen_image_size(short_side: int) -> int:
-    """Side of images for a frozen backbone: that of its training, as far as they can be enlarged.
+    """Return the side of images for a frozen backbone: 224 px, or four times their own side.
 
-    They go through it once, so that their size costs little.
+    Nearly all pretrained backbones were trained at 224 px. Each image goes through the frozen
+    backbone only once, so its size costs little.
     """
     return min(PRETRAINED_SIZE, MOST_ENLARGED * max(8, short_side))
 
 
 def local_size(image_size: int) -> int:
-    """Side of the local views: 96 at 224 px as published, the same share elsewhere, as chosen.
+    """Return the side of the local views: 96 px at 224 px as published, else in proportion.
 
-    A multiple of 16 pixels, and at least 16.
+    The proportion is chosen. The side is a multiple of 16 pixels, and at least 16.
     """
     return min(image_size, max(16, 16 * round(image_size * 96 / 224 / 16)))
 
 
 def whole_patches(size: int, backbone: Any, *, down: bool = False) -> int:
-    """Size in whole patches, for a transformer that says in its name how large they are."""
-    said = _PATCH.search(backbone) if isinstance(backbone, str) else None
-    if said is None:
+    """Round a size to whole patches, if the backbone's name gives the size of a patch."""
+    found = _PATCH.search(backbone) if isinstance(backbone, str) else None
+    if found is None:
         return size
-    patch = int(said[1])
+    patch = int(found[1])
     return max(patch, (size if down else size + patch // 2) // patch * patch)
 
 
 def n_local(image_size: int, kind: str) -> int:
-    """Six local views as published; two below 64 px and for rows, where a step stays short.
+    """Return the number of local views: six as published, two below 64 px and for rows.
 
-    The limit and the two are chosen.
+    Two views keep a step short. The number two and the limit of 64 px are chosen.
     """
     return 6 if kind == "images" and image_size >= 64 else 2
 
 
 def flip(n_channels: int) -> float:
-    """Probability of a mirror image: .5 for colour pictures, 0 for others.
+    """Return the probability of a mirror image: .5 for images with three channels, else 0.
 
-    Left and right often mean something in gray images and in stacks of channels (characters,
-    scans, spectrograms). Digits, one seed: k-NN .967 with, .989 without.
+    Left and right often carry meaning in gray images and in stacks of channels (characters,
+    scans, spectrograms). Digits, one seed: k-NN .967 with mirror images, .989 without.
     """
     return 0.5 if n_channels == 3 else 0.0
 
 
 def _smallness(image_size: int) -> float:
-    """0 at 224 px and above, 1 at 32 px and below, linear in the logarithm between."""
+    """Return 0 at 224 px and above, 1 at 32 px and below, linear in the logarithm between."""
     share = math.log(224 / image_size) / math.log(224 / 32)
     return min(max(share, 0.0), 1.0)
 
 
 def smallest_global(image_size: int) -> tuple[float, float]:
-    """Smallest area of a global crop: .26 -> .14 at 224 px, .7 -> .6 at 32 px.
+    """Return the smallest area of a global crop: .26 -> .14 at 224 px, .7 -> .6 at 32 px.
 
-    Inference sees the whole image: the nearer the crops are to it, the better plain inference
-    is balanced. Digits, three seeds: .7 -> .6 left 0.0 % empty and gave NMI .668, .5 -> .4 left
-    2.1 % and gave .653.
+    The two values are for the first and the last epoch. Inference sees the whole image: the nearer
+    the crops are to it, the better plain inference is balanced. Digits, three seeds: .7 -> .6 left
+    0.0 % of the clusters empty and gave NMI .668, .5 -> .4 left 2.1 % empty and gave .653.
     """
     small = _smallness(image_size)
     return (0.26 + (0.7 - 0.26) * small, 0.14 + (0.6 - 0.14) * small)
 
 
 def smallest_local(image_size: int) -> float:
-    """Smallest area of a local crop: .05 at 224 px, .3 at 32 px, where less shows nothing.
+    """Return the smallest area of a local crop: .05 at 224 px, .3 at 32 px.
 
-    Digits, two seeds: .2 left one of 74 clusters empty, .3 and .4 none (effective share .90, .92
-    and .92; held-out k-NN .989, .992 and .988).
+    Smaller crops of such small images show nothing. Digits, two seeds: .2 left one of 74 clusters
+    empty, .3 and .4 left none (effective share .90, .92 and .92; held-out k-NN .989, .992 and
+    .988).
     """
     return 0.05 + (0.3 - 0.05) * _smallness(image_size)
 
 
 def backbone(n_samples: int, image_size: int, kind: str) -> str:
-    """A small CNN below 64 px, so for few photos too; ResNet-18 below 200,000, else ResNet-50.
+    """Return the backbone: the small CNN below 64 px, else ResNet-18 or ResNet-50.
 
-    Rows are features already: they get a projector alone, a linear layer that keeps distances at
-    first (:func:`sklearn_excb.networks.student_teacher.keep_distances`). On 4,000 MNIST images as
-    rows the NMI is
-    .521 (three seeds), with two hidden layers .474 (untrained, they have .345), by k-means .517. On
-    digits, iris and two moons both are within .02 of each other; on wine (178 rows, K = 9) the
-    hidden layers had .60, this has .56.
+    The small CNN is thus also the backbone for few photos. :func:`image_size` tells how a ResNet-18
+    does on them. ResNet-50 starts at 200,000 images, which is chosen.
 
-    For what a ResNet-18 makes of few photos see :func:`image_size`; the 200,000 are chosen.
+    Rows are features already and get a projector alone. It is a linear layer that keeps distances
+    at the start (:func:`sklearn_excb.networks.student_teacher.keep_distances`). On 4,000 MNIST
+    images as rows, its NMI is .521 (three seeds). With two hidden layers the NMI is .474 (untrained
+    .345), and with k-means .517. On digits, iris and two moons, the two projectors are within .02
+    of each other. On wine (178 rows, K = 9), the NMI is .56, and .60 with the hidden layers.
     """
     if kind == "rows":
         return "identity"
@@ -139,10 +142,11 @@ def backbone(n_samples: int, image_size: int, kind: str) -> str:
 
 
 def batch_size(n_samples: int) -> int:
-    """64 at 1,500 images, 1,024 at ImageNet's number: a power of two; at most n.
+    """Return the batch size: 64 at 1,500 images, 1,024 at ImageNet's number; at most n.
 
-    Digits, three seeds, 32, 64, 128 and 512: NMI .683, .676, .672 and .661, k-NN .993, .993, .994
-    and .991 (``--study ablations``). Half of the rule's takes twice the steps, for little.
+    The size is a power of two, unless n is smaller. Digits, three seeds, batches of 32, 64, 128 and
+    512: NMI .683, .676, .672 and .661, k-NN .993, .993, .994 and .991 (``--study ablations``). Half
+    the rule's size takes twice the steps and gains little.
     """
     slope = math.log(1024 / 64) / math.log(IMAGENET / 1_500)
     exponent = round(math.log2(64) + slope * math.log2(n_samples / 1_500))
@@ -150,9 +154,9 @@ def batch_size(n_samples: int) -> int:
 
 
 def epochs(n_samples: int, batch_size: int) -> int:
-    """400 at ImageNet's number as published, 36 at 1,500 images; never fewer than 200 steps.
+    """Return the epochs: 400 at ImageNet's number as published, 36 at 1,500 images.
 
-    The 36 are chosen: minutes of a core.
+    A run has at least 200 steps. The 36 epochs are chosen; they take one core minutes.
     """
     slope = math.log(400 / 36) / math.log(IMAGENET / 1_500)
     wanted = 36 * (n_samples / 1_500) ** slope
@@ -160,72 +164,79 @@ def epochs(n_samples: int, batch_size: int) -> int:
 
 
 def optimizer(has_batch_norm: bool) -> str:
-    """SGD as published for ResNets, AdamW as published for ViTs (backbones without BatchNorm)."""
+    """Return SGD as published for ResNets, or AdamW as for ViTs (backbones without BatchNorm)."""
     return "sgd" if has_batch_norm else "adamw"
 
 
 def learning_rate(optimizer: str, batch_size: int) -> float:
-    """.6 (SGD) and 2e-3 (AdamW) at 1,024 images a step; elsewhere times (B / 1024) ** .75.
+    """Return the learning rate: .6 (SGD) or 2e-3 (AdamW), times (B / 1024) ** .75.
 
-    Between the linear rule and the square root. Digits, B = 64, two seeds: .075 left the largest
-    cluster at 2.6 and gave a k-NN of the projections of .978 and .985; the linear rule's .0375 gave
-    4.2 and 3.7, .981 and .970.
+    The exponent lies between those of the linear rule and the square-root rule. Digits, B = 64, two
+    seeds: .075 left the largest cluster at 2.6 and gave a k-NN of the projections of .978 and .985;
+    the linear rule's .0375 gave largest clusters of 4.2 and 3.7, and a k-NN of .981 and .970.
     """
     return (0.6 if optimizer == "sgd" else 2e-3) * (batch_size / 1024) ** 0.75
 
 
 def weight_decay(optimizer: str) -> tuple[float, float]:
-    """At the start and the end of the run: 1e-4 (SGD), .04 -> .4 (AdamW)."""
+    """Return the weight decay at the start and the end of a run: 1e-4 (SGD), .04 -> .4 (AdamW)."""
     return (1e-4, 1e-4) if optimizer == "sgd" else (0.04, 0.4)
 
 
 def warmup_epochs(epochs: int, steps_per_epoch: int) -> float:
-    """10 of 400 epochs; a tenth of a shorter run, and 60 steps, but no more than .3 of it.
+    """Return the warm-up: 10 epochs as published, or a tenth of runs below 100 epochs.
 
-    Digits, B = 256 (200 steps), one seed: 60 steps left 1 of 74 clusters empty and gave NMI .592
-    and k-NN .975; 20 steps left 18 and gave .542 and .969.
+    A short run warms up for at least 60 steps, but for no more than .3 of the run. Digits, B = 256
+    (200 steps), one seed: 60 steps left 1 of 74 clusters empty and gave NMI .592 and k-NN .975; 20
+    steps left 18 empty and gave .542 and .969.
     """
     few = min(0.3 * epochs, 60 / max(1, steps_per_epoch))
     return max(min(10.0, epochs / 10), few)
 
 
 def teacher_momentum(total_steps: int) -> float:
-    """Momentum at the start: .996 at ImageNet's 500,000 steps, .9 in runs of up to 2,000.
+    """Return the momentum at the start: .996 at ImageNet's 500,000 steps, .9 up to 2,000 steps.
 
-    A power of the number of steps between. An average over a twentieth of the run lags behind.
-    2,000 images, 1,240 steps, one seed, .9 beside .984: CIFAR-10 has a k-NN of .479 beside .444 and
-    an NMI of .251 beside .228, MNIST .958 beside .944 and .589 beside .553. Digits, 561 steps, two
-    seeds, .9 beside .974 (in float32): k-NN .991 beside .986, NMI .693 beside .680
-    (``--study tuning`` of benchmarks.learning); with .7 clusters were far from even until they
-    settle.
+    Between these, the averaging window of the teacher is a power of the number of steps. A window
+    of a twentieth of the run lags behind.
+
+    2,000 images, 1,240 steps, one seed, .9 against .984: CIFAR-10 has a k-NN of .479 against .444
+    and an NMI of .251 against .228; MNIST has .958 against .944, and .589 against .553. Digits, 561
+    steps, two seeds, .9 against .974 (in float32): k-NN .991 against .986, NMI .693 against .680
+    (``--study tuning`` of benchmarks.learning). With .7, the clusters were far from even before
+    they settled.
     """
     window = 250 * (total_steps / 500_000) ** 0.58
     return 1 - 1 / min(max(window, 10), 250)
 
 
 def size_momentum(labels_per_step: int, n_clusters: int, total_steps: int) -> float:
-    """Momentum of the size measure, from its window: 31 labels a cluster, and 64 steps.
+    """Return the momentum of the measured sizes; its window is 31 labels per cluster or 64 steps.
 
-    31 labels a cluster are the paper's (.999 at 2,048 labels a step and K = 65,536). Where they
-    pass in a few steps, the window is 64 steps, or a quarter of a shorter run. Digits (K = 78, 828
-    steps of 128 labels, two seeds): 64 steps left one cluster empty, the largest at 2.6; 200 steps,
-    one seed, one empty and the largest at 4.4.
+    The window is the longer of the two. 31 labels per cluster are those of the paper (.999 at 2,048
+    labels per step and K = 65,536). The 64 steps are at most a quarter of the run. Digits (K = 78,
+    828 steps of 128 labels): 64 steps left one cluster empty and the largest at 2.6 (two seeds);
+    200 steps left one empty and the largest at 4.4 (one seed).
     """
     steps = max(31.25 * n_clusters / labels_per_step, min(64, total_steps / 4), 1.25)
     return 1 - 1 / steps
 
 
 def head_width(n_samples: int) -> int:
-    """2,048 as published from 100,000 images on, 512 below 10,000, as chosen; a power of two."""
+    """Return the hidden width: 2,048 as published from 100,000 images on, else 1,024 or 512.
+
+    The two smaller widths and the limits of 100,000 and 10,000 images are chosen.
+    """
     if n_samples >= 100_000:
         return 2048
     return 1024 if n_samples >= 10_000 else 512
 
 
 def settle_passes(balancing: str) -> int:
-    """10 where clusters are balanced by their sizes, 0 for the baselines, as published.
+    """Return 10 passes if clusters are balanced by their sizes, and 0 for the baselines.
 
-    Digits with K = n / 5 and B = 256, one seed: 38 % empty before, .7 % after ten passes; effective
-    share .40 and .91. Two passes have most of it (.89).
+    The baselines do not settle as published. Digits with K = n / 5 and B = 256, one seed: 38 % of
+    the clusters are empty before and .7 % after ten passes; the effective share is .40 and .91. Two
+    passes have most of the effect (.89).
     """
     return 10 if balancing in ("linear", "exponential") else 0

@@ -20,7 +20,7 @@ _PAPER: dict[str, Any] = {
 }
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # images of 8 to 32 pixels, or a first look at larger ones; a CPU will do
+    # for images of 8 to 32 pixels, or a first look at larger ones; a CPU is enough
     "tiny": {
         "backbone": "cnn",
         "image_size": 24,
@@ -29,7 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 16,
         "head_width": 512,
     },
-    # meant for 10,000 photos and more; of fewer it learns little: see rules.image_size
+    # for 10,000 photos and more; from fewer it learns little: see auto_rules.image_size
     "small": {
         "backbone": "resnet18",
         "image_size": 64,
@@ -37,7 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "n_local": 4,
         "head_width": 512,
     },
-    # METHOD.md 6; the published checkpoints were made with these
+    # the recipes of the published checkpoints, from the README of the authors' code
     "paper-resnet50": _PAPER
     | {
         "backbone": "resnet50",
@@ -58,18 +58,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """Parameters of a recipe.
+    """Return the parameters of a recipe.
 
     Parameters
     ----------
     name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
-        For images of 8 to 32 pixels, for photos on a CPU or a small GPU, and the published recipes
-        for ImageNet. What a recipe does not name stays as it is, "auto" for the most part.
+        Name of the recipe. "tiny" is for images of 8 to 32 pixels, "small" for photos on a CPU or
+        a small GPU. The other two are the published recipes for ImageNet. Parameters that a recipe
+        does not name keep their defaults, mostly "auto".
 
     Raises
     ------
     ValueError
-        If the name is unknown, with the names most like it.
+        If the name is unknown. The message suggests similar names.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(str(name), RECIPES, n=2, cutoff=0.4)

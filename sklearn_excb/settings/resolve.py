@@ -1,4 +1,4 @@
-"""Every parameter of a fit, resolved: what the user chose, and the rules of "auto" for the rest."""
+"""Resolved parameters of a fit: the user's choices, and the rules of "auto" for the rest."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sklearn_excb.settings import auto_rules
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules may look at.
+    """Facts about the data that the rules of "auto" may use.
 
     Attributes
     ----------
     n_samples : int
-        Images or rows to fit.
+        Number of images or rows to fit.
     kind : {"images", "rows"}
-        Which of the two.
+        Kind of the samples.
     shape : tuple of int
         Typical (height, width) of the images in pixels; (0, 0) for rows.
     n_channels : int
-        Channels of the images, features of the rows.
+        Number of channels of the images, or of features of the rows.
     """
 
     n_samples: int
@@ -38,22 +38,22 @@ class Facts:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every parameter of a fit, resolved. Names as on the estimator, and what follows from them.
+    """Resolved parameters of a fit, named as on the estimator, and values derived from them.
 
     Attributes
     ----------
     smallest_global : tuple of two float
-        Smallest share of the area of a global crop, first and last epoch.
+        Smallest share of an image's area that a global crop takes, in the first and last epoch.
     smallest_local : float
-        Smallest share of the area of a local crop.
+        Smallest share of an image's area that a local crop takes.
     head_width : int
         Hidden width of the predictor and, unless it is linear, of the projector.
     micro_batch : int
-        Images that go through the networks at once, at most ``batch_size``.
+        Number of images that go through the networks at once, at most ``batch_size``.
     freeze_backbone : bool
-        Whether views are those of features, not of images.
+        Whether the backbone is frozen. Views are then made of features, not of images.
     precision : str
-        "auto" until the device is known.
+        Precision of matrix products; "auto" until the device is known.
     """
 
     K: int
@@ -83,10 +83,10 @@ class Settings:
     smallest_global: tuple[float, float]
     smallest_local: float
     head_width: int
-    freeze_backbone: bool = False  # as in what was written before there was one
+    freeze_backbone: bool = False  # the value in files that are older than this setting
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every setting by its name; a module by that of its class."""
+        """Return all settings by name; a module is given by the name of its class."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         if not isinstance(self.backbone, str):
             named["backbone"] = type(self.backbone).__name__
@@ -94,30 +94,31 @@ class Settings:
 
     @property
     def has_backbone(self) -> bool:
-        """Whether there is one; for rows there is none by default, and a projector alone learns."""
+        """Whether there is a backbone. Rows have none by default, and only the heads learn."""
         return self.backbone != "identity"
 
     @property
     def inference_batch(self) -> int:
-        """Images that inference takes at once: 256, or fewer where steps are split."""
+        """Number of images per batch of inference: 256, or fewer if training steps are split."""
         return 256 if self.micro_batch == self.batch_size else min(256, max(32, self.micro_batch))
 
     def steps_per_epoch(self, n_samples: int) -> int:
-        """Full batches in an epoch; the last partial one is dropped."""
+        """Return the number of full batches in an epoch; the last partial batch is dropped."""
         return n_samples // self.batch_size
 
 
 def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool) -> Settings:
-    """Replace every "auto" by what its rule gives; leave what the user chose.
+    """Replace every "auto" by the value of its rule, and keep the user's choices.
 
     Parameters
     ----------
     parameters : mapping
-        The estimator's parameters, already validated one by one.
+        Parameters of the estimator, already validated one by one.
     facts : Facts
-        Of the data.
+        Facts about the data.
     has_batch_norm : bool
-        Whether there is BatchNorm inside the heads: where the backbone has it, and on features.
+        Whether the heads contain BatchNorm. They do if the backbone does, and for rows and frozen
+        features.
     """
 
     def chosen(name: str, by_rule: Any) -> Any:
@@ -171,12 +172,12 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
 
 
 def _micro_batch(chosen: Any, batch_size: int) -> int:
-    """The whole batch, unless fewer are asked for; "auto" is settled where memory is known."""
+    """Return the chosen size, or the whole batch; "auto" is resolved once memory is known."""
     return batch_size if chosen is None or _is_auto(chosen) else min(int(chosen), batch_size)
 
 
 def _pair(value: Any) -> tuple[float, float]:
-    """First and last value of what may be given as one."""
+    """Return the first and last value of a parameter that may be a single value."""
     first, last = value if isinstance(value, (tuple, list)) else (value, value)
     return float(first), float(last)
 
@@ -186,7 +187,7 @@ def _is_auto(value: Any) -> bool:
 
 
 def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:
-    """Side of the global views, 0 for rows."""
+    """Return the side of the global views; 0 for rows."""
     if facts.kind == "rows":
         return 0
     chosen = parameters["image_size"]
@@ -201,11 +202,11 @@ def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:
 
 
 def resolve_backbone(parameters: Mapping[str, Any], facts: Facts) -> Any:
-    """Name of the backbone, or the user's module."""
+    """Return the name of the backbone, or the user's module."""
     chosen = parameters["backbone"]
     if not _is_auto(chosen):
         return chosen
     size = resolve_image_size(parameters, facts)
     if parameters["pretrained"] and facts.kind == "images":
-        size = max(size, 64)  # nobody has trained the small one
+        size = max(size, 64)  # the small CNN, chosen below 64 px, has no pretrained weights
     return auto_rules.backbone(facts.n_samples, size, facts.kind)

@@ -1,4 +1,4 @@
-"""The border: every parameter of the estimator is checked here, once, before anything runs."""
+"""Validation of the estimator's parameters. All checks happen here, before anything runs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _one_or_two(of_each: tuple[Check, str]) -> tuple[Check, str]:
         values = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
         return all(map(check, values))
 
-    return check_each, f"{needed}, or two: the first and the last"
+    return check_each, f"{needed}, or a pair of them: the first and the last value"
 
 
 _INF = float("inf")
@@ -135,17 +135,18 @@ _NOT_AUTO = frozenset(
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Refuse a parameter out of its range, saying which, what came and what is needed.
+    """Check that every parameter is in its range.
 
     Parameters
     ----------
     parameters : mapping
-        The estimator's ``get_params(deep=False)``.
+        Parameters of the estimator, ``get_params(deep=False)``.
 
     Raises
     ------
     ValueError
-        For the first parameter that is out of range.
+        If a parameter is out of range. The message names the first such parameter, its value and
+        the allowed values.
     """
     for name, (check, needed) in _CONSTRAINTS.items():
         value = parameters[name]
@@ -156,65 +157,69 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}={value!r} cannot be used: it must be {allowed}.")
 
 
-_OF_IMAGE_VIEWS = ("local_size", "flip")
+_IMAGE_VIEW_PARAMETERS = ("local_size", "flip")
 
 
 def check_weights(parameters: Mapping[str, Any]) -> None:
-    """Refuse weights that nobody has trained, and, of a frozen backbone, what only training has.
+    """Check that ``backbone``, ``pretrained`` and ``freeze_backbone`` go together.
+
+    A frozen backbone needs trained weights, and admits no parameter that only matters for training
+    the backbone.
 
     Raises
     ------
     ValueError
-        For the first parameter that does not fit the others.
+        If a parameter does not fit the others. The message names the first one.
     """
     backbone, pretrained = parameters["backbone"], parameters["pretrained"]
     if not isinstance(pretrained, bool) and isinstance(backbone, str) and backbone == "auto":
         raise ValueError(
-            f"pretrained={os.fspath(pretrained)!r} is a file of weights: name the backbone that "
-            "they are of, such as backbone='resnet18'."
+            f"pretrained={os.fspath(pretrained)!r} is a weight file. Name the backbone that the "
+            "weights belong to, such as backbone='resnet18'."
         )
     if isinstance(backbone, str) and "." in backbone and not pretrained:
         raise ValueError(
-            f"backbone={backbone!r} names weights: set pretrained=True to take them, or name "
-            f"{backbone.partition('.')[0]!r} to train from nothing."
+            f"backbone={backbone!r} names pretrained weights. Set pretrained=True to use them, or "
+            f"pass backbone={backbone.partition('.')[0]!r} to train from scratch."
         )
     if not parameters["freeze_backbone"]:
         return
     if isinstance(backbone, str) and not pretrained:
         raise ValueError(
-            f"freeze_backbone=True would keep the random weights of backbone={backbone!r}. Set "
-            "pretrained=True, or pass a module that was trained."
+            f"freeze_backbone=True would freeze the random weights of backbone={backbone!r}. Set "
+            "pretrained=True, or pass a trained module."
         )
     if parameters["compile"]:
         raise ValueError(
-            "compile=True is for a backbone that is trained, and freeze_backbone=True trains none."
+            "compile=True compiles a backbone for training, but freeze_backbone=True does not "
+            "train the backbone. Set compile=False."
         )
-    for name in _OF_IMAGE_VIEWS:
+    for name in _IMAGE_VIEW_PARAMETERS:
         if parameters[name] != "auto":
             raise ValueError(
-                f"{name}={parameters[name]!r} is for views of images, but with "
-                f'freeze_backbone=True views are those of features. Leave {name}="auto".'
+                f"{name}={parameters[name]!r} is for views of images, but freeze_backbone=True "
+                f'makes views of features. Leave {name}="auto".'
             )
 
 
-_FOR_IMAGES = ("image_size", "local_size", "n_channels", "flip")
+_IMAGE_PARAMETERS = ("image_size", "local_size", "n_channels", "flip")
 
 
 def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
-    """Refuse, for rows, what only images have: it would be ignored.
+    """Check that no parameter of images is set for rows, where it would be ignored.
 
     Raises
     ------
     ValueError
-        For the first such parameter that is not "auto".
+        If such a parameter is set. The message names the first one.
     """
     for name in ("pretrained", "freeze_backbone"):
         if parameters[name]:
             raise ValueError(
-                f"{name}={parameters[name]!r} is for backbones of images, but X holds 2-D rows: "
-                f"they are features already. Leave {name}=False."
+                f"{name}={parameters[name]!r} is for image backbones, but X holds 2-D rows, which "
+                f"are features already. Leave {name}=False."
             )
-    for name in _FOR_IMAGES:
+    for name in _IMAGE_PARAMETERS:
         if parameters[name] != "auto":
             raise ValueError(
                 f"{name}={parameters[name]!r} is for images, but X holds 2-D rows. Leave "
@@ -223,55 +228,55 @@ def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
 
 
 def check_devices(settings: Settings, n_devices: int) -> None:
-    """Each device needs an image of every batch."""
+    """Check that every device gets at least one image of each batch."""
     if settings.batch_size < n_devices:
         raise ValueError(
-            f"batch_size={settings.batch_size} cannot be shared by {n_devices} devices: each needs "
-            f"an image of a batch. Set batch_size to {2 * n_devices} or more, or lower devices."
+            f"batch_size={settings.batch_size} is too small for {n_devices} devices: each device "
+            f"needs an image of every batch. Set batch_size to {2 * n_devices} or more, or lower "
+            "devices."
         )
 
 
 def check_sizes(settings: Settings, facts: Facts) -> None:
-    """Refuse what does not fit together: K and the number of images, views and image sizes.
+    """Check that K fits the number of samples, and that the sizes of views and images fit.
 
     Raises
     ------
     ValueError
-        If there is one sample only, K exceeds their number, the local views are larger than the
-        global ones, or these would enlarge the images more than four times.
+        If there is only one sample, if K exceeds the number of samples, if local views are larger
+        than global views, or if global views would enlarge the images more than four times.
     """
     K, n_samples = settings.K, facts.n_samples
     if n_samples < 2:
-        raise ValueError("X holds one sample, and clusters need two at the very least: pass more.")
+        raise ValueError("X holds one sample, but clustering needs at least two. Pass more.")
     if n_samples < K:
         raise ValueError(
-            f"K={K} exceeds n_samples={n_samples}: each cluster needs at least one image. Lower "
-            'K, or leave K="auto".'
+            f"K={K} exceeds n_samples={n_samples}, but each cluster needs at least one sample. "
+            'Lower K, or leave K="auto".'
         )
     if facts.kind == "rows":
         return
     image_size, local_size = settings.image_size, settings.local_size
     if settings.n_local and local_size > image_size and not settings.freeze_backbone:
         raise ValueError(
-            f"local_size={local_size} exceeds image_size={image_size}: local views are smaller "
-            'than global ones. Lower local_size, or leave local_size="auto".'
+            f"local_size={local_size} exceeds image_size={image_size}, but local views must not be "
+            'larger than global views. Lower local_size, or leave local_size="auto".'
         )
     largest = MOST_ENLARGED * max(8, facts.short_side)
     if image_size > largest:
         raise ValueError(
             f"image_size={image_size} would enlarge images of {facts.short_side} pixels more than "
-            f"four times: the images are smaller than the crop. Lower image_size to {largest} or "
-            'less, or leave image_size="auto".'
+            f'four times. Lower image_size to {largest} or less, or leave image_size="auto".'
         )
 
 
 def check_columns(X: Any) -> None:
-    """Refuse a table with columns that are no numbers, naming them.
+    """Check that all columns of a data frame are numeric.
 
     Raises
     ------
     ValueError
-        If X is a data frame and has some.
+        If X is a data frame with other columns. The message names them.
     """
     kinds = getattr(X, "dtypes", None)
     if not hasattr(X, "columns") or kinds is None:
@@ -284,16 +289,17 @@ def check_columns(X: Any) -> None:
     if wrong:
         shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(
-            f"Columns of X that are no numbers: {shown}. Leave them out, X.drop(columns=...), or "
-            "make the one that names the rows the index, X.set_index(...)."
+            f"X has columns that are not numeric: {shown}. Leave them out with "
+            "X.drop(columns=...). If one of them names the rows, make it the index with "
+            "X.set_index(...)."
         )
 
 
 def _holds_numbers(X: Any, place: int, kind: Any) -> bool:
-    """Whether a column of some type can be made float, as those of numbers named objects can."""
+    """Whether a column can be converted to float; a column of objects can if all are numbers."""
     if getattr(kind, "kind", "f") in "Mm" or str(kind).lower().startswith(("date", "time", "dur")):
         return False
-    named = getattr(kind, "kind", "f") in "OSU" or str(kind).lower().startswith(_NAMED)
+    named = getattr(kind, "kind", "f") in "OSU" or str(kind).lower().startswith(_NOT_NUMERIC)
     if not named:
         return True
     column = X.iloc[:, place] if hasattr(X, "iloc") else X[X.columns[place]]
@@ -304,18 +310,18 @@ def _holds_numbers(X: Any, place: int, kind: Any) -> bool:
     return True
 
 
-_NAMED = ("object", "str", "utf8", "categ", "enum", "bin")  # types of pandas and polars
+_NOT_NUMERIC = ("object", "str", "utf8", "categ", "enum", "bin")  # types of pandas and polars
 
 
 def check_out(
     out: npt.NDArray[Any] | None, shape: tuple[int, ...], dtype: npt.DTypeLike
 ) -> npt.NDArray[Any]:
-    """Array to write results to: ``out`` if it can hold them, a new one if it is None.
+    """Return the array for results: ``out`` if it can hold them, or a new array if it is None.
 
     Raises
     ------
     ValueError
-        If it is of another shape or type, or cannot be written to.
+        If ``out`` has another shape or type, or is read-only.
     """
     if out is None:
         return np.empty(shape, dtype=dtype)
@@ -323,7 +329,7 @@ def check_out(
     if not (fits and out.flags.writeable):
         came = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(
-            f"out={came} cannot be used: it must be a writeable array of shape {shape} and type "
+            f"out={came} cannot be used: it must be a writeable array of shape {shape} and dtype "
             f"{np.dtype(dtype)}, such as np.lib.format.open_memmap(path, 'w+', "
             f"'{np.dtype(dtype)}', {shape})."
         )

@@ -1,1 +1,1 @@
-"""Algorithm 1: start, step, loop, settling and inference."""
+"""Training by Algorithm 1, its start and its monitoring, settling, and inference."""

@@ -1,13 +1,13 @@
-"""Coarse groups: fine clusters merged by Ward's criterion, each weighing as much as its images.
+"""Coarse groups: fine clusters merged by Ward's criterion, weighted by their numbers of images.
 
 Ward's method joins the two clusters whose union adds least to the sum of squares within clusters.
-For clusters of sizes a and b around centroids c and c' that is ab / (a + b) ||c - c'||^2, of which
-a linkage holds the root of twice: the distance of two single points, and Lance and Williams'
-recurrence from there on. SciPy's and scikit-learn's start from points of weight 1; here the leaves
-are clusters and start with their sizes.
+For clusters of sizes a and b with centroids c and c', the union adds ab / (a + b) ||c - c'||^2. A
+linkage holds the square root of twice this value, which is the distance if both are single points;
+the values of unions follow from the recurrence of Lance and Williams. SciPy and scikit-learn start
+from points of weight 1. Here the leaves are clusters, and start with their sizes.
 
-Clusters are merged where the backbone sees them. Projections were trained to keep K clusters apart,
-and say less about which belong together.
+The clusters are merged in the feature space of the backbone. Projections were trained to keep K
+clusters apart, and say less about which clusters belong together.
 
 Axes: ``K`` fine clusters, the leaves; ``D`` dimensions; ``d`` features of the backbone.
 """
@@ -22,10 +22,10 @@ import torch
 
 from sklearn_excb.method.ward import Doubles, Ints, Linkage, Merging
 
-_NEIGHBORS = 16  # of each cluster in the graph
-_EXACT = 65_536  # clusters that are merged without a graph
-_MOST_DIMENSIONS = 256  # of the places of clusters
-_ROWS = 4096  # that are in double precision at once
+_NEIGHBORS = 16  # neighbours of each cluster in the graph
+_EXACT = 65_536  # largest number of clusters that are merged without a graph
+_MOST_DIMENSIONS = 256  # largest number of dimensions in which clusters are merged
+_ROWS = 4096  # rows per block in double precision
 
 
 def group_centroids(
@@ -35,31 +35,35 @@ def group_centroids(
     *,
     directions: bool = True,
 ) -> npt.NDArray[np.float32]:
-    """Where clusters lie for merging: directions of their mean features from the mean of all.
+    """Return the positions of clusters for merging: the directions of their mean features.
 
-    Digits, two seeds, groups at k = 10: accuracy .945 and NMI .917; means without their lengths
-    taken away .928 and .900, centroids .920 and .891; k-means on projections .928 and .888, on
-    features .923 and .881, on features of length 1 .945 and .902. Rows without a backbone keep the
-    lengths of their means: digits' pixels, two seeds, accuracy .817 and NMI .829, else .776 and
-    .796; four points on a line are told apart, else .63 and .66.
+    The directions start at the mean of all features.
 
     Parameters
     ----------
     sums : ndarray of shape (K, d)
-        The backbone's features of the images of each cluster, added up. Overwritten.
+        Sums of the backbone's features over the images of each cluster; overwritten.
     labels : ndarray of shape (n_samples,)
-        Those images' clusters.
+        Clusters of these images.
     centroids : ndarray of shape (K, D)
-        Unit centroids. An empty cluster has no features, and gets the place of the one with images
-        whose centroid is nearest.
+        Unit centroids. An empty cluster has no features. It gets the position of the cluster with
+        images whose centroid is nearest.
     directions : bool, default=True
-        Whether the lengths of the means are taken away; not for rows.
+        Whether positions are normalised to length 1. Rows without a backbone keep the lengths.
 
     Returns
     -------
     ndarray of shape (K, at most 256), float32
-        Unit rows, if ``directions``; 0 where one cluster has all images. More features than 256 are
-        seen along the directions in which means differ most.
+        Positions; unit rows if ``directions``, and 0 if one cluster has all images. If there are
+        more than 256 features, the result has the 256 directions in which the means differ most.
+
+    Notes
+    -----
+    Digits, two seeds, groups at k = 10: accuracy .945 and NMI .917. Means that keep their lengths
+    give .928 and .900, centroids .920 and .891. K-means on projections gives .928 and .888, on
+    features .923 and .881, and on features of length 1 .945 and .902. On the pixels of digits as
+    rows, two seeds, accuracy is .817 and NMI .829 with the lengths, and .776 and .796 without. With
+    the lengths, four points on a line are told apart, and without them accuracy is .63 and NMI .66.
     """
     counts = np.bincount(labels, minlength=len(sums))
     means = sums
@@ -76,7 +80,7 @@ def group_centroids(
 
 
 def _main_directions(means: npt.NDArray[np.float32], counts: Ints) -> npt.NDArray[np.float32]:
-    """Principal components of the means, each weighing as much as its images."""
+    """Return the principal components of the means, weighted by the numbers of images."""
     K, d = means.shape
     if d > K:  # coordinates in the space that the means span
         means = torch.linalg.qr(torch.from_numpy(means.T), mode="r")[1].numpy().T
@@ -94,40 +98,42 @@ def _main_directions(means: npt.NDArray[np.float32], counts: Ints) -> npt.NDArra
 def merge_tree(
     centroids: npt.ArrayLike, sizes: npt.ArrayLike, *, exact_up_to: int = _EXACT
 ) -> Linkage:
-    """Tree of the clusters by Ward's method, from their centroids and sizes.
+    """Build the tree of the clusters by Ward's method, from their centroids and sizes.
 
     Parameters
     ----------
     centroids : array-like of shape (K, D)
-        Finite rows; those of a fit are unit vectors.
+        Finite rows; the centroids of a fit are unit vectors.
     sizes : array-like of shape (K,)
-        Images of each cluster, or any multiple of it; at least one is above 0. A cluster of
-        size 0 says nothing about where images are: it joins the nearest one that has some, at
-        height 0, so that no group is made of empty clusters while there are others.
+        Number of images of each cluster, or any multiple of it; at least one is above 0. A cluster
+        of size 0 tells nothing about where images are. It joins the nearest cluster that has
+        images, at height 0, so that every group has images as long as there are enough clusters
+        with images.
     exact_up_to : int, default=65536
-        More clusters than this are first joined along a graph of the 16 nearest of each, by FAISS
-        where it is installed, until so many are left.
+        Largest number of clusters for the exact method. More clusters are first joined along a
+        graph of the 16 nearest neighbours of each, until this many are left. FAISS makes the graph
+        if it is installed.
 
     Returns
     -------
     ndarray of shape (K - 1, 4), float64
-        A linkage of SciPy: the two that are joined (K + i is what row i made), the height, which
-        never falls, and the number of leaves, not of images. Heights grow with the root of the
-        unit of ``sizes``.
+        Linkage as in SciPy: the two clusters that are joined (K + i is the union of row i), the
+        height, which never falls, and the number of leaves, not of images. Heights are proportional
+        to the square root of the unit of ``sizes``.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, or values are not finite, or all sizes are 0.
+        If shapes do not fit, values are not finite, or all sizes are 0.
 
     Notes
     -----
-    Up to ``exact_up_to``, and from there up the tree, this is the method itself: the tree of
-    always joining the closest pair (compared in single precision above 16,384 clusters). Time is
-    that of some 2 to 3 K^2 D products and divisions, memory a few times (K, D): no (K, K) ever
-    exists. One thread, D = 256: K = 8,000 takes .46 of SciPy's ``linkage`` and 83 MB, not 479;
-    K = 65,536 some four minutes and 308 MB, a graph from the start .55 of that
-    (``python -m benchmarks.coarse_groups``).
+    From ``exact_up_to`` clusters on down, the tree is exactly that of always joining the closest
+    pair (compared in single precision above 16,384 clusters). The time is that of about 2 to 3
+    K^2 D products and divisions. The memory is a few times (K, D), and no (K, K) matrix ever
+    exists. With one thread and D = 256, K = 8,000 takes .46 of the time of SciPy's ``linkage`` and
+    83 MB instead of 479. K = 65,536 takes about four minutes and 308 MB, and a graph from the start
+    takes .55 of this time (``python -m benchmarks.coarse_groups``).
 
     Examples
     --------
@@ -147,26 +153,26 @@ def merge_tree(
 
 
 def cut(linkage: npt.ArrayLike, n_groups: int) -> Ints:
-    """Group of each leaf when the last merges of a tree are undone until there are ``n_groups``.
+    """Cut a tree into ``n_groups`` groups, by undoing its last merges.
 
     Parameters
     ----------
     linkage : array-like of shape (K - 1, 4)
-        As of :func:`merge_tree` or SciPy.
+        Linkage from :func:`merge_tree` or SciPy.
     n_groups : int
-        In [1, K].
+        Number of groups, in [1, K].
 
     Returns
     -------
     ndarray of shape (K,), int64
-        Exactly ``n_groups`` groups (SciPy's ``fcluster`` gives fewer where heights are equal),
-        numbered in the order of their lowest leaf: of K groups, leaf i is group i. The groups of
-        more are parts of the groups of fewer.
+        Group of each leaf. There are exactly ``n_groups`` groups (SciPy's ``fcluster`` gives fewer
+        if heights are equal), numbered in the order of their lowest leaves, so with K groups leaf i
+        is group i. Cuts are nested: the groups of a finer cut are parts of those of a coarser one.
 
     Raises
     ------
     ValueError
-        If ``n_groups`` is no such integer.
+        If ``n_groups`` is not an integer in [1, K].
     """
     children = np.asarray(linkage, dtype=np.float64)[:, :2].astype(np.int64)
     K = len(children) + 1
@@ -184,40 +190,41 @@ def check_n_groups(value: Any, n_leaves: int, name: str) -> int:
     Raises
     ------
     ValueError
-        If it is none.
+        If the value is not an integer in this range.
     """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and 1 <= value <= n_leaves):
         raise ValueError(
-            f"{name}={value!r} needs to be an integer from 1 to K={n_leaves}, the number of fine "
-            "clusters, which can be merged and not divided. For more groups, fit with a larger K."
+            f"{name}={value!r} must be an integer from 1 to K={n_leaves}, the number of fine "
+            "clusters. Clusters can be merged but not divided. For more groups, fit with a larger "
+            "K."
         )
     return int(value)
 
 
 def _check(centroids: npt.ArrayLike, sizes: npt.ArrayLike) -> tuple[Doubles, Doubles]:
-    """Return both as doubles, copies."""
+    """Return validated copies of both in double precision."""
     points, weights = np.array(centroids, np.float64), np.array(sizes, np.float64)
     if points.ndim != 2 or weights.shape != points.shape[:1] or not len(points):
         raise ValueError(
-            f"centroids have shape {points.shape} and sizes {weights.shape}, needed (K, D) and "
-            "(K,) with K of at least 1: a row and a size for each cluster."
+            f"centroids have shape {points.shape} and sizes have shape {weights.shape}. They must "
+            "have shapes (K, D) and (K,) with K >= 1, one row and one size per cluster."
         )
     if not (np.isfinite(points).all() and np.isfinite(weights).all()):
-        raise ValueError("centroids and sizes hold NaN or infinity, needed finite numbers.")
+        raise ValueError("centroids or sizes hold NaN or infinity. All values must be finite.")
     if weights.min() < 0 or not weights.any():
         raise ValueError(
-            f"sizes lie in [{weights.min():g}, {weights.max():g}], needed numbers of at least 0, "
-            "and one above: np.bincount(labels, minlength=K)."
+            f"sizes lie in [{weights.min():g}, {weights.max():g}]. They must not be negative, and "
+            "at least one must be above 0, as in np.bincount(labels, minlength=K)."
         )
     return points, weights
 
 
 def _tree(points: Doubles, weights: Doubles, exact_up_to: int) -> Linkage:
-    """Linkage of clusters that all have images."""
+    """Build the linkage of clusters that all have images."""
     if len(points) == 1:
         return np.empty((0, 4))
-    unit = np.abs(points).max() or 1.0  # squares of any values are then in range
+    unit = np.abs(points).max() or 1.0  # keeps squares of large and small values in range
     merging = Merging(points / unit, weights)
     if len(points) > exact_up_to:
         merging.merge_along(_graph(points / unit), exact_up_to)
@@ -227,7 +234,7 @@ def _tree(points: Doubles, weights: Doubles, exact_up_to: int) -> Linkage:
 
 
 def _graph(points: Doubles) -> Ints:
-    """Pairs (E, 2) of clusters one of which is among the nearest of the other."""
+    """Return the pairs (E, 2) of clusters of which one is a nearest neighbour of the other."""
     k = min(_NEIGHBORS, len(points) - 1)
     near = _nearest(points, points, k, exclude_self=True)
     pairs = np.stack([np.repeat(np.arange(len(points)), k), near.ravel()], axis=1)
@@ -237,7 +244,7 @@ def _graph(points: Doubles) -> Ints:
 def _nearest(
     queries: npt.NDArray[Any], database: npt.NDArray[Any], k: int, *, exclude_self: bool = False
 ) -> Ints:
-    """Rows of the database, (n, k), that are nearest to each query."""
+    """Return the indices (n, k) of the rows of the database nearest to each query."""
     from sklearn_excb.evaluation import nearest_neighbors
 
     # <q, c> - |c|^2 / 2 is largest where |q - c| is smallest
@@ -252,7 +259,7 @@ def _nearest(
 
 
 def _with_empty(tree: Linkage, used: Ints, empty: Ints, nearest: Ints, K: int) -> Linkage:
-    """Linkage of all K leaves from that of the used: the empty join theirs first, at height 0."""
+    """Extend a linkage of the used leaves to all K; empty leaves join first, at height 0."""
     nodes, leaves = np.arange(K), np.ones(K)
     first = np.empty((len(empty), 4))
     for i, (leaf, to) in enumerate(zip(empty.tolist(), nearest.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""What a fit watches for while it trains: clusters that collapse, and a training that diverges."""
+"""Early warnings of a fit: clusters that collapse, and a training that diverges."""
 
 from __future__ import annotations
 
@@ -17,83 +17,92 @@ from sklearn_excb.settings.auto_rules import learning_rate
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.gradients import Divergence
 
-_UNEVEN = 3  # so few clusters may be uneven by nature, and their targets unsure: no judgement
-_FEW_CLUSTERS = 0.5  # of those that could be in effective use
-_FEW_LABELLED = 0.25  # the same, by inference at the end
-_ALIKE = 0.97  # of the logarithm of K: what targets and loss of a run that learns nothing stay at
-_FIRST_EPOCH = 3  # whose labels are looked at; those of the first ones are still those of the start
-_LEARNING, _FEWEST_EPOCHS = 0.25, 5  # of the run, until something should have been learned
-_FEWEST_STEPS = 100  # below which plain labels are still those of an untrained network
+_UNEVEN = 3  # so few clusters may be uneven by nature, with uncertain targets; no warnings
+_FEW_CLUSTERS = 0.5  # share of the clusters that could be in effective use
+_FEW_LABELLED = 0.25  # the same share, for the labels of inference at the end
+_UNLEARNED = 0.97  # share of log K; entropy and loss stay above it in a run that learns nothing
+_FIRST_EPOCH = 3  # first epoch whose labels count; earlier ones still depend on the start
+_LEARNING, _FEWEST_EPOCHS = 0.25, 5  # share of the run, and epochs, before learning must show
+_FEWEST_STEPS = 100  # before this step, plain labels are still those of an untrained network
 _PUBLISHED_TEMPERATURE = 0.04
-_ROWS_TOLD = 64  # in what is said of a divergence
+_ROWS_LISTED = 64  # rows that the message about a divergence lists
 
 
 def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int) -> str | None:
-    """Say in what way an epoch shows a collapse, and which knob to turn; None in a healthy one.
+    """Describe how an epoch shows a collapse, and which parameter to change; None if healthy.
 
-    A healthy run, too, begins with a loss near log K. What tells them apart: balancing that works
-    keeps the teacher's labels near K effective clusters from the first epochs on (digits, .95 K and
-    more; those of centering fell to a fifth of K); within a quarter of the run the labels before
-    balancing follow (.95 K; in runs that ended with most clusters empty, .2 to .6; not judged where
-    centroids settle), and the targets become sure of something. The last entry is judged by the
-    labels of inference too.
+    A healthy run also begins with a loss near log K. Three signs tell it from a collapse:
+
+    - Balancing that works keeps the teacher's labels near K effective clusters from the first
+      epochs on. On digits there were .95 K and more; with centering they fell to a fifth of K.
+    - Within a quarter of the run, the labels before balancing follow, to .95 K. In runs that ended
+      with most clusters empty, they had .2 K to .6 K. This sign is not used if centroids settle.
+    - Within a quarter of the run, the targets become certain of something.
+
+    The last entry is also judged by the labels of inference.
 
     Parameters
     ----------
     record : mapping
-        Entry of ``history_`` of a trained epoch; the last one has ``effective_clusters``.
+        Entry of ``history_`` of a trained epoch. The last entry has ``effective_clusters``.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     steps_per_epoch : int
-        Few images an epoch cannot fill K clusters, and few steps teach nothing.
+        Steps per epoch. They count because few images cannot fill K clusters, and few steps teach
+        nothing.
+
+    Returns
+    -------
+    str or None
+        Text of a warning, or None.
     """
     K, epoch = settings.K, record["epoch"]
     if K <= _UNEVEN:
         return None
     n_images = steps_per_epoch * settings.batch_size
     within_reach = K * -math.expm1(-n_images / K)  # clusters that random labels would use
-    taught = epoch * steps_per_epoch >= _FEWEST_STEPS
+    trained_enough = epoch * steps_per_epoch >= _FEWEST_STEPS
 
     def few(used: float, share: float = _FEW_CLUSTERS) -> bool:
         return used - 1 < share * (within_reach - 1)
 
     inferred = record["effective_clusters"]
-    if taught and few(inferred, _FEW_LABELLED):  # never of nan: not the last epoch
+    if trained_enough and few(inferred, _FEW_LABELLED):  # False for nan, before the last epoch
         return (
-            f"The clusters have collapsed: labels_ uses {inferred:.3g} of {K} effectively, and "
-            f"{record['empty_fraction']:.0%} are empty. {_advise_more_steps(settings)}"
+            f"The clusters have collapsed: labels_ has {inferred:.3g} of {K} clusters in effective "
+            f"use, and {record['empty_fraction']:.0%} are empty. {_advise_more_steps(settings)}"
         )
     when = f"in epoch {epoch} of {settings.epochs}"
     balanced, plain = record["effective_clusters_balanced"], record["effective_clusters_plain"]
     if epoch >= _FIRST_EPOCH and few(balanced):
         return (
-            f"The clusters are collapsing: {when} only {balanced:.3g} of {K} are in effective use "
+            f"The clusters are collapsing: {when}, only {balanced:.3g} of {K} are in effective use "
             f"after balancing. {_advise_balancing(settings)}"
         )
     warmup = settings.warmup_epochs
     if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
         return None
-    if taught and few(plain) and not settings.settle_passes:
+    if trained_enough and few(plain) and not settings.settle_passes:
         return (
-            f"The clusters are collapsing: {when} balancing uses {balanced:.3g} of {K} clusters, "
-            f"but without it, as predict is, {plain:.3g} are in effective use. "
+            f"The clusters are collapsing: {when}, {balanced:.3g} of {K} are in effective use "
+            f"after balancing, but only {plain:.3g} without it, and predict does not balance. "
             f"{_advise_more_steps(settings)}"
         )
-    sureness = (
-        f"{when} the loss is {record['loss']:.2f}, log K is {math.log(K):.2f}, and targets have "
-        f"{record['teacher_entropy']:.0%} of the largest entropy."
+    measured = (
+        f"{when}, the loss is {record['loss']:.2f} (log K is {math.log(K):.2f}), and the entropy "
+        f"of the targets is {record['teacher_entropy']:.0%} of its maximum."
     )
-    if record["teacher_entropy"] > _ALIKE:
-        return f"The fit has learned little so far: {sureness} {_advise_sharper_targets(settings)}"
-    if record["loss"] > _ALIKE * math.log(K):
+    if record["teacher_entropy"] > _UNLEARNED:
+        return f"The fit has learned little so far: {measured} {_advise_sharper_targets(settings)}"
+    if record["loss"] > _UNLEARNED * math.log(K):
         return (
-            f"The student does not follow the teacher: {sureness} {_advise_learning_rate(settings)}"
+            f"The student does not follow the teacher: {measured} {_advise_learning_rate(settings)}"
         )
     return None
 
 
 def _advise_sharper_targets(settings: Settings) -> str:
-    """What to do when targets say nothing."""
+    """Return the advice for targets that are close to uniform."""
     temperature = settings.teacher_temperature[1]
     if temperature > _PUBLISHED_TEMPERATURE:
         return f"Lower teacher_temperature (now {temperature:g}) or K."
@@ -104,49 +113,51 @@ def _advise_sharper_targets(settings: Settings) -> str:
 
 
 def _advise_learning_rate(settings: Settings) -> str:
-    """What to do when the student learns nothing of targets that are sure of something."""
+    """Return the advice for a student that does not learn targets, although they are certain."""
     by_rule = learning_rate(settings.optimizer, settings.batch_size)
     if not by_rule / 3 < settings.learning_rate < by_rule * 3:
         return f'Set learning_rate="auto", {by_rule:.2g} here (now {settings.learning_rate:g}).'
     return (
-        f"Train longer (epochs, now {settings.epochs}), or raise size_momentum (now "
+        f"Train longer (epochs is {settings.epochs} now), or raise size_momentum (now "
         f"{settings.size_momentum:g})."
     )
 
 
 def _advise_more_steps(settings: Settings) -> str:
-    """What to do when plain labels do not follow the balanced ones."""
+    """Return the advice for plain labels that do not follow the balanced labels."""
     if settings.balancing not in ("linear", "exponential"):
         return _advise_balancing(settings)
     return (
-        f"Train longer (epochs, now {settings.epochs}), or lower batch_size (now "
+        f"Train longer (epochs is {settings.epochs} now), or lower batch_size (now "
         f"{settings.batch_size}), learning_rate (now {settings.learning_rate:g}) or K."
     )
 
 
 def _advise_balancing(settings: Settings) -> str:
-    """What to do when labels pile up in a few clusters."""
+    """Return the advice for labels that pile up in a few clusters."""
     if settings.balancing not in ("linear", "exponential"):
-        return f'balancing="{settings.balancing}" does not hold them apart: set "linear".'
+        return f'balancing="{settings.balancing}" does not prevent this. Set balancing="linear".'
     if settings.count_labels == "plain":
-        return 'Sizes are measured before balancing: set count_labels="balanced".'
+        return 'The sizes count labels before balancing. Set count_labels="balanced".'
     return (
-        f"Raise size_momentum (now {settings.size_momentum:g}), so that sizes are measured over "
-        f"more labels, or lower learning_rate (now {settings.learning_rate:g}) or K."
+        f"Raise size_momentum (now {settings.size_momentum:g}) to measure sizes over more labels, "
+        f"or lower learning_rate (now {settings.learning_rate:g}) or K."
     )
 
 
 class CollapseMonitor:
-    """Warns once of a collapse, and keeps the last teacher that was sound.
+    """Monitor that warns once of a collapse, and keeps the last sound teacher.
+
+    A teacher is sound if its weights and the loss are finite.
 
     Parameters
     ----------
     teacher : ClusterNetwork
-        Of the fit; looked at after every epoch.
+        Teacher of the fit, checked after every epoch.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     steps_per_epoch : int
-        Of the fit.
+        Steps per epoch of the fit.
     """
 
     def __init__(self, teacher: ClusterNetwork, settings: Settings, steps_per_epoch: int) -> None:
@@ -154,30 +165,30 @@ class CollapseMonitor:
         self._settings = settings
         self._steps_per_epoch = steps_per_epoch
         self._kept: dict[str, Any] | None = None
-        self._when = ""
+        self._kept_when = ""
         self.warned = False
 
     def keep(self, when: str) -> None:
-        """Keep the teacher as it is: it is sound.
+        """Keep a copy of the teacher, which is sound.
 
         Parameters
         ----------
         when : str
-            As it is told, "after epoch 3".
+            Time of the copy for messages, such as "after epoch 3".
         """
-        self._when = when
+        self._kept_when = when
         state = self._teacher.state_dict()
         self._kept = {name: _copy(value) for name, value in state.items()}
 
     def sound(self, record: Mapping[str, Any]) -> bool:
-        """Whether everything is finite; if so, its teacher is kept."""
+        """Keep the teacher if the loss and all weights are finite, and return whether they are."""
         if not (math.isfinite(record["loss"]) and all_finite(self._teacher)):
             return False
         self.keep(f"after epoch {record['epoch']}")
         return True
 
     def look(self, record: Mapping[str, Any]) -> None:
-        """Warn of a collapse that an entry of the history shows, unless there was a warning."""
+        """Warn of a collapse that an entry of the history shows, unless a warning was given."""
         if self.warned:
             return
         reason = collapse(record, self._settings, self._steps_per_epoch)
@@ -192,18 +203,18 @@ class CollapseMonitor:
         rows: Sequence[int] = (),
         divergence: Divergence | None = None,
     ) -> None:
-        """Go back to the last sound teacher, with a warning.
+        """Restore the last sound teacher, with a warning.
 
         Parameters
         ----------
         epoch : int
-            In which it diverged.
+            Epoch in which the training diverged.
         loss : float
-            There.
+            Loss at that time.
         rows : sequence of int, optional
-            Of the batch in which it showed.
+            Rows of X in the batch that diverged.
         divergence : Divergence, optional
-            What is known of the step.
+            Details of the step that diverged.
 
         Raises
         ------
@@ -211,33 +222,33 @@ class CollapseMonitor:
             If no epoch was sound.
         """
         rate = f"Lower learning_rate, now {self._settings.learning_rate:g}."
-        said = f"The training diverged in epoch {epoch} of {self._settings.epochs}"
+        message = f"The training diverged in epoch {epoch} of {self._settings.epochs}"
         if divergence is None:
-            said += f", with a loss of {loss}. {rate}"
+            message += f", with a loss of {loss}. {rate}"
         else:
-            named = ", ".join(map(str, rows[:_ROWS_TOLD]))
-            more = f" and {len(rows) - _ROWS_TOLD} more" if len(rows) > _ROWS_TOLD else ""
-            said += f", step {divergence.step + 1}, with a loss of {loss}. {rate} {divergence}"
-            said += f" Rows of the batch: {named}{more}." if rows else ""
+            named = ", ".join(map(str, rows[:_ROWS_LISTED]))
+            more = f" and {len(rows) - _ROWS_LISTED} more" if len(rows) > _ROWS_LISTED else ""
+            message += f", step {divergence.step + 1}, with a loss of {loss}. {rate} {divergence}"
+            message += f" Rows of the batch: {named}{more}." if rows else ""
         if self._kept is None:
-            error = DivergedError(said)
+            error = DivergedError(message)
             error.rows = list(rows)
             raise error
         self._teacher.load_state_dict(self._kept)
         self.warned = True
         warn_caller(
-            f"{said} The fit stops with what it was {self._when}.",
+            f"{message} The fit stops with the weights it had {self._kept_when}.",
             DivergenceWarning,
         )
 
 
 def all_finite(module: nn.Module) -> bool:
-    """Whether nothing that was learned is NaN or infinite."""
+    """Whether all parameters and running statistics are finite."""
     return all(map(_finite, _learned(module)))
 
 
 def _learned(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and running statistics; other buffers (masks, say) may hold infinities."""
+    """Yield parameters and running statistics; other buffers, such as masks, may be infinite."""
     yield from module.parameters()
     for name, buffer in module.named_buffers():
         if name.endswith(("running_mean", "running_var")):
@@ -249,5 +260,5 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _copy(value: Any) -> Any:
-    """A tensor on the CPU; of modules that keep more than tensors, whatever that is."""
+    """Copy a tensor to the CPU, or any other object that a module keeps in its state."""
     return value.detach().cpu().clone() if isinstance(value, Tensor) else copy.deepcopy(value)

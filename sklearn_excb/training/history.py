@@ -1,4 +1,4 @@
-"""What is kept of each epoch of a fit: the loss, and how the clusters fill."""
+"""History of a fit: the losses of each epoch, and how the clusters fill."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _MEANS = (
     *("teacher_entropy", "student_entropy"),
     "relabelled_fraction",
 )
-MEANINGS = {  # of what is in an entry, for who reads a report
-    "loss": "mean of projector and predictor loss; near log K, where it begins, nothing is learned",
-    "projector_loss": "cross-entropy of the projections' assignments to the teacher's",
-    "predictor_loss": "the same of the predictions from them",
-    "teacher_entropy": "how undecided its assignments are: 1 if clusters are alike, 0 if certain",
-    "student_entropy": "the same of the student's",
+MEANINGS = {  # explanations of the values of an entry, for readers of a report
+    "loss": "mean of projector and predictor loss; starts near log K, where nothing is learned yet",
+    "projector_loss": "cross-entropy of the projector's assignments with the teacher's",
+    "predictor_loss": "cross-entropy of the predictor's assignments with the teacher's",
+    "teacher_entropy": "uncertainty of the teacher: 1 if clusters are equally likely, 0 if certain",
+    "student_entropy": "uncertainty of the student, likewise",
     "relabelled_fraction": "share of the labels that balancing changed",
-    "empty_fraction": "clusters without an image by plain inference, before and after training",
-    "empty_fraction_balanced": "by the labels of an epoch's crops, which are trained on",
-    "empty_fraction_plain": "by the labels that those crops would have without balancing",
-    "empty_fraction_unsettled": "by plain inference before the centroids settled",
+    "empty_fraction": "share of empty clusters by plain inference, before and after training",
+    "empty_fraction_balanced": "the same share by the training labels of the epoch's crops",
+    "empty_fraction_plain": "the same share by the labels of these crops without balancing",
+    "empty_fraction_unsettled": "the same share by plain inference before the centroids settled",
 }
-_FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
+_OCCUPANCIES = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
 
 def filling(labels: npt.NDArray[np.int64], n_clusters: int, suffix: str = "") -> dict[str, float]:
-    """Occupancy of the clusters by some labels, under names with a suffix."""
+    """Return the occupancy of the clusters by labels, with a suffix on every name."""
     from sklearn_excb.evaluation import cluster_occupancy
 
     occupancy = cluster_occupancy(labels, n_clusters)
-    return {name + suffix: getattr(occupancy, name) for name in _FILLINGS}
+    return {name + suffix: getattr(occupancy, name) for name in _OCCUPANCIES}
 
 
 def _of_counts(counts: Tensor, suffix: str) -> dict[str, float]:
@@ -52,21 +52,23 @@ def entry(
     inference: npt.NDArray[np.int64] | None = None,
     measured: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Entry of ``history_``: every key, NaN where nothing was measured.
+    """Return an entry of ``history_`` with every key; NaN means that nothing was measured.
 
     Parameters
     ----------
     epoch : int
-        0 is the untrained network.
+        Number of the epoch; 0 is the untrained network.
     n_clusters : int
-        K.
+        Number of clusters K.
     inference : ndarray of shape (n_samples,), optional
         Labels of all training samples by plain inference.
     measured : mapping, optional
-        Losses and occupancy of the epoch's own labels.
+        Losses of the epoch, and occupancy by the labels of its views.
     """
     fillings = [
-        name + suffix for suffix in ("", "_unsettled", "_balanced", "_plain") for name in _FILLINGS
+        name + suffix
+        for suffix in ("", "_unsettled", "_balanced", "_plain")
+        for name in _OCCUPANCIES
     ]
     empty = dict.fromkeys([*_MEANS, *fillings], float("nan"))
     plain = {} if inference is None else filling(inference, n_clusters)
@@ -74,14 +76,14 @@ def entry(
 
 
 class EpochRecord:
-    """Running sums over an epoch; they stay on the device until the epoch ends.
+    """Running sums over an epoch, which stay on the device until the epoch ends.
 
     Parameters
     ----------
     n_clusters : int
-        K.
+        Number of clusters K.
     device : torch.device
-        Of the reports.
+        Device of the reports.
     """
 
     def __init__(self, n_clusters: int, device: torch.device) -> None:
@@ -92,7 +94,7 @@ class EpochRecord:
         self._steps = 0
 
     def add(self, report: StepReport) -> None:
-        """Take in a step."""
+        """Add the report of a step."""
         loss, labels, plain_labels, entropies = report.outcome
         changed = (labels != plain_labels).float().mean()
         self._sums += torch.stack([*loss, *entropies, changed])
@@ -101,12 +103,12 @@ class EpochRecord:
         self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums of the steps taken in so far."""
+        """Return the sums over the steps so far."""
         sums = {"sums": self._sums, "balanced": self._balanced, "plain": self._plain}
         return {**sums, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such sums."""
+        """Restore the sums that :meth:`state_dict` returned."""
         self._sums.copy_(state["sums"])
         self._balanced.copy_(state["balanced"])
         self._plain.copy_(state["plain"])
@@ -114,11 +116,11 @@ class EpochRecord:
 
     @property
     def steps(self) -> int:
-        """Steps taken in."""
+        """Number of steps so far."""
         return self._steps
 
     def summary(self, epoch: int) -> dict[str, Any]:
-        """Entry of ``history_``: means of the losses, occupancy by the epoch's labels."""
+        """Return the entry of ``history_``: mean losses, and occupancy by the epoch's labels."""
         measured = dict(zip(_MEANS, (self._sums / self._steps).tolist(), strict=True))
         measured |= _of_counts(self._balanced, "_balanced") | _of_counts(self._plain, "_plain")
         return entry(epoch, n_clusters=self._n_clusters, measured=measured)

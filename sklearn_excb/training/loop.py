@@ -1,7 +1,8 @@
-"""The one loop: Algorithm 1 of the seed, and the start that precedes it. [METHOD.md 4 to 6]
+"""The training loop: Algorithm 1 of the paper's supplementary, and the start of the centroids.
+
+The loop yields a report after each step, and leaves logging to its caller.
 
 Axes: ``G`` global and ``L`` local views, ``V = G + L``, ``B`` images, ``D`` dimensions.
-The loop yields a report a step; whoever runs it logs.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.optimizer import UNSCALED, Plan, TeacherRates, set_rates
 from sklearn_excb.views.batches import Batch
 
-_PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of the fit
+_PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # dtype of each reduced precision
 
 
 class Outcome(NamedTuple):
-    """What a step found, before its update, on all ranks; tensors stay on the device.
+    """Results of a step before its update, over all ranks. The tensors stay on the device.
 
     Attributes
     ----------
     loss : Loss
+        Loss of the step.
     labels, plain_labels : Tensors of shape (G, B)
-        The teacher's, after and before balancing.
+        Labels of the teacher after and before balancing.
     entropies : Tensor of shape (2,)
-        The teacher's and the student's; see :func:`sklearn_excb.method.entropy.mean_entropies`.
+        Entropies of teacher and student; see :func:`sklearn_excb.method.entropy.mean_entropies`.
     """
 
     loss: Loss
@@ -48,7 +50,7 @@ class Outcome(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """A step, counted from 0, its epoch, from 1, and what it found."""
+    """Number of a step (from 0), its epoch (from 1), and its outcome."""
 
     step: int
     epoch: int
@@ -56,17 +58,17 @@ class StepReport(NamedTuple):
 
 
 def split(batch: Batch, most: int, ranks: Ranks = ALONE) -> Iterator[tuple[list[Tensor], float]]:
-    """Cut a batch into near-equal parts of at most ``most`` images, on every rank as many.
+    """Cut a batch into near-equal parts of at most ``most`` images, the same number on every rank.
 
-    A batch that is not larger is its only part, without a copy. No part is a single image, of which
-    BatchNorm could make nothing: rather one of three is left.
+    A batch of up to ``most`` images is one part, without a copy. No part is a single image, since
+    BatchNorm needs two; a part of three images may be left instead.
 
     Yields
     ------
     groups : list of Tensors
-        Views of a part.
+        Views of the part.
     share : float
-        Of it in the images of the step, those of all ranks together.
+        Share of the part in the images of the step on all ranks.
     """
     needed = -(-ranks.most(batch.n_together) // most)
     n_parts = max(1, min(needed, ranks.fewest(batch.n_together) // 2))
@@ -77,7 +79,7 @@ def split(batch: Batch, most: int, ranks: Ranks = ALONE) -> Iterator[tuple[list[
 
 
 def in_precision(settings: Settings, views: Tensor) -> torch.autocast:
-    """Matrix products inside run in the precision of the fit."""
+    """Return a context in which matrix products run in the precision of the fit."""
     dtype = _PRODUCTS.get(settings.precision)
     return torch.autocast(views.device.type, dtype, enabled=dtype is not None)
 
@@ -91,7 +93,7 @@ def _forward(
     gradient_memory: Tensor | None,
     ranks: Ranks,
 ) -> Outcome:
-    """Loss of a batch, or of a part of it, ready for its backward pass."""
+    """Compute the loss of a batch, or of a part of it, for the backward pass."""
     student, teacher = networks.student, networks.teacher
     assert student.predictor is not None
     n_images = len(groups[0]) // settings.n_global
@@ -128,8 +130,8 @@ def _forward(
     return Outcome(loss, targets.labels, targets.plain_labels, entropies)
 
 
-def _joined(parts: Sequence[tuple[float, Outcome]], n_together: int, ranks: Ranks) -> Outcome:
-    """What the parts of a step found, each by its share of the images, on all ranks."""
+def _combined(parts: Sequence[tuple[float, Outcome]], n_together: int, ranks: Ranks) -> Outcome:
+    """Combine the outcomes of the parts of a step on all ranks, weighted by their shares."""
     shares, found = zip(*parts, strict=True)
 
     def mean(values: Iterable[Tensor]) -> Tensor:
@@ -153,39 +155,40 @@ def train_step(
     ranks: Ranks = ALONE,
     scaler: GradScaler = UNSCALED,
 ) -> Outcome:
-    """One step of Algorithm 1; the rates of the optimiser are already set.
+    """Take one step of Algorithm 1; the rates of the optimiser are already set.
 
     Parameters
     ----------
     networks : StudentTeacher
-        On the device of the batch; changed in place.
+        Networks on the device of the batch; changed in place.
     balancing : Balancing
-        Changed in place, by the labels of the step.
+        Balancing method; updated in place by the labels of the step.
     optimizer : Optimizer
-        Of the student, from :func:`build_optimizer`.
+        Optimiser of the student, from :func:`build_optimizer`.
     batch : Batch
-        In parts of ``settings.micro_batch`` images their gradients add up to those of the whole
-        batch, but BatchNorm sees a part only.
+        Views of the images. A step handles them in parts of ``settings.micro_batch`` images. The
+        gradients of the parts add up to those of the whole batch, but BatchNorm sees one part only.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     rates : TeacherRates
         Momentum and temperature of the teacher in this step.
     ranks : Ranks, default=ALONE
-        Each with its share of the images; what comes out is the step of all of them together.
+        Ranks that take the step together, each with its share of the images.
     scaler : GradScaler, optional
-        Of :func:`build_scaler`. Where gradients overflow the student stays as it was.
+        Scaler of the loss, from :func:`build_scaler`. If gradients overflow, the student does not
+        change.
 
     Returns
     -------
     Outcome
-        Of all ranks, before the update.
+        Outcome of all ranks, before the update.
     """
-    memory = networks.student.centroids.weight.grad  # the old gradient's takes the next one
+    memory = networks.student.centroids.weight.grad  # the next gradient reuses this memory
     optimizer.zero_grad()
     parts: list[tuple[float, Outcome]] = []
     for part, share in split(batch, settings.micro_batch, ranks):
         outcome = _forward(networks, balancing, part, settings, rates.temperature, memory, ranks)
-        memory = None  # held by autograd alone, it becomes .grad without a copy
+        memory = None  # only autograd holds the memory now, which becomes .grad without a copy
         scaler.scale(share * outcome.loss.total).backward()
         losses = Loss(*(term.detach() for term in outcome.loss))
         parts.append((share, outcome._replace(loss=losses)))
@@ -195,7 +198,7 @@ def train_step(
     scaler.update()
 
     networks.update_teacher(rates.momentum)
-    outcome = _joined(parts, batch.n_together, ranks)
+    outcome = _combined(parts, batch.n_together, ranks)
     balanced = settings.count_labels == "balanced"
     balancing.update(outcome.labels if balanced else outcome.plain_labels)
     return outcome
@@ -219,35 +222,35 @@ def train(
     Parameters
     ----------
     networks : StudentTeacher
-        On the device of the batches; changed in place.
+        Networks on the device of the batches; changed in place.
     balancing : Balancing
-        Changed in place.
+        Balancing method; changed in place.
     optimizer : Optimizer
-        Of the student, from :func:`build_optimizer`.
+        Optimiser of the student, from :func:`build_optimizer`.
     batches : iterable of Batch
-        Those of the run from ``first_step`` on, in order.
+        Batches of the run from ``first_step`` on, in order.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     plan : Plan
         Length of the run.
     seed : int
-        Of dropout and drop path; each step's randomness is a function of (seed, step, rank).
+        Seed of dropout and drop path. The randomness of a step is a function of (seed, step, rank).
     first_step : int, default=0
-        Steps that were taken before.
+        Number of steps taken before.
     ranks : Ranks, default=ALONE
-        Those that train together.
+        Ranks that train together.
     scaler : GradScaler, optional
-        Changed in place.
+        Scaler of the loss; changed in place.
 
     Yields
     ------
     StepReport
-        Of each step, once the networks are changed.
+        Report of each step, after the networks have changed.
     """
     networks.fitting()
     for step, batch in enumerate(batches, first_step):
-        of = [seed, step] if ranks.first else [seed, step, ranks.rank]
-        torch.manual_seed(int(np.random.SeedSequence(of).generate_state(1)[0]))
+        entropy = [seed, step] if ranks.first else [seed, step, ranks.rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         set_rates(optimizer, settings, step, plan)
         rates = TeacherRates.of(settings, step, plan)
         with synchronized_batch_norm(ranks):
@@ -268,21 +271,21 @@ def start_centroids(
 ) -> None:
     """Set the centroids by spherical k-means on projections of one global view.
 
-    The network is in training mode: evaluation-mode features of a fresh network lie elsewhere.
-    The pass also warms the teacher's BatchNorm statistics, which inference uses.
+    The network is in training mode, since a fresh network gives other features in evaluation mode.
+    The pass also initialises the running statistics of the teacher's BatchNorm, for inference.
 
     Parameters
     ----------
     networks : StudentTeacher
-        Changed in place.
+        Networks of the fit; changed in place.
     batches : iterable of Batch
-        One epoch of one global view, of which :func:`most_start_rows` images are used.
+        One epoch of one global view; :func:`most_start_rows` images of it are used.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     seed : int
-        Of the first centroids.
+        Seed of the choice of the first centroids.
     ranks : Ranks, default=ALONE
-        Each with its share of the batches, and then of the rows that k-means clusters.
+        Ranks that share the batches, and the rows that k-means clusters.
     """
     networks.fitting()
     rows: list[Tensor] = []
@@ -309,7 +312,7 @@ def start_centroids(
 
 
 def _concatenate_and_free(rows: list[Tensor]) -> Tensor:
-    """Concatenate tensors and let go of them."""
+    """Concatenate tensors and clear the list, to free their memory."""
     together = torch.cat(rows)
     rows.clear()
     return together

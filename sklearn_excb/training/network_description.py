@@ -1,4 +1,4 @@
-"""A network and how its images are prepared, as plain values, and rebuilt from these."""
+"""Description of a network and its image preparation as plain values, to rebuild it from a file."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def describe(
     n_features: int,
     image_shape: tuple[int, int],
 ) -> dict[str, Any]:
-    """Describe all but the weights.
+    """Describe a network without its weights.
 
     Parameters
     ----------
     network : ClusterNetwork
         Student or teacher.
     settings : Settings
-        Of its fit.
+        Settings of the fit.
     recipe : ViewRecipe or RowRecipe
-        Of its views.
+        Recipe of the views.
     n_features : int
-        What the backbone gives.
+        Number of features of the backbone.
     image_shape : tuple of int
         Typical (height, width) of the images; (0, 0) for rows.
     """
@@ -58,42 +58,45 @@ DESCRIBED = ("settings", "recipe", "own_backbone", "n_backbone_features", "head"
 def rebuild(
     where: str, description: Mapping[str, Any], weights: Mapping[str, Tensor], own: nn.Module | None
 ) -> tuple[ClusterNetwork, Settings, ViewRecipe | RowRecipe]:
-    """Build what :func:`describe` was given.
+    """Rebuild a network from the result of :func:`describe` and its weights.
 
     Parameters
     ----------
     where : str
-        The file, for messages.
+        Name of the file, for messages.
     description : mapping
-        As it was made, or with lists in the place of tuples.
+        Result of :func:`describe`, perhaps with lists in place of tuples.
     weights : mapping
-        The network's.
+        Weights of the network.
     own : nn.Module or None
-        Backbone to take if the described one is not made here.
+        The user's own backbone, if the described one was the user's own.
 
     Returns
     -------
     network : ClusterNetwork
-        On the CPU, in evaluation mode.
+        Network on the CPU, in evaluation mode.
     settings : Settings
+        Settings of the fit.
     recipe : ViewRecipe or RowRecipe
+        Recipe of the views.
 
     Raises
     ------
     ValueError
-        If something in it is not known here, ``own`` is needed and None, or the weights do not fit.
+        If the description has unknown or missing parts, ``own`` is needed and None, or the weights
+        do not fit.
     """
-    values = {"freeze_backbone": False, **description["settings"]}  # before format 8
+    values = {"freeze_backbone": False, **description["settings"]}  # absent before format 8
     if description["own_backbone"]:
         if own is None:
             raise ValueError(
-                f"{where} is of a fit with a backbone of your own, {values['backbone']}: pass "
+                f"{where} was fitted with a backbone of your own, {values['backbone']}. Use "
                 "load(path, backbone=module) with a module of the same architecture."
             )
         values["backbone"] = own
     check_names(where, values, (field.name for field in fields(Settings)), "settings")
     settings = Settings(**{name: as_tuple(value) for name, value in values.items()})
-    with torch.random.fork_rng(devices=[]):  # the fresh weights are drawn only to be replaced
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced below
         backbone = build_backbone(
             settings.backbone,
             n_channels=settings.n_channels,
@@ -110,8 +113,8 @@ def rebuild(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"The weights in {where} do not fit the backbone, which must have the architecture of "
-            f"the one that was fitted: {error}"
+            f"The weights in {where} do not fit the backbone. It must have the architecture of the "
+            f"fitted backbone: {error}"
         ) from error
     return network.eval(), settings, _recipe(where, description["recipe"])
 
@@ -121,23 +124,26 @@ def _recipe(where: str, description: Mapping[str, Any]) -> ViewRecipe | RowRecip
     name = values.pop("kind")
     kind = {"RowRecipe": RowRecipe, "ViewRecipe": ViewRecipe}.get(name)
     if kind is None:
-        raise ValueError(f"{where}: {name!r} is no kind of recipe that is known here.")
+        raise ValueError(
+            f"{where} has an unknown kind of recipe, {name!r}. Load it with the version of "
+            "sklearn_excb that wrote it."
+        )
     check_names(where, values, (field.name for field in fields(kind)), f"values of {name}")
     return kind(**values)
 
 
 def check_names(where: str, found: Iterable[str], needed: Iterable[str], kind: str) -> None:
-    """Refuse a description with more or less than is known here."""
+    """Check that a description has exactly the names that this version knows."""
     known = {*needed}
     missing, unknown = sorted(known - {*found}), sorted({*found} - known)
     if missing or unknown:
         raise ValueError(
-            f"{where} has other {kind} than this version of sklearn_excb knows: "
-            f"{', '.join(unknown) or 'none'} unknown, {', '.join(missing) or 'none'} missing. Load "
-            "it with the version that wrote it."
+            f"{where} has other {kind} than this version of sklearn_excb expects (unknown: "
+            f"{', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}). Load it "
+            "with the version that wrote it."
         )
 
 
 def as_tuple(value: Any) -> Any:
-    """A list, as which JSON holds tuples, as the tuple it was."""
+    """Convert a list to a tuple, since JSON holds tuples as lists."""
     return tuple(value) if isinstance(value, list) else value

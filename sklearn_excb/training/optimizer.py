@@ -1,4 +1,7 @@
-"""Rates over a run, and the optimiser that goes by them. [METHOD.md 6]"""
+"""Optimiser of the student, and the rates of optimiser and teacher over a run.
+
+The schedules are those of the published recipes.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,23 @@ from torch.amp.grad_scaler import GradScaler
 from sklearn_excb.method.schedules import cosine, warmup_cosine
 from sklearn_excb.settings.resolve import Settings
 
-_LAST_RATE = 1e-4  # of the learning rate, at the end of its cosine
-_CENTROID_DECAY = (10.0, 1.0)  # times the weight decay, by cosine
+_LAST_RATE = 1e-4  # share of the learning rate at the end of its cosine
+_CENTROID_DECAY = (10.0, 1.0)  # first and last factor of the centroids' weight decay, by cosine
 _SGD_MOMENTUM = 0.9
-_TEMPERATURE_WARMUP = 0.1  # of the run; DINO's 30 of 300 epochs
+_TEMPERATURE_WARMUP = 0.1  # share of the run, as DINO's 30 of 300 epochs
 UNSCALED = GradScaler(enabled=False)
 
 
 class Plan(NamedTuple):
-    """Length of the run in steps.
+    """Length of a run in steps.
 
     Attributes
     ----------
     steps_per_epoch, total_steps : int
+        Number of steps of an epoch, and of the whole run.
     endless : bool
-        Whether the run goes on for as long as images come: after the warm-up its rates stay, and
-        ``total_steps`` is only what the warm-up of the temperature goes by.
+        Whether the run has no end, as with ``partial_fit``. Its rates stay constant after the
+        warm-up, and ``total_steps`` only sets the length of the warm-up of the temperature.
     """
 
     steps_per_epoch: int
@@ -35,12 +39,12 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings, n_samples: int) -> Plan:
-        """Plan of a run over ``n_samples`` images."""
+        """Return the plan of a run over ``n_samples`` images."""
         per_epoch = settings.steps_per_epoch(n_samples)
         return cls(per_epoch, per_epoch * settings.epochs)
 
     def position(self, step: int) -> float:
-        """Share of the run that is behind a step, in [0, 1]; 0 where it has no end."""
+        """Return the share of the run before a step, in [0, 1]; 0 for an endless run."""
         return 0.0 if self.endless else step / self.total_steps
 
 
@@ -52,7 +56,11 @@ class TeacherRates(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings, step: int, plan: Plan) -> TeacherRates:
-        """Momentum by cosine to 1, temperature linear over the first tenth of the run."""
+        """Return the rates of a step.
+
+        The momentum rises to 1 by cosine. The temperature changes linearly over the first tenth of
+        the run.
+        """
         first, last = settings.teacher_temperature
         warm = min(1.0, step / plan.total_steps / _TEMPERATURE_WARMUP)
         momentum = cosine(settings.teacher_momentum, 1.0, plan.position(step))
@@ -60,7 +68,7 @@ class TeacherRates(NamedTuple):
 
 
 def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """SGD or AdamW over three groups: weights, tensors without decay, centroids."""
+    """Build SGD or AdamW with three groups: weights, tensors without decay, and centroids."""
     weights, undecayed, centroids = [], [], []
     for name, parameter in student.named_parameters():
         if name.startswith("centroids."):
@@ -74,7 +82,7 @@ def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optim
         {"params": undecayed, "decay": (0.0, 0.0)},
         {"params": centroids, "decay": _CENTROID_DECAY},
     ]
-    # one kernel for all tensors; on CPUs torch's default, whose sums are those of earlier runs
+    # one kernel for all tensors; CPUs keep torch's default, which gives the results of earlier runs
     fused = next(student.parameters()).device.type == "cuda" or None
     if settings.optimizer == "adamw":
         betas = (0.9, 0.999)
@@ -84,12 +92,15 @@ def build_optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optim
 
 
 def build_scaler(settings: Settings, device: torch.device) -> GradScaler:
-    """Scale of the loss in float16, whose small gradients would be 0; else it does nothing."""
+    """Build the scaler of the loss; it is disabled unless training is in float16.
+
+    Without a scale, small gradients would be 0 in float16.
+    """
     return GradScaler(device.type, enabled=settings.precision == "fp16")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: int, plan: Plan) -> None:
-    """Learning rate and weight decay of a step, in each group."""
+    """Set the learning rate and the weight decay of a step in each group."""
     warmup_steps = round(settings.warmup_epochs * plan.steps_per_epoch)
     rate = warmup_cosine(
         settings.learning_rate,

@@ -1,9 +1,10 @@
-"""Settling: after training, the centroids move to where whole images are balanced.
+"""Settling: after training, the centroids move to where the labels of whole images are balanced.
 
-Training balances the labels of crops, given by networks whose BatchNorm looks at the batch; plain
-inference sees whole images through running statistics, and its clusters are less even. The last
-passes close that gap: projections stay as they are, labels are balanced as in a step, and each
-centroid becomes the mean direction of its images. [METHOD.md 3 and 4; not in the paper]
+Training balances the labels of crops, with the batch statistics of BatchNorm. Plain inference sees
+whole images, with running statistics, and its clusters are less even. Settling closes this gap in a
+few passes over the images. The projections stay as they are, the labels are balanced as in a
+training step, and each centroid becomes the mean direction of its images. Settling is not in the
+paper.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from sklearn_excb.training.teacher_outputs import embed
 
 Labels = npt.NDArray[np.int64]
 
-PARTS = 16  # of a pass, each labelled by the sizes that those before left
-_WINDOW = 4 * PARTS  # of the sizes: four passes
-_SAME = 1e-3  # mean squared distance of projections that are all but the same
-_A_CLUSTER_KEPT = 4  # samples of a stream that were kept, at the least
-_FEWEST, _A_CLUSTER = 500_000, 20  # images that are looked at: as many, or as many a cluster
+PARTS = 16  # parts of a pass; the sizes are updated after each part
+_WINDOW = 4 * PARTS  # window of the sizes, in parts: four passes
+_SAME = 1e-3  # mean squared distance below which projections count as the same
+_KEPT_PER_CLUSTER = 4  # samples per cluster that a stream needs to have kept
+_MOST_IMAGES, _MOST_PER_CLUSTER = 500_000, 20  # most images: in all, or per cluster if more
 
 
 class Settled(NamedTuple):
-    """What settling gives.
+    """Result of settling.
 
     Attributes
     ----------
     centroids : Tensor of shape (K, D)
-        Unit rows.
+        New centroids, unit rows.
     labels_before : ndarray of shape (n,), int64
-        Of the rows, by plain inference, with the centroids as training left them.
+        Labels of the rows by plain inference with the centroids before settling.
     """
 
     centroids: Tensor
@@ -51,22 +52,22 @@ class Settled(NamedTuple):
 
 
 def settling_sample(n_samples: int, n_clusters: int) -> npt.NDArray[np.int64]:
-    """Indices of the images that the centroids settle on: all, or 500,000, or 20 a cluster."""
-    most = max(_FEWEST, _A_CLUSTER * n_clusters)
+    """Return indices of the images to settle on: all, or 500,000, or 20 per cluster if more."""
+    most = max(_MOST_IMAGES, _MOST_PER_CLUSTER * n_clusters)
     return np.linspace(0, n_samples - 1, min(n_samples, most)).round().astype(np.int64)
 
 
 def enough_to_settle(settings: Settings, n_samples: int) -> bool:
-    """Whether centroids are to settle on so many samples of a stream."""
-    return settings.settle_passes > 0 and n_samples >= _A_CLUSTER_KEPT * settings.K
+    """Whether a stream kept enough samples for the centroids to settle."""
+    return settings.settle_passes > 0 and n_samples >= _KEPT_PER_CLUSTER * settings.K
 
 
 def are_distinct(rows: FloatRows, ranks: Ranks = ALONE) -> bool:
-    """Whether projections differ by more than rounding, which else would decide where they fall.
+    """Whether projections differ by more than rounding.
 
-    A network that has learned next to nothing gives all images one direction. Of unit rows, the
-    mean squared distance from their mean is 1 less its squared length; trained networks have .5
-    and more of it.
+    A network that has learned next to nothing gives all images the same direction, and rounding
+    would decide their clusters. The mean squared distance of unit rows from their mean is 1 minus
+    the squared length of the mean. Trained networks have distances of .5 and more.
     """
     total = ranks.sum_array(np.array([*rows.sum(axis=0, dtype=np.float64), len(rows)]))
     mean = total[:-1] / total[-1]
@@ -83,25 +84,25 @@ def settle_teacher(
     seed: int,
     ranks: Ranks = ALONE,
 ) -> Labels | None:
-    """Settle a teacher's centroids in place, unless it gives all images one direction.
+    """Settle the centroids of a teacher in place, unless all images have the same direction.
 
     Parameters
     ----------
     teacher : ClusterNetwork
-        Of which nothing else changes.
+        Teacher of the fit. Only its centroids change.
     inputs : iterable of Tensor (B, ...)
-        Whole images or rows, prepared for inference: this rank's share of them.
+        This rank's share of the whole images or rows, prepared for inference.
     settings : Settings
-        Of the fit; ``settle_passes`` is at least 1.
+        Settings of the fit; ``settle_passes`` is at least 1.
     n_samples, seed : int
-        How many inputs there are on all ranks, and the seed of their order.
+        Number of inputs on all ranks, and seed of their order.
     ranks : Ranks, default=ALONE
-        Those that settle together.
+        Ranks that settle together.
 
     Returns
     -------
     ndarray of shape (n_samples,), int64, or None
-        Labels by plain inference as they were before; None where nothing has settled.
+        Labels by plain inference before settling; None if the centroids did not settle.
     """
     mine = ranks.span(n_samples)
     n_rows, n_dims = mine.stop - mine.start, teacher.centroids.weight.shape[1]
@@ -126,22 +127,22 @@ def settle(
     n_samples: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Settled:
-    """Fit the centroids to projections that stay as they are.
+    """Fit the centroids to fixed projections.
 
     Parameters
     ----------
     rows : ndarray of shape (n, D), float32
-        Unit projections of whole images: this rank's share of them.
+        This rank's share of the unit projections of whole images.
     centroids : Tensor of shape (K, D)
-        The teacher's, of any length, on the device that is to compute.
+        Centroids of the teacher, of any length. Their device does the computation.
     settings : Settings
-        Of the fit; ``settle_passes`` is at least 1.
+        Settings of the fit; ``settle_passes`` is at least 1.
     seed : int
-        Of the order of the rows.
+        Seed of the order of the rows.
     n_samples : int, optional
-        Rows of all ranks.
+        Number of rows on all ranks.
     ranks : Ranks, default=ALONE
-        Those that settle together.
+        Ranks that settle together.
     """
     n = len(rows) if n_samples is None else n_samples
     slow = replace(settings, size_momentum=1 - 1 / _WINDOW)
@@ -165,9 +166,9 @@ def _labelled(
     settings: Settings,
     ranks: Ranks,
 ) -> tuple[Labels, Labels]:
-    """Labels of a pass over the rows of all ranks, after and before balancing.
+    """Return the labels of one pass over the rows of all ranks, after and before balancing.
 
-    The sizes move with each part of it.
+    The sizes are updated after each part of the pass.
     """
     temperature = settings.teacher_temperature[1]
     found = np.empty((2, len(order)), np.int64)
@@ -189,7 +190,7 @@ def _labelled(
 
 
 def _moved(centroids: Tensor, rows: FloatRows, labels: Labels, ranks: Ranks) -> Tensor:
-    """Mean directions of the rows of each cluster; one without rows stays where it is."""
+    """Return the mean direction of each cluster's rows; centroids without rows stay."""
     means = cluster_means(rows, labels, len(centroids), ranks)
     used = torch.from_numpy(means.any(axis=1))
     return torch.where(used[:, None], torch.from_numpy(unit_rows(means)), centroids.cpu()).to(

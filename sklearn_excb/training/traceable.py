@@ -1,8 +1,8 @@
-"""Inference as one network: raw samples in; embedding, cluster and similarities out.
+"""Inference as one network that can be traced, for export.
 
-It does what :mod:`sklearn_excb.views.batches` and :mod:`sklearn_excb.training.teacher_outputs` do,
-in a form that can be traced. Sizes of images are tensors and a resize is a product with small
-matrices, so that a runtime needs only the usual operators.
+The network maps raw samples to embedding, cluster and similarities. It does the work of
+:mod:`sklearn_excb.views.batches` and :mod:`sklearn_excb.training.teacher_outputs`, with common
+operators only: image sizes are tensors, and a resize is a product with small matrices.
 
 Axes: ``n`` images or rows, ``K`` clusters.
 """
@@ -22,15 +22,15 @@ from sklearn_excb.views.row_views import RowRecipe
 
 
 class WholeImages(nn.Module):
-    """Raw images (n, c, h, w) of any size as inference sees them, (n, c, size, size).
+    """Preparation of raw images (n, c, h, w) of any size for inference, (n, c, size, size).
 
-    As :func:`sklearn_excb.views.batches.whole_images`, with height and width that are tensors: only
-    the pixels of the crop are ever computed, so that no shape but that of the input is unknown.
+    It computes the result of :func:`sklearn_excb.views.batches.whole_images`, with height and width
+    as tensors. Only the pixels of the crop are computed, so only the input has an unknown shape.
 
     Parameters
     ----------
     recipe : ViewRecipe
-        Size, filter, mean and standard deviation.
+        Recipe with size, filter, mean and standard deviation.
     """
 
     mean: Tensor
@@ -44,15 +44,15 @@ class WholeImages(nn.Module):
         self.register_buffer("std", torch.tensor(recipe.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, c, size, size), normalised."""
+        """Return normalised images (n, c, size, size)."""
         n_pixels = images.shape[-2:]
         sides = torch.stack([torch.scalar_tensor(n, dtype=torch.int64) for n in n_pixels])
         short = sides.min()
-        # of images longer than 3 : 1 the ends are left out, as trim_length does
+        # the ends of images longer than 3 : 1 are left out, as in trim_length
         cut = short * ((sides - 3 * short) // (2 * short)).clamp(min=0)
         length = sides - 2 * cut
         resized = _rounded(length * self.short_side, short)
-        first = _rounded(resized - self.size, torch.full_like(short, 2))  # of the crop
+        first = _rounded(resized - self.size, torch.full_like(short, 2))  # first pixel of the crop
         of_sides = zip(n_pixels, cut, first, length.float(), resized.float(), strict=True)
         rows, columns = (self._weights(*of_side) for of_side in of_sides)
         return ((rows @ to_unit(images) @ columns.T).clamp(0, 1) - self.mean) / self.std
@@ -60,28 +60,29 @@ class WholeImages(nn.Module):
     def _weights(
         self, n_pixels: int, cut: Tensor, first: Tensor, length: Tensor, resized: Tensor
     ) -> Tensor:
-        """Weights of the pixels of a side in those of the crop, (size, n_pixels)."""
+        """Return the weight of each input pixel of a side in each pixel of the crop."""
         pixel = (torch.arange(n_pixels) - cut).float()
         out = (torch.arange(self.size) + first).float()[:, None]
         return filter_weights(pixel, out, length, length / resized, self.filter)
 
 
 def _rounded(a: Tensor, b: Tensor) -> Tensor:
-    """``round(a / b)`` of positive integers; halves to the even one, as Python does."""
+    """Return ``round(a / b)`` of positive integers, with halves to even as in Python."""
     near = (2 * a + b) // (2 * b)
     half = near * 2 * b == 2 * a + b
     return near - half.long() * (near % 2)
 
 
 class StandardRows(nn.Module):
-    """Rows (n, d) about the training set's mean, in units of its scale, float32.
+    """Preparation of rows (n, d): subtract the mean of the training set, divide by its scale.
 
-    As :func:`sklearn_excb.views.row_views.standardize`, the difference in float64.
+    It computes the result of :func:`sklearn_excb.views.row_views.standardize`, in float32. The
+    difference is in float64.
 
     Parameters
     ----------
     recipe : RowRecipe
-        Mean and scale.
+        Recipe with mean and scale.
     """
 
     mean: Tensor
@@ -92,21 +93,21 @@ class StandardRows(nn.Module):
         self.register_buffer("mean", torch.from_numpy(recipe.mean).double())
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows (n, d), standardised."""
+        """Return standardised rows (n, d)."""
         return ((rows.double() - self.mean) / self.scale).float()
 
 
 class EndToEnd(nn.Module):
-    """Everything from a sample to its embedding, cluster and similarities, as one function.
+    """Network from raw samples to embedding, cluster and similarities.
 
     Parameters
     ----------
     prepare : WholeImages or StandardRows
-        From samples to what the backbone takes.
+        Preparation of samples for the backbone.
     teacher : ClusterNetwork
-        On the CPU, in evaluation mode.
+        Teacher on the CPU, in evaluation mode.
     embedding : {"projection", "backbone", "similarity"}
-        What the first output is.
+        Kind of the first output.
     """
 
     centroids: Tensor
@@ -120,15 +121,15 @@ class EndToEnd(nn.Module):
         self.register_buffer("gain", teacher.centroids.gain)
 
     def forward(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embedding (n, d), cluster (n,) int64 and similarity (n, K) of raw samples."""
+        """Return embedding (n, d), cluster (n,) int64 and similarity (n, K) of raw samples."""
         return self.outputs(self.prepare(samples))
 
     def outputs(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of prepared ones."""
+        """Return embedding, cluster and similarity of prepared samples."""
         features = self.backbone(inputs)
         projections = F.normalize(self.projector(features), dim=-1)
         similarity = (projections @ self.centroids.T).float()
-        # a graph has each of its outputs once
+        # a graph cannot have the same tensor as two outputs
         embeddings = {
             "projection": projections,
             "backbone": features,
