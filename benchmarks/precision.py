@@ -39,15 +39,15 @@ def stepper(
     batch_size: int,
     precision: str,
     memory_format: torch.memory_format,
-    with_products: bool,
+    with_matrix_products: bool,
 ) -> Callable[[], float]:
     """Seconds of a training step on random views, each time it is called."""
     excb = ExCBEstimator(backbone=backbone, batch_size=batch_size, precision=precision)
     parameters = excb.get_params()
     networks, settings, _ = build(parameters, facts)
-    networks.to(memory_format=memory_format).fitting()
+    networks.to(memory_format=memory_format).train_mode()
     for module in networks.modules():
-        if isinstance(module, torch.nn.Conv2d) and not with_products:
+        if isinstance(module, torch.nn.Conv2d) and not with_matrix_products:
             module.__class__ = torch.nn.Conv2d
     balancing, optimizer = (
         build_balancing(settings, "cpu"),

@@ -92,7 +92,7 @@ def views_of(settings: Settings, n: int) -> list[torch.Tensor]:
 
 def stepper(networks: StudentTeacher, settings: Settings) -> Callable[[], Any]:
     """Take a training step, each time it is called."""
-    optimizer = build_optimizer(networks.fitting().student, settings)
+    optimizer = build_optimizer(networks.train_mode().student, settings)
     plan = Plan(10, 10 * max(1, settings.epochs))
     set_rates(optimizer, settings, 1, plan)
     rates = TeacherRates.of(settings, 1, plan)

@@ -2,6 +2,6 @@
 
 import sys
 
-from sklearn_excb.cli import main
+from sklearn_excb.cli.commands import main
 
 sys.exit(main())

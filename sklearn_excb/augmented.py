@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,15 @@ from torch import Tensor
 
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.data.unusable_images import skipped_of
-from sklearn_excb.estimator import ExCBEstimator
 from sklearn_excb.inference.devices import inference_device
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.training.teacher_outputs import Embedding, embed
 from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
 from sklearn_excb.views.multicrop import ViewRecipe
+
+if TYPE_CHECKING:
+    from sklearn_excb.estimator import ExCBEstimator
 
 __all__ = ["AugmentedViews", "augmented_views"]
 

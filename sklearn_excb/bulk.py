@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,12 @@ import torch
 from filelock import FileLock
 
 from sklearn_excb.data.fingerprints import changes, source_fingerprint, tensor_fingerprint
-from sklearn_excb.estimator import ExCBEstimator
 from sklearn_excb.evaluation import output_files
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.rendezvous import Place, place_of
+
+if TYPE_CHECKING:
+    from sklearn_excb.estimator import ExCBEstimator
 
 Of = Literal["transform", "predict"]
 

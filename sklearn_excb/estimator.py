@@ -17,6 +17,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin
 from torch import nn
 
+from sklearn_excb.fitting.mixin import FittingMixin
 from sklearn_excb.fitting.planning import PlanningMixin
 from sklearn_excb.inference.mixin import InferenceMixin
 from sklearn_excb.saving.mixin import PersistenceMixin
@@ -26,6 +27,7 @@ from sklearn_excb.settings.recipes import recipe
 class ExCBEstimator(
     ClassNamePrefixFeaturesOutMixin,
     ClusterMixin,
+    FittingMixin,
     PlanningMixin,
     InferenceMixin,
     PersistenceMixin,

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_excb.data.open_source import are_rows, is_stream, open_source
-from sklearn_excb.data.resampling import to_unit
+from sklearn_excb.data.pixels import to_unit
 from sklearn_excb.data.sources import ArrayImages, ItemImages
-from sklearn_excb.estimator import ExCBEstimator
 from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
 from sklearn_excb.training.history import MEANINGS
 
 if TYPE_CHECKING:
+    from sklearn_excb.estimator import ExCBEstimator
     from sklearn_excb.evaluation import OccupancyDisplay, ReportSummary
 
 _THUMBNAIL = 128  # pixels of the short side that are decoded, where the format allows
@@ -49,7 +49,7 @@ class ImageSequence(Sequence[npt.NDArray[np.float32]]):
         return to_unit(shown).permute(1, 2, 0).float().numpy()
 
 
-class Seen(NamedTuple):
+class Inferred(NamedTuple):
     """What an estimator makes of a collection.
 
     Attributes
@@ -64,7 +64,7 @@ class Seen(NamedTuple):
     labels: npt.NDArray[np.int64]
 
 
-def see(estimator: ExCBEstimator, X: Any) -> Seen:
+def infer(estimator: ExCBEstimator, X: Any) -> Inferred:
     """Projections and labels, in one pass over the images.
 
     Raises
@@ -84,7 +84,7 @@ def see(estimator: ExCBEstimator, X: Any) -> Seen:
     if hasattr(estimator, "cluster_gains_"):
         centroids = centroids * estimator.cluster_gains_[:, None]
     labels[kept] = _nearest(projections[kept], centroids)
-    return Seen(projections, labels)
+    return Inferred(projections, labels)
 
 
 def report(
@@ -134,7 +134,7 @@ def report(
     fewest = maps.projection.FEWEST_ROWS
     if max_images < fewest:
         raise ValueError(f"max_images={max_images}, needed at least {fewest}: a map of some.")
-    seen = see(estimator, X)
+    seen = infer(estimator, X)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):
         raise ValueError(
@@ -206,7 +206,7 @@ def evaluate(
     for name, X, y in (("train", train, y_train), ("test", test, y_test)):
         if X is None:
             continue
-        seen = see(estimator, X)
+        seen = infer(estimator, X)
         occupancy = asdict(cluster_occupancy(seen.labels, estimator.resolved_params_["K"]))
         del occupancy["counts"]
         found[name] = {"occupancy": occupancy}
@@ -320,7 +320,7 @@ def _nearest(
 
 
 def _baselines(
-    estimator: ExCBEstimator, X: Any, seen: Seen
+    estimator: ExCBEstimator, X: Any, seen: Inferred
 ) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """K-means of as many clusters on the projections, and on those of the untrained network."""
     given = estimator.get_params(deep=False)

@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from evaluation import LinearProbe, linear_probe_scores
 from sklearn_excb import ExCBEstimator, SkippedImageWarning, augmented_views
-from sklearn_excb.data.resampling import crop_resize, to_unit
+from sklearn_excb.data.pixels import to_unit
+from sklearn_excb.data.resampling import crop_resize
 from sklearn_excb.runtime.philox import uniforms
 from sklearn_excb.views.augmentation import normalize
 from sklearn_excb.views.multicrop import Operation, ViewKind, draw_attempts, fit_boxes

@@ -27,7 +27,7 @@ def batch(seed=0, n_clusters=K):
 
 
 def probabilities(balancing, rows, centroids, temperature):
-    balancing.see(rows, centroids, temperature)
+    balancing.observe(rows, centroids, temperature)
     targets = teacher_targets(rows, centroids, balancing.affine(), temperature=temperature)
     return targets, targets.probabilities(slice(None)).unflatten(0, rows.shape[:2])
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator, UnreadPicturesWarning
-from sklearn_excb.cli import main
+from sklearn_excb.cli.commands import main
 from tests.small_runs import BreaksOffError, breaking_off, interrupting, states
 
 
@@ -147,7 +147,7 @@ def test_pictures_that_are_not_read_are_told(photos, tmp_path):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from sklearn_excb.cli import main\n"
+    code = "import sys; from sklearn_excb.cli.commands import main\n"
     code += "try: main(['fit', '--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from evaluation import clustering_scores, knn_accuracy
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.cli import main
+from sklearn_excb.cli.commands import main
 from sklearn_excb.reporting import evaluate, report, short_names
 
 DIGITS = load_digits()
@@ -194,7 +194,7 @@ def test_bad_arguments_of_a_report_fail_before_the_work(run, train, tmp_path, mo
         raise AssertionError("worked before it had looked")
 
     excb = ExCBEstimator.load(run)
-    monkeypatch.setattr("sklearn_excb.reporting.see", never)
+    monkeypatch.setattr("sklearn_excb.reporting.infer", never)
     with pytest.raises(ValueError, match="max_images=1"):
         report(excb, train, tmp_path / "a.html", max_images=1)
 

@@ -22,7 +22,7 @@ from sklearn_excb.runtime.devices import resolve_precision
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.resolve import Facts
 from sklearn_excb.training.build import build, build_balancing
-from sklearn_excb.training.gradients import Gradients
+from sklearn_excb.training.gradients import GradientMonitor
 from sklearn_excb.training.history import EpochRecord
 from sklearn_excb.training.loop import StepReport, train_step
 from sklearn_excb.training.optimizer import UNSCALED, Plan, TeacherRates, build_optimizer, set_rates
@@ -78,7 +78,7 @@ def step_on(device, ranks, monkeypatch, **parameters):
     networks, settings, _ = build(ExCBEstimator(**parameters).get_params(), facts)
     monkeypatch.setattr(SyncBatchNorm, "apply", lambda x, *_: x + torch.empty_like(x))
     with FakeTensorMode():
-        onto_fake_cuda(networks.fitting())
+        onto_fake_cuda(networks.train_mode())
         optimizer = build_optimizer(networks.student, settings)
         set_rates(optimizer, settings, 0, Plan(1, 10))
         balancing = build_balancing(settings, device)
@@ -92,10 +92,10 @@ def step_on(device, ranks, monkeypatch, **parameters):
             parameter.grad = torch.zeros_like(parameter)
         with synchronized_batch_norm(ranks):
             outcome = train_step(networks, balancing, optimizer, batch, settings, rates, ranks)
-        record, gradients = EpochRecord(5, device), Gradients(networks.student, UNSCALED)
+        record, gradients = EpochRecord(5, device), GradientMonitor(networks.student, UNSCALED)
         report = StepReport(0, 1, outcome)
         record.add(report)
-        assert gradients.look(report) is None  # the device is asked every so many steps
+        assert gradients.check(report) is None  # the device is asked every so many steps
     states = [*networks.state_dict().values(), *balancing.state_dict().values()]
     sums = [value for value in record.state_dict().values() if isinstance(value, torch.Tensor)]
     return outcome, [*states, *sums, *outcome.loss, *outcome[1:]]
@@ -203,7 +203,7 @@ def scaled_step(scaler, spoil=1.0):
     torch.manual_seed(0)
     facts = Facts(64, "rows", (0, 0), 8)
     networks, settings, _ = build(ExCBEstimator(K=4, batch_size=16).get_params(), facts)
-    optimizer = build_optimizer(networks.fitting().student, settings)
+    optimizer = build_optimizer(networks.train_mode().student, settings)
     set_rates(optimizer, settings, 1, Plan(10, 100))
     balancing = build_balancing(settings, "cpu")
     generator = torch.Generator().manual_seed(1)
@@ -236,8 +236,8 @@ def test_overflowing_gradients_are_a_divergence_only_where_no_lower_scale_helps(
     module.weight.grad = torch.full((2, 2), torch.inf)
     outcome = SimpleNamespace(loss=SimpleNamespace(total=torch.tensor(1.0)))
     for scale, diverges in ((2.0**16, False), (2.0**-11, True)):
-        gradients = Gradients(module, GradScaler("cpu", init_scale=scale))
-        assert (gradients.look(StepReport(0, 1, outcome)) is not None) == diverges
+        gradients = GradientMonitor(module, GradScaler("cpu", init_scale=scale))
+        assert (gradients.check(StepReport(0, 1, outcome)) is not None) == diverges
 
 
 @pytest.mark.slow

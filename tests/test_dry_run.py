@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.cli import main
+from sklearn_excb.cli.commands import main
 from sklearn_excb.data.sources import ArrayImages
 from sklearn_excb.fitting.dry_run import dry_run
 from sklearn_excb.training.context import FitContext

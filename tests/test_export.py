@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.cli import main
+from sklearn_excb.cli.commands import main
 from sklearn_excb.networks.backbones import RowMLP, SmallCNN
 from sklearn_excb.saving import export
 from sklearn_excb.training.traceable import EndToEnd, WholeImages, _rounded

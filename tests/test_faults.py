@@ -315,16 +315,16 @@ def test_a_fit_in_a_thread_takes_no_signals(never):
 
 def test_the_largest_gradients_are_told_apart():
     """Those that are not finite first, then by size."""
-    from sklearn_excb.training.gradients import Gradients
+    from sklearn_excb.training.gradients import GradientMonitor
     from sklearn_excb.training.loop import StepReport
     from sklearn_excb.training.optimizer import UNSCALED
 
     module = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(5)))
     for layer, value in zip(module, (1.0, 3.0, math.inf, 2.0, 0.0), strict=True):
         layer.weight.grad = torch.full((2, 2), value)
-    gradients = Gradients(module, UNSCALED)
+    gradients = GradientMonitor(module, UNSCALED)
     report = StepReport(4, 1, outcome(loss=2.0))
-    found = gradients.look(report)
+    found = gradients.check(report)
     assert found is not None
     assert found.step == 4
     assert [name for name, _ in found.largest] == ["2.weight", "1.weight", "3.weight"]

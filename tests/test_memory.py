@@ -404,7 +404,7 @@ def test_parts_of_a_step_add_up_to_it(micro_batch, local_in_loss_h):
         backbone = nn.Sequential(nn.Linear(5, 8), nn.Tanh())
         networks = build_networks(backbone, 8, n_clusters=K, head_width=8)
         without_batch_norm(networks)
-        networks.double().fitting()
+        networks.double().train_mode()
         optimizer = build_optimizer(networks.student, settings)
         set_rates(optimizer, settings, 5, Plan(1, 10))
         sizes = ClusterSizes(K, 0.9)

@@ -21,7 +21,7 @@ from sklearn_excb.views.batches import Batch
 @pytest.fixture
 def networks():
     torch.manual_seed(0)
-    return build_networks(RowMLP(5, width=8), 8, n_clusters=6, head_width=16).fitting()
+    return build_networks(RowMLP(5, width=8), 8, n_clusters=6, head_width=16).train_mode()
 
 
 def test_centroids_are_unit_rows_and_similarities_cosines():
@@ -65,7 +65,7 @@ def test_the_teacher_is_an_average_of_parameters_and_keeps_its_own_buffers(netwo
 
 def test_the_teachers_batch_norm_trains_and_nothing_else_of_it():
     backbone = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
-    networks = build_networks(backbone, 8, n_clusters=4, head_width=8).fitting()
+    networks = build_networks(backbone, 8, n_clusters=4, head_width=8).train_mode()
     teacher = networks.teacher.backbone
     assert teacher[1].training
     assert not teacher[2].training

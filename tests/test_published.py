@@ -144,7 +144,7 @@ def test_lengths_of_prototypes_decide_as_in_dino(images, tmp_path):
     np.testing.assert_array_equal((cosines * LENGTHS.numpy()).argmax(axis=1), excb.predict(images))
     np.testing.assert_array_equal(excb.cluster_gains_, LENGTHS)
     np.testing.assert_allclose(np.linalg.norm(excb.cluster_centers_, axis=1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(reporting.see(excb, images).labels, excb.predict(images))
+    np.testing.assert_array_equal(reporting.infer(excb, images).labels, excb.predict(images))
     negative = read(small_dino(lengths=-LENGTHS), tmp_path)
     np.testing.assert_array_equal(
         (-cosines * LENGTHS.numpy()).argmax(axis=1), negative.predict(images)

@@ -122,7 +122,7 @@ def networks_in_float64(batch_norm=True) -> StudentTeacher:
         if batch_norm
         else nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4))
     )
-    networks = build_networks(backbone, 4, n_clusters=K, head_width=5).double().fitting()
+    networks = build_networks(backbone, 4, n_clusters=K, head_width=5).double().train_mode()
     with torch.no_grad():  # a teacher of its own, and gains and biases that are not at their start
         for parameter in networks.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -14,7 +14,7 @@ from sklearn_excb.networks.backbones import build_backbone
 from sklearn_excb.networks.small_map_convolution import (
     SmallMapConv2d,
     taps_of_pixels,
-    with_products,
+    with_matrix_products,
 )
 
 GEOMETRIES = [
@@ -36,7 +36,7 @@ def values(*shape):
 
 
 def convolution(*channels, kernel=3, **arguments):
-    return with_products(nn.Sequential(nn.Conv2d(*channels, kernel, **arguments)))[0]
+    return with_matrix_products(nn.Sequential(nn.Conv2d(*channels, kernel, **arguments)))[0]
 
 
 class Convolved(TorchDispatchMode):
@@ -155,7 +155,7 @@ def test_subclasses_of_the_convolution_keep_their_class():
     class Own(nn.Conv2d):
         pass
 
-    assert type(with_products(Own(8, 8, 3))) is Own
+    assert type(with_matrix_products(Own(8, 8, 3))) is Own
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])

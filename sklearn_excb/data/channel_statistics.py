@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_excb.data.resampling import to_unit
+from sklearn_excb.data.pixels import to_unit
 from sklearn_excb.data.sources import ArrayImages, ItemImages, probes
 
 _LOOKED_AT = 1024  # images

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.data.resampling import to_unit
 from sklearn_excb.exceptions import ImageError
 
 _BLOCK = 1 << 24  # pixels checked at a time
@@ -63,6 +62,15 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
     if n_channels == 1 and len(tensor) == 3:
         return to_gray(to_unit(tensor[None]))[0]
     return tensor
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Convert pixels to float32 in [0, 1]: uint8 / 255, uint16 / 65535, floats unchanged."""
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if images.dtype == torch.uint16:
+        return images.to(torch.int32).float() / 65535
+    return images.float()
 
 
 def to_gray(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sklearn_excb.data.pixels import to_unit
 from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.transfers import to_device
 
@@ -85,15 +86,6 @@ def filter_weights(
     weights = _KERNELS[mode]((pixel + 0.5 - centre) / stretch)
     weights = torch.where((pixel >= 0) & (pixel < length), weights, 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Convert pixels to float32 in [0, 1]: uint8 / 255, uint16 / 65535, floats unchanged."""
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if images.dtype == torch.uint16:
-        return images.to(torch.int32).float() / 65535
-    return images.float()
 
 
 def _crop_stack(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sklearn_excb.fitting.resume import (
     PreviousRun,
@@ -14,13 +14,15 @@ from sklearn_excb.fitting.resume import (
     find_previous_run,
     warn_nothing_to_train,
 )
-from sklearn_excb.fitting.training_run import Run
 from sklearn_excb.storage.checkpoint_folder import CheckpointFolder, open_checkpoint_folder
 from sklearn_excb.storage.packing import Snapshot, pack
 from sklearn_excb.training.build import Model
 from sklearn_excb.training.collapse import all_finite
 from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.network_description import describe
+
+if TYPE_CHECKING:
+    from sklearn_excb.fitting.training_run import Run
 
 Ending = Literal["done", "stopped", "diverged"]
 

@@ -82,7 +82,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
                 ending = data.refill(batches, settings)
             labels = settle_and_label(run, batches, model, context, sums)
             if ending == "done":
-                run.monitor.look(run.history[-1])
+                run.monitor.check(run.history[-1])
         data.close(context.ranks)
     return result(model, run, context, labels, sums, state=state, stopped=ending == "stopped")
 

@@ -20,15 +20,17 @@ from sklearn_excb.data.unusable_images import (
     skipped_of,
     warn_skipped,
 )
+from sklearn_excb.fitting.context import fit_context
 from sklearn_excb.fitting.fit import fit
-from sklearn_excb.fitting.launch import fit_on, number_of_devices
 from sklearn_excb.fitting.partial_fit import OnlineFit
+from sklearn_excb.fitting.several_devices import fit_on
 from sklearn_excb.fitting.stream import Stream, stream_batch_size
 from sklearn_excb.fitting.training_data import Collection
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.inference.learned import INPUT_FACTS, LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.runtime.generator_state import seed_from
+from sklearn_excb.runtime.launch import number_of_devices
 from sklearn_excb.runtime.rendezvous import join
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS, check_parameters
@@ -113,7 +115,7 @@ class FittingMixin(LearnedAttributes):
             If a state could not be written, in which case the fit goes on; or not be read, in which
             case it goes on from the one before.
         """
-        context = self._context()
+        context = fit_context(self)
         if self.steps_per_epoch != "auto":
             return self._fit_stream(X, context)
         ranks = context.ranks
@@ -253,22 +255,6 @@ class FittingMixin(LearnedAttributes):
             self._set_learning(online, resolved, online.entries())
         warn_skipped(self.skipped_, len(source))
         return self
-
-    def _context(self) -> FitContext:
-        """Check the parameters, meet the other ranks, and draw the seed."""
-        parameters = self.get_params(deep=False)
-        check_parameters(parameters)
-        ranks, device = join(self.device, self.devices)
-        begins = not self.warm_start or "_online" in self.__dict__  # after partial_fit too
-        before: Fitted | None = None if begins else self.__dict__.get("_fitted")
-        return FitContext(
-            parameters,
-            seed_from(self.random_state),
-            device,
-            ranks,
-            previous=None if before is None else before.state,
-            fitted_before=before is not None,
-        )
 
     def _set_input_facts(self, source: Source, image_shape: tuple[int, int]) -> None:
         """Set the attributes that describe the training samples."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sklearn_excb.data.unusable_images import drop_unusable
-from sklearn_excb.fitting.launch import number_of_devices
+from sklearn_excb.fitting.context import fit_context
 from sklearn_excb.fitting.memory.budget import estimate_memory_of
 from sklearn_excb.fitting.memory.estimate import MemoryEstimate
-from sklearn_excb.fitting.mixin import FittingMixin
+from sklearn_excb.inference.learned import LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.runtime.devices import resolve_device
+from sklearn_excb.runtime.launch import number_of_devices
 from sklearn_excb.runtime.rendezvous import place_of
 from sklearn_excb.settings.validation import check_parameters
 from sklearn_excb.training.context import FitContext
@@ -23,8 +26,13 @@ if TYPE_CHECKING:  # a fit does not need it
 _TRIED = 1000  # images that a dry run opens to see whether they can be used
 
 
-class PlanningMixin(FittingMixin):
+class PlanningMixin(LearnedAttributes):
     """What a fit would take, without fitting."""
+
+    steps_per_epoch: int | str
+    n_jobs: int | str | None
+    device: str | torch.device
+    devices: int | str
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
         """Estimate what :meth:`fit` would take in memory, a component at a time, without fitting.
@@ -100,7 +108,7 @@ class PlanningMixin(FittingMixin):
                 "A stream with steps_per_epoch has no dry run: it would be read to its end. Pass a "
                 'list of its first images, with steps_per_epoch="auto".'
             )
-        context = self._context()
+        context = fit_context(self)
         ranks, device = context.ranks, context.device
         with ranks.together():
             source = open_samples(type(self)(**context.parameters), X, fitting=True)

@@ -56,7 +56,7 @@ class PhaseTimer:
     def seconds_per_start_batch(self) -> float:
         """Of embedding a batch for the first centroids."""
         batches, times = self._batches, list[float]()
-        self._networks.fitting()
+        self._networks.train_mode()
         with torch.no_grad(), synchronized_batch_norm(batches.ranks):
             last = self._now()
             for batch in islice(batches.start(), _BATCHES):

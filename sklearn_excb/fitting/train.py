@@ -87,7 +87,7 @@ def train_run(
             if epoch_ends:
                 summary = run.summary()
                 loss = summary["loss"]
-                if not run.monitor.sound(summary):
+                if not run.monitor.check_finite(summary):
                     return _diverged(run, loss)
                 bar.set_postfix_str(
                     f"epoch {run.epoch}/{settings.epochs}, loss {loss:.3f}, "
@@ -143,7 +143,7 @@ class _StopRequests:
         """Whether to save after this step, as the process is then ended."""
         return self._save if self.ranks.count > 1 else self._signals.save
 
-    def look(self, *, failed: bool) -> bool:
+    def exchange(self, *, failed: bool) -> bool:
         """Ask all ranks; whether one of them has failed."""
         found = self.ranks.any(failed, self._signals.stop, self._signals.save)
         failed, self._stop, self._save = found
@@ -169,7 +169,7 @@ def _read_in_step(
             return
         except Exception as raised:
             error = raised
-        if requests.look(failed=error is not None):
+        if requests.exchange(failed=error is not None):
             on_error()
             requests.ranks.fail(error)
         assert batch is not None

@@ -18,7 +18,7 @@ from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build_balancing
 from sklearn_excb.training.collapse import CollapseMonitor
-from sklearn_excb.training.gradients import Divergence, Gradients
+from sklearn_excb.training.gradients import Divergence, GradientMonitor
 from sklearn_excb.training.history import EpochRecord
 from sklearn_excb.training.loop import train
 from sklearn_excb.training.optimizer import Plan, build_optimizer, build_scaler
@@ -169,7 +169,7 @@ class Run:
             After each step, whether it diverged. An accelerator is asked every few steps and at the
             end of an epoch, so a divergence may show some steps late.
         """
-        gradients = Gradients(self.networks.student, self.scaler)
+        gradients = GradientMonitor(self.networks.student, self.scaler)
         for report in train(
             self.networks,
             self.balancing,
@@ -186,8 +186,8 @@ class Run:
             self.step = report.step + 1
             self.generators = generator_states()
             epoch_ends = self.step % plan.steps_per_epoch == 0
-            yield gradients.look(report) or (gradients.ask() if epoch_ends else None)
-        if self.record.steps and (divergence := gradients.ask()):
+            yield gradients.check(report) or (gradients.synchronize() if epoch_ends else None)
+        if self.record.steps and (divergence := gradients.synchronize()):
             yield divergence
 
     @property
@@ -202,7 +202,7 @@ class Run:
     def end_epoch(self, summary: dict[str, Any]) -> None:
         """Add the entry of the current epoch to the history, warn of a collapse, begin the next."""
         self.record = EpochRecord(self.settings.K, self.device)
-        self.monitor.look(summary)
+        self.monitor.check(summary)
         self.history.append(summary)
 
     def entries(self) -> list[dict[str, Any]]:

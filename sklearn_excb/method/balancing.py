@@ -39,9 +39,9 @@ class Balancing(Protocol):
     The loss uses nothing of a method but its affine map of the similarities.
     """
 
-    sees_rows: bool  # whether the method needs calls of `see`
+    needs_rows: bool  # whether the method needs calls of `observe`
 
-    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+    def observe(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Take in the teacher's projections (G, B, D) of a batch, before :meth:`affine`."""
 
     def affine(self) -> Affine:
@@ -177,7 +177,7 @@ class ClusterSizes:
     them after balancing. A fit passes labels after balancing unless ``count_labels="plain"``.
     """
 
-    sees_rows = False
+    needs_rows = False
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class ClusterSizes:
         self.relative_floor = relative_floor
         self.sizes = torch.full((n_clusters,), 1.0 / n_clusters, dtype=torch.float32, device=device)
 
-    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+    def observe(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Do nothing: sizes follow from labels alone. The baselines use the projections.
 
         Parameters

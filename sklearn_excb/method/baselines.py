@@ -29,13 +29,13 @@ class NoBalancing:
         Device of the map.
     """
 
-    sees_rows = False
+    needs_rows = False
 
     def __init__(self, n_clusters: int, *, device: torch.device | str | None = None) -> None:
         self._scale = torch.ones(n_clusters, device=device)
         self._bias = torch.zeros(n_clusters, device=device)
 
-    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+    def observe(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Do nothing; some subclasses use the projections."""
 
     def affine(self) -> Affine:
@@ -70,7 +70,7 @@ class Centering(NoBalancing):
         Device of the mean.
     """
 
-    sees_rows = True
+    needs_rows = True
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Centering(NoBalancing):
         self._sum, self._n_rows = torch.zeros_like(self._bias), 0
 
     @torch.no_grad()
-    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+    def observe(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Add the similarities of a batch, or of a part of it, to the sums for the next step."""
         rows = F.normalize(rows.to(centroids.dtype), dim=-1).flatten(0, -2)
         self._sum += F.normalize(centroids, dim=-1) @ rows.sum(dim=0)
@@ -120,7 +120,7 @@ class Sinkhorn(NoBalancing):
         Device of the map.
     """
 
-    sees_rows = True
+    needs_rows = True
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Sinkhorn(NoBalancing):
         self._queue: Tensor | None = None
 
     @torch.no_grad()
-    def see(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
+    def observe(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
         """Compute the scaling of the columns for a batch, or for a part of it."""
         rows = F.normalize(rows.to(centroids.dtype), dim=-1).flatten(0, -2)
         queue = rows[:0] if self._queue is None else self._queue

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.networks.pretrained import TORCHVISION, torchvision_weights, with_weights
-from sklearn_excb.networks.small_map_convolution import with_products
+from sklearn_excb.networks.small_map_convolution import with_matrix_products
 
 Pretrained = bool | str | os.PathLike[str]
 
@@ -248,7 +248,7 @@ def build_backbone(
     else:
         built = _timm(backbone, n_channels, image_size, pretrained)
     # convolutions use the memory format of their weights, and channels last is the faster one
-    return with_products(built).to(memory_format=torch.channels_last)
+    return with_matrix_products(built).to(memory_format=torch.channels_last)
 
 
 def rebuilding(

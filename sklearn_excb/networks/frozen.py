@@ -23,6 +23,6 @@ class Frozen(nn.Module):
         return x if x.ndim == 2 else self.backbone(x)
 
 
-def thawed(backbone: nn.Module) -> nn.Module:
+def unfrozen(backbone: nn.Module) -> nn.Module:
     """Return the backbone itself, without the wrapper of a frozen backbone."""
     return backbone.backbone if isinstance(backbone, Frozen) else backbone

@@ -74,7 +74,7 @@ class SmallMapConv2d(nn.Conv2d):
         )
 
 
-def with_products(backbone: nn.Module) -> nn.Module:
+def with_matrix_products(backbone: nn.Module) -> nn.Module:
     """Convert the supported convolutions of a backbone to :class:`SmallMapConv2d`, in place.
 
     Parameters

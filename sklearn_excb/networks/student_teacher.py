@@ -173,7 +173,7 @@ class StudentTeacher(nn.Module):
                 standardize.mean.copy_(torch.from_numpy(mean))
                 standardize.scale.fill_(scale)
 
-    def fitting(self) -> StudentTeacher:
+    def train_mode(self) -> StudentTeacher:
         """Set the modes of all layers for training; see the class.
 
         Returns

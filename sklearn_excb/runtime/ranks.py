@@ -177,7 +177,7 @@ class Ranks:
         rank, reason = next((rank, text) for rank, text in enumerate(texts) if text is not None)
         raise RankError(f"The fit stopped because rank {rank} of {self.count} failed. {reason}")
 
-    def in_step(self, items: Iterable[T]) -> Iterator[T]:
+    def zip_ranks(self, items: Iterable[T]) -> Iterator[T]:
         """Yield each rank's own items, equally many on all; an error on one is raised on all."""
         mine = iter(items)
         while True:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.backbones import rebuilding
-from sklearn_excb.networks.frozen import thawed
+from sklearn_excb.networks.frozen import unfrozen
 from sklearn_excb.runtime.compat import dimension
 from sklearn_excb.training.teacher_outputs import Embedding
 from sklearn_excb.training.traceable import EndToEnd, StandardRows, WholeImages
@@ -225,7 +225,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
 
     from sklearn_excb.evaluation import output_files
 
-    settings, backbone = fitted.settings, thawed(fitted.teacher.backbone)
+    settings, backbone = fitted.settings, unfrozen(fitted.teacher.backbone)
     if not settings.has_backbone:
         raise ValueError(
             "There is no backbone to write: rows are features already. Use export_onnx, which "

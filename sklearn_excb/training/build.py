@@ -15,7 +15,7 @@ from sklearn_excb.method.balancing import TIE_FLOOR, Balancing, ClusterSizes
 from sklearn_excb.method.baselines import Centering, NoBalancing, Sinkhorn
 from sklearn_excb.networks.backbones import build_backbone, output_dim
 from sklearn_excb.networks.bf16_gradients import undefined_gradients
-from sklearn_excb.networks.frozen import Frozen, thawed
+from sklearn_excb.networks.frozen import Frozen, unfrozen
 from sklearn_excb.networks.heads import uses_batch_norm
 from sklearn_excb.networks.pretrained import InputStatistics, input_statistics
 from sklearn_excb.networks.student_teacher import StudentTeacher, build_networks
@@ -224,7 +224,7 @@ def prepare(
     settings = replace(settings, precision=precision)
     known = None
     if parameters["pretrained"] or settings.freeze_backbone:
-        backbone = thawed(networks.teacher.backbone)
+        backbone = unfrozen(networks.teacher.backbone)
         known = input_statistics(settings.backbone, backbone, settings.n_channels)
     recipe = view_recipe(source, settings, known)
     if not settings.has_backbone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.settings.auto_rules import learning_rate
 from sklearn_excb.settings.resolve import Settings
-from sklearn_excb.training.gradients import Divergence
+
+if TYPE_CHECKING:
+    from sklearn_excb.training.gradients import Divergence
 
 _UNEVEN = 3  # so few clusters may be uneven by nature, with uncertain targets; no warnings
 _FEW_CLUSTERS = 0.5  # share of the clusters that could be in effective use
@@ -180,14 +182,14 @@ class CollapseMonitor:
         state = self._teacher.state_dict()
         self._kept = {name: _copy(value) for name, value in state.items()}
 
-    def sound(self, record: Mapping[str, Any]) -> bool:
+    def check_finite(self, record: Mapping[str, Any]) -> bool:
         """Keep the teacher if the loss and all weights are finite, and return whether they are."""
         if not (math.isfinite(record["loss"]) and all_finite(self._teacher)):
             return False
         self.keep(f"after epoch {record['epoch']}")
         return True
 
-    def look(self, record: Mapping[str, Any]) -> None:
+    def check(self, record: Mapping[str, Any]) -> None:
         """Warn of a collapse that an entry of the history shows, unless a warning was given."""
         if self.warned:
             return

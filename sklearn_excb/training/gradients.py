@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from sklearn_excb.training.loop import StepReport
+if TYPE_CHECKING:
+    from sklearn_excb.training.loop import StepReport
+
 
 _CHECK_EVERY = 32  # steps between two checks on an accelerator, where a check has to wait
 _LOWEST_SCALE = 2.0**-10  # scale of a float16 loss, 26 halvings below the initial one
@@ -43,7 +45,7 @@ class Divergence(NamedTuple):
         return f"Largest gradients: {largest}. Gradient norms in the previous steps: {before}."
 
 
-class Gradients:
+class GradientMonitor:
     """Monitor of the norm of the gradients, at every step on a CPU and every 32 steps elsewhere.
 
     Parameters
@@ -61,7 +63,7 @@ class Gradients:
         self._seen: deque[tuple[int, Tensor, Tensor]] = deque(maxlen=self._every + _STEPS_LISTED)
         self._unchecked = 0
 
-    def look(self, report: StepReport) -> Divergence | None:
+    def check(self, report: StepReport) -> Divergence | None:
         """Take in a step, and return the first step that was not finite, or None.
 
         On an accelerator, the gradients that the result names are those of the last step, which may
@@ -71,9 +73,9 @@ class Gradients:
         norm = nn.utils.get_total_norm(gradients)
         self._seen.append((report.step, report.outcome.loss.total, norm))
         self._unchecked += 1
-        return self.ask() if self._unchecked >= self._every else None
+        return self.synchronize() if self._unchecked >= self._every else None
 
-    def ask(self) -> Divergence | None:
+    def synchronize(self) -> Divergence | None:
         """Check the steps that have not been checked yet; wait for the device."""
         self._unchecked = 0
         steps = [(step, loss.item(), norm.item()) for step, loss, norm in self._seen]

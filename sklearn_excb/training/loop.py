@@ -100,9 +100,9 @@ def _forward(
 
     with torch.no_grad(), in_precision(settings, groups[0]):
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
-    if balancing.sees_rows:
+    if balancing.needs_rows:
         seen = ranks.concatenate(teacher_rows, dim=1)
-        balancing.see(seen, teacher.centroids.weight, temperature)
+        balancing.observe(seen, teacher.centroids.weight, temperature)
     targets = teacher_targets(
         teacher_rows,
         teacher.centroids.weight,
@@ -247,7 +247,7 @@ def train(
     StepReport
         Report of each step, after the networks have changed.
     """
-    networks.fitting()
+    networks.train_mode()
     for step, batch in enumerate(batches, first_step):
         entropy = [seed, step] if ranks.first else [seed, step, ranks.rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -287,11 +287,11 @@ def start_centroids(
     ranks : Ranks, default=ALONE
         Ranks that share the batches, and the rows that k-means clusters.
     """
-    networks.fitting()
+    networks.train_mode()
     rows: list[Tensor] = []
     places: list[npt.NDArray[np.int64]] = []
     seen, wanted = 0, most_start_rows(settings.K)
-    for batch in ranks.in_step(batches):
+    for batch in ranks.zip_ranks(batches):
         with synchronized_batch_norm(ranks):
             for part, _ in split(batch, settings.micro_batch, ranks):
                 rows.append(networks.teacher.project(part).float().cpu())

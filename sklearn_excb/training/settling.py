@@ -176,9 +176,9 @@ def _labelled(
     for part in np.array_split(order, min(PARTS, len(order))):
         here = (part >= mine.start) & (part < mine.stop)
         x = torch.from_numpy(rows[part[here] - mine.start]).to(centroids.device)[None]  # (1, B, D)
-        if balancing.sees_rows:
+        if balancing.needs_rows:
             seen = ranks.placed(x[0].cpu().numpy(), np.flatnonzero(here), len(part))
-            balancing.see(torch.from_numpy(seen).to(x)[None], centroids, temperature)
+            balancing.observe(torch.from_numpy(seen).to(x)[None], centroids, temperature)
         targets = teacher_targets(x, centroids, balancing.affine(), temperature=temperature)
         of_part = np.zeros((2, len(part)), np.int64)
         for labels, of in zip((targets.labels, targets.plain_labels), of_part, strict=True):

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sklearn_excb.data.resampling import filter_weights, to_unit
+from sklearn_excb.data.pixels import to_unit
+from sklearn_excb.data.resampling import filter_weights
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.training.teacher_outputs import Embedding
 from sklearn_excb.views.batches import whole_side

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.data.resampling import to_unit
+from sklearn_excb.data.pixels import to_unit
 from sklearn_excb.runtime.transfers import to_device
 from sklearn_excb.views import color
 from sklearn_excb.views.multicrop import FloatArray, ViewParameters, ViewRecipe, blur_scale

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.data.resampling import crop_resize, to_unit
+from sklearn_excb.data.pixels import to_unit
+from sklearn_excb.data.resampling import crop_resize
 from sklearn_excb.data.sources import ArrayImages, ItemImages
 from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.runtime.threads import Map

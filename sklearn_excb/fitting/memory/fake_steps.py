@@ -34,7 +34,7 @@ def step_bytes(
     """
     n = min(settings.batch_size, 2 * settings.micro_batch)
     with fake(networks) as fakes:
-        fakes.fitting()
+        fakes.train_mode()
         optimizer = build_optimizer(fakes.student, settings)
         plan = Plan(1, 10)
         set_rates(optimizer, settings, 0, plan)
@@ -67,7 +67,7 @@ def projection_bytes(networks: StudentTeacher, settings: Settings, shape: Shape)
         counted = LiveTensors("activations")
         counted.count([*tensors_of(fakes), views], "held")
         with counted:
-            fakes.fitting().teacher.project([views])
+            fakes.train_mode().teacher.project([views])
     return counted.at_peak["activations"]
 
 

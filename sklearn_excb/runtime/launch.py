@@ -1,8 +1,8 @@
-"""A fit on several devices of this machine, from a process that no launcher has started.
+"""Start a process for each of several devices of this machine, where no launcher has.
 
-torch's elastic agent starts a process a device, by a command: so it works from a script without a
-``__main__`` guard, from standard input and from a notebook. What is to be fitted lies in a file
-that all of them map into memory; what was learned comes back in another.
+torch's elastic agent starts the processes by a command. This works from a script without a
+``__main__`` guard, from standard input and from a notebook. The job lies in a file that all
+processes map into memory, and its result comes back in another file.
 """
 
 from __future__ import annotations
@@ -16,23 +16,17 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from pickle import PicklingError
-from typing import NamedTuple
+from typing import Any, Protocol
 
 import torch
 
-from sklearn_excb.data.sources import ItemImages, Source
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.fitting.fit import fit
-from sklearn_excb.fitting.training_data import Collection
-from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.runtime.call_site import caller, warn_caller
 from sklearn_excb.runtime.compat import launch_config
 from sklearn_excb.runtime.job_files import read_job, write_job
 from sklearn_excb.runtime.ranks import Ranks
-from sklearn_excb.training.context import FitContext
 
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
 INTERRUPTED = "interrupted"
@@ -41,35 +35,22 @@ _LOOKS = 0.5  # seconds between two looks for warnings
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
 
 
-class Job(NamedTuple):
-    """A fit that several processes share.
+class Job(Protocol):
+    """Work that several processes share; it is pickled for them."""
 
-    Attributes
-    ----------
-    source : Source
-        Images or rows.
-    context : FitContext
-        Context of the fit; each process replaces ranks and device by its own.
-    n_threads : int
-        Number of threads of each process.
-    """
+    @property
+    def device(self) -> str:
+        """Kind of device. Each process gets one of this kind."""
+        ...
 
-    source: Source
-    context: FitContext
-    n_threads: int
+    @property
+    def n_threads(self) -> int:
+        """Number of threads of each process."""
+        ...
 
-    def do(self, ranks: Ranks, device: torch.device) -> Learned:
-        """Fit, as one of the processes."""
-        source = self.source
-        fitted = fit(Collection(source), replace(self.context, ranks=ranks, device=device))
-        return Learned(fitted, source.reasons if isinstance(source, ItemImages) else {})
-
-
-class Learned(NamedTuple):
-    """What comes back: what a fit gives, and why images were skipped, by their places."""
-
-    fitted: Fitted
-    reasons: dict[int, str]
+    def do(self, ranks: Ranks, device: torch.device) -> Any:
+        """Do the work as one of the processes; the first one's result comes back, pickled."""
+        ...
 
 
 def number_of_devices(devices: int | str, device: torch.device) -> int:
@@ -97,8 +78,8 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
     return 1 if devices == "auto" else int(devices)
 
 
-def fit_on(n_processes: int, source: Source, context: FitContext) -> Fitted:
-    """Fit a source in several processes of this machine.
+def run_in_processes(n_processes: int, job: Job) -> Any:
+    """Do a job in several processes of this machine, and return the first one's result.
 
     Raises
     ------
@@ -107,12 +88,10 @@ def fit_on(n_processes: int, source: Source, context: FitContext) -> Fitted:
     RankError
         If a process ended without a result and without an exception.
     TypeError
-        If the source or a parameter cannot be sent to the processes.
+        If the job cannot be sent to the processes.
     KeyboardInterrupt
         If Ctrl-C was pressed before there was a result.
     """
-    n_threads = max(1, torch.get_num_threads() // n_processes)
-    job = Job(source, context, n_threads)
     with _deferred_signals() as later, tempfile.TemporaryDirectory(prefix="sklearn-excb-") as name:
         folder = Path(name)
         try:
@@ -127,14 +106,9 @@ def fit_on(n_processes: int, source: Source, context: FitContext) -> Fitted:
         with _warnings_passed_on(folder), _interrupts_passed_on(folder) as interrupted:
             failed = _run(folder, n_processes)
             later.extend(filter(None, [getattr(failed, "sigval", None)]))
-        done = (folder / RESULT).exists()
-        learned: Learned | None = read_job(folder / RESULT) if done else None
-        cause = _first_error(folder, n_processes, failed)
-    if learned is not None:
-        if isinstance(source, ItemImages):
-            source.merge_reasons(learned.reasons)
-        return learned.fitted
-    raise KeyboardInterrupt if interrupted else cause
+        if (folder / RESULT).exists():
+            return read_job(folder / RESULT)
+        raise KeyboardInterrupt if interrupted else _first_error(folder, n_processes, failed)
 
 
 @contextmanager
@@ -169,7 +143,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
     try:
         with _inherited_path(), _quiet(), _preserved_handlers(), started:
             elastic_launch(config, sys.executable)(
-                "-m", "sklearn_excb.fitting._worker", str(folder), str(os.getpid())
+                "-m", "sklearn_excb.runtime._worker", str(folder), str(os.getpid())
             )
     except (ChildFailedError, SignalException) as error:
         return error

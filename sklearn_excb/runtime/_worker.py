@@ -1,4 +1,4 @@
-"""A process of a fit on several devices: python -m sklearn_excb.fitting._worker FOLDER PARENT."""
+"""A process of a fit on several devices: python -m sklearn_excb.runtime._worker FOLDER PARENT."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from sklearn_excb.exceptions import RankError
-from sklearn_excb.fitting.launch import ERROR, INTERRUPTED, JOB, PROCESS, RESULT, WARNING, Job
 from sklearn_excb.runtime.job_files import read_job, write_job
+from sklearn_excb.runtime.launch import ERROR, INTERRUPTED, JOB, PROCESS, RESULT, WARNING, Job
 from sklearn_excb.runtime.rendezvous import join
 
 
@@ -50,7 +50,7 @@ def main(folder: Path, parent: int) -> int:
         torch.set_num_threads(job.n_threads)
         warnings.simplefilter("always")  # whoever called fit has filters of their own
         warnings.showwarning = write_warning
-        learned = job.do(*join(job.context.device.type, "auto"))
+        learned = job.do(*join(job.device, "auto"))
         if rank == 0:
             write_job(folder / RESULT, learned)
     except KeyboardInterrupt:
