@@ -18,17 +18,25 @@ _MEANS = (
     *("teacher_entropy", "student_entropy"),
     "relabelled_fraction",
 )
-MEANINGS = {  # of what is in an entry, for who reads a report
-    "loss": "mean of projector and predictor loss; near log K, where it begins, nothing is learned",
-    "projector_loss": "cross-entropy of the projections' assignments to the teacher's",
-    "predictor_loss": "the same of the predictions from them",
-    "teacher_entropy": "how undecided its assignments are: 1 if clusters are alike, 0 if certain",
-    "student_entropy": "the same of the student's",
+MEANINGS = {  # explanations of the keys of an entry, shown in the report
+    "loss": "mean of the projector and predictor losses; training starts near log K, and a loss "
+    "that stays there means that nothing is learned",
+    "projector_loss": "cross-entropy between the teacher's assignments and those of the student's "
+    "projections",
+    "predictor_loss": "cross-entropy between the teacher's assignments and those of the student's "
+    "predictions",
+    "teacher_entropy": "mean entropy of the teacher's assignments: 1 if all clusters are equally "
+    "probable, 0 if the assignments are certain",
+    "student_entropy": "mean entropy of the student's assignments, on the same scale",
     "relabelled_fraction": "share of the labels that balancing changed",
-    "empty_fraction": "clusters without an image by plain inference, before and after training",
-    "empty_fraction_balanced": "by the labels of an epoch's crops, which are trained on",
-    "empty_fraction_plain": "by the labels that those crops would have without balancing",
-    "empty_fraction_unsettled": "by plain inference before the centroids settled",
+    "empty_fraction": "share of empty clusters when predict labels the training images, before and "
+    "after training",
+    "empty_fraction_balanced": "share of empty clusters in an epoch, by the balanced labels that "
+    "the network is trained on",
+    "empty_fraction_plain": "share of empty clusters in an epoch, by the labels that the same "
+    "crops have without balancing",
+    "empty_fraction_unsettled": "share of empty clusters after training, before the centroids "
+    "settle",
 }
 _FILLINGS = ("empty_fraction", "largest_relative_size", "effective_clusters")
 
