@@ -372,7 +372,7 @@ def test_the_command(rows, tmp_path, capsys):
     assert main(words) == 2
     assert "--onnx FILE or --backbone FILE" in capsys.readouterr().err
     assert main([*words, "--backbone", str(files[1]), "--dtype", "uint8"]) == 2
-    assert "--dtype are of an ONNX file" in capsys.readouterr().err
+    assert "--dtype need an ONNX file" in capsys.readouterr().err
     assert main([*words, "--onnx", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
     words += ["--onnx", str(files[0]), "--embedding", "backbone", "--backbone", str(files[1])]

@@ -1,4 +1,4 @@
-"""The command sklearn-excb, a module a family of subcommands."""
+"""The command ``sklearn-excb``; each module defines some of its subcommands."""
 
 from sklearn_excb.cli.commands import main
 
