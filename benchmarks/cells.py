@@ -149,7 +149,7 @@ def _main(data: str, methods: tuple[str, ...], seeds: tuple[int, ...] = SEEDS) -
 
 
 def _robustness() -> Iterator[Cell]:
-    """Five seeds, three batch sizes and three K on digits (n = 1,437), to look for collapse."""
+    """Yield five seeds, three batch sizes and three K on digits (n = 1,437), to look for collapse."""
     for seed in range(5):
         for batch_size in (16, 64, 256):
             for K in (14, 74, 287):
@@ -157,7 +157,7 @@ def _robustness() -> Iterator[Cell]:
 
 
 def _ablations() -> Iterator[Cell]:
-    """One change at a time on digits: Table 1 of the paper, and details that its sources omit."""
+    """Yield one change at a time on digits: Table 1 of the paper, and details that its sources omit."""
     for seed in SEEDS:
         for changed in (
             {"balancing": "exponential"},
@@ -173,7 +173,7 @@ def _ablations() -> Iterator[Cell]:
 
 
 def _fresh_seeds() -> Iterator[Cell]:
-    """More seeds for comparisons that depend on one to four held-out images.
+    """Yield more seeds for comparisons that depend on one to four held-out images.
 
     On MNIST, more images are held out, too.
     """
@@ -182,13 +182,13 @@ def _fresh_seeds() -> Iterator[Cell]:
 
 
 def _larger_network() -> Iterator[Cell]:
-    """The backbone of larger collections of photos, on a small collection."""
+    """Yield cells with the backbone of larger photo collections, on a small collection."""
     for seed in SEEDS:
         yield Cell("packed_clothing_short160", "ExCB", seed, {"backbone": "resnet18"})
 
 
 def _tuning() -> Iterator[Cell]:
-    """Five settings per method, or four without a teacher, one change at a time, on part of digits.
+    """Yield five settings per method (four without a teacher) on a part of digits.
 
     "rate" is a factor on the learning rate of the rule. Factors are tried at the (initial)
     temperature of the paper of the method. One more cell has another temperature, for DINO the
@@ -211,14 +211,14 @@ def _tuning() -> Iterator[Cell]:
 
 
 def _settling() -> Iterator[Cell]:
-    """Sinkhorn with settling after training, to separate the effects of training and settling."""
+    """Yield Sinkhorn with settling after training, to separate the effects of training and settling."""
     for data in ("digits", "packed_clothing_short160"):
         for seed in SEEDS:
             yield Cell(data, "Sinkhorn", seed, {"settle_passes": 10})
 
 
 def _rows() -> Iterator[Cell]:
-    """Vectors: pixels, and embeddings by ``transform``, with more seeds to resolve .02 of NMI."""
+    """Yield cells on vectors: pixels and embeddings, with more seeds to resolve .02 of NMI."""
     methods = ("ExCB", *K_MEANS)
     yield from _main("digits" + AS_ROWS, methods)
     yield from _main("digits" + AS_EMBEDDINGS, methods, (*SEEDS, *_OTHERS))

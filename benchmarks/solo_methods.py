@@ -40,7 +40,7 @@ def _file(name: str) -> ModuleType:
 
 
 class _DINOLoss(nn.Module):
-    """solo-learn's, called as lightly's is."""
+    """Loss of solo-learn, with the signature of lightly's loss."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _DINOLoss(nn.Module):
 
 
 class _SwAVLoss(nn.Module):
-    """solo-learn's, called as lightly's is."""
+    """Loss of solo-learn, with the signature of lightly's loss."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DINO(lightly_methods.DINO):
     def loss(
         self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
     ) -> Tensor:
-        """As lightly's, of the global views."""
+        """Return the loss as lightly's methods do, for global views only."""
         return super().loss(groups[:1], n_images, rates, position)
 
 
@@ -101,7 +101,7 @@ class SwAV(lightly_methods.SwAV):
     def loss(
         self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
     ) -> Tensor:
-        """As lightly's, of the global views."""
+        """Return the loss as lightly's methods do, for global views only."""
         return super().loss(groups[:1], n_images, rates, position)
 
 

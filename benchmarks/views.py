@@ -93,7 +93,7 @@ class PillowBlur:
         self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Blur."""
+        """Blur the image."""
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
 
 
@@ -139,7 +139,7 @@ class Torchvision(Dataset[list[torch.Tensor]]):
 
 
 def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Callable[[], None]:
-    """Go through the files once."""
+    """Load the views of all files once."""
     loader = DataLoader(
         Torchvision(paths, tensors=tensors),
         batch_size=BATCH,
@@ -156,7 +156,7 @@ def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Calla
 
 
 def our_views(paths: list[str], workers: int, *, crops_only: bool) -> Callable[[], None]:
-    """Go through the files once, in the same order."""
+    """Load the views of all files once, in the same order."""
     source = open_source(paths)
     assert isinstance(source, ItemImages)
     batches = ViewBatches(source, RECIPE, BATCH, 1, 0, workers, torch.device("cpu"))
