@@ -149,7 +149,7 @@ def _main(data: str, methods: tuple[str, ...], seeds: tuple[int, ...] = SEEDS) -
 
 
 def _robustness() -> Iterator[Cell]:
-    """Yield five seeds, three batch sizes and three K on digits (n = 1,437), to look for collapse."""
+    """Yield five seeds, three batch sizes and three K on digits (n = 1,437): does any collapse?"""
     for seed in range(5):
         for batch_size in (16, 64, 256):
             for K in (14, 74, 287):
@@ -157,7 +157,7 @@ def _robustness() -> Iterator[Cell]:
 
 
 def _ablations() -> Iterator[Cell]:
-    """Yield one change at a time on digits: Table 1 of the paper, and details that its sources omit."""
+    """Yield single changes on digits: Table 1 of the paper, and details that its sources omit."""
     for seed in SEEDS:
         for changed in (
             {"balancing": "exponential"},
@@ -188,7 +188,7 @@ def _larger_network() -> Iterator[Cell]:
 
 
 def _tuning() -> Iterator[Cell]:
-    """Yield five settings per method (four without a teacher) on a part of digits.
+    """Yield five settings per method (four without a teacher), one change at a time, on digits.
 
     "rate" is a factor on the learning rate of the rule. Factors are tried at the (initial)
     temperature of the paper of the method. One more cell has another temperature, for DINO the
@@ -211,7 +211,7 @@ def _tuning() -> Iterator[Cell]:
 
 
 def _settling() -> Iterator[Cell]:
-    """Yield Sinkhorn with settling after training, to separate the effects of training and settling."""
+    """Yield Sinkhorn with settling, to separate the effects of training and settling."""
     for data in ("digits", "packed_clothing_short160"):
         for seed in SEEDS:
             yield Cell(data, "Sinkhorn", seed, {"settle_passes": 10})
