@@ -190,9 +190,10 @@ def _larger_network() -> Iterator[Cell]:
 def _tuning() -> Iterator[Cell]:
     """Yield five settings per method (four without a teacher), one change at a time, on digits.
 
-    "rate" is a factor on the learning rate of the rule. Factors are tried at the (initial)
-    temperature of the paper of the method. One more cell has another temperature, for DINO the
-    rising one of its paper, and one has a slower teacher, for methods with a teacher.
+    The cells use a validation part of the training images. "rate" is a factor on the learning rate
+    of the rule. Factors are tried at the (initial) temperature of the paper of the method. One more
+    cell has another temperature, for DINO the rising one of its paper, and one has a slower
+    teacher, for methods with a teacher.
     """
     dino: dict[str, Any] = {"teacher_temperature": [0.04, 0.07]}
     swav: dict[str, Any] = {"teacher_temperature": 0.05}
