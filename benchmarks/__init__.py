@@ -1,1 +1,1 @@
-"""Each script prints a ratio against something named, measured in the same run."""
+"""Benchmarks. Each script prints ratios to a named reference that is measured in the same run."""

@@ -1,10 +1,11 @@
-"""Attention over the centroids, forward: blocks of products against torch's fused attention.
+"""Forward pass of attention over the centroids: blocked products against torch's fused attention.
 
     python -m benchmarks.attention
 
-1,792 rows (six local views of h and eight of g, at 128 images), K = 65,536, D = 256. Printed is
-the time over that of the two products alone, at this machine's float32 rate in the same run; in
-bfloat16 too, over the same float32 products. CPU only: the fused operator is that of the CPU.
+The input has 1,792 rows (six local views of h and eight of g, for 128 images), K = 65,536 and
+D = 256. The script prints the time divided by that of the two products alone, at the float32 rate
+of this machine in the same run. The times in bfloat16 are divided by the same float32 products. The
+script runs on a CPU only, because it uses the fused operator of the CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROWS, K, D, TEMPERATURE, REPEATS = 1792, 65_536, 256, 0.1, 5
 
 
 def main() -> None:
-    """Print a ratio a variant."""
+    """Print one ratio per variant."""
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(ROWS, D), dim=-1)
     centroids = F.normalize(torch.randn(K, D), dim=-1)

@@ -1,9 +1,9 @@
-"""Gradients of convolutions in bfloat16 on this CPU, where kernels meet much padding.
+"""Gradients of bfloat16 convolutions on this CPU, for kernels that overlap much padding.
 
-``MALLOC_PERTURB_=1 python -m benchmarks.bf16_gradients``: with it glibc fills memory that is given
-away, so that what torch leaves as it was there cannot pass for zeros. Lists the convolutions whose
-gradient differs from that in float64 by more than a tenth, and whether
-:mod:`sklearn_excb.networks.bf16_gradients` knows them.
+Run ``MALLOC_PERTURB_=1 python -m benchmarks.bf16_gradients``. With this variable, glibc fills
+allocated memory with a pattern, so that memory that torch does not initialise does not hold zeros
+by chance. The script lists the convolutions whose gradient differs by more than a tenth from that
+in float64, and whether :mod:`sklearn_excb.networks.bf16_gradients` detects them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KERNELS, STRIDES, SIDES = (3, 5, 7), (1, 2), range(1, 5)
 
 
 def gradient(layer: nn.Conv2d, images: Tensor, *, bfloat16: bool) -> Tensor:
-    """Of the weights, for the sum of squares of what comes out."""
+    """Return the gradient of the sum of squared outputs with respect to the weights."""
     layer.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         out = layer(images)
@@ -31,7 +31,7 @@ def gradient(layer: nn.Conv2d, images: Tensor, *, bfloat16: bool) -> Tensor:
 
 
 def difference(layer: nn.Conv2d, images: Tensor) -> float:
-    """Largest difference from float64, as a share of the largest gradient."""
+    """Return the largest difference from float64, relative to the largest gradient."""
     found = gradient(layer, images, bfloat16=True)
     wanted = gradient(layer.double(), images.double(), bfloat16=False)
     return float((found - wanted).abs().max() / wanted.abs().max())
@@ -41,7 +41,7 @@ def main() -> None:
     """Print the table."""
     torch.manual_seed(0)
     if os.environ.get("MALLOC_PERTURB_") is None:
-        print("Without MALLOC_PERTURB_=1 memory may happen to hold zeros.")
+        print("Set MALLOC_PERTURB_=1: without it, uninitialised memory may hold zeros by chance.")
     n, wrong = 0, 0
     combinations = itertools.product((1, CHANNELS), KERNELS, STRIDES, SIDES)
     for groups, kernel, stride, side in combinations:

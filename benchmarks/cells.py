@@ -1,8 +1,8 @@
-"""What is fitted in the study: methods, cells, and which cells make a table of docs/results.md.
+"""Methods and cells of the study, and the cells of each table in docs/results.md.
 
-A cell is one fit: a data set, a method, a seed, and parameters that differ from the defaults. It
-has one JSON file, named by a hash of its configuration, and counts as missing once a rule of "auto"
-gives other settings than it was measured with.
+A cell is one fit, with a data set, a method, a seed, and parameters that differ from the defaults.
+Its result is one JSON file, named by a hash of its configuration. A cell counts as missing if the
+"auto" rules now give other settings than those it was measured with.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sklearn_excb.settings.resolve import Facts, Settings, resolve
 RESULTS = Path(__file__).parent / "results"
 SEEDS, _OTHERS = (0, 1, 2), (3, 4, 5)
 
-# all at the rule's rate and a teacher's temperature of .04; ``--study tuning`` tries others. In it
-# lightly's DINO did better with a slower teacher, as the rule for ExCB once was: at the start it
-# lags behind by a twentieth of the run
+# All methods use the learning rate of the rule and a teacher temperature of .04; ``--study tuning``
+# tries other values. In this study, lightly's DINO did better with a slower teacher, which was once
+# the rule for ExCB: at the start, the teacher is an average over a twentieth of the run.
 METHODS: dict[str, dict[str, Any]] = {
     "ExCB": {},
     "centering": {"balancing": "centering"},
@@ -40,34 +40,35 @@ METHODS: dict[str, dict[str, Any]] = {
     "solo-learn SwAV": {},
 }
 K_MEANS = ("k-means", "k-means, settled")
-# to be raised when code changes what a method gives and its settings do not show it
+# Increase a revision if a change of the code changes the results of a method but not its settings.
 REVISIONS = dict.fromkeys(METHODS, 2) | dict.fromkeys(("raw pixels", *K_MEANS), 1)
 
-# images that are drawn, four fifths of them to learn from: a small collection of photos
+# Number of drawn images, four fifths of them for training: a small collection of photos.
 DRAWN = {"packed_clothing_short160": 2000}
 
-# settings that came after cells were measured, and what a fit was before it had them
+# Settings that were added after cells were measured, with the values that fits had before.
 _LATER: dict[str, Any] = {"freeze_backbone": False}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit.
+    """One fit of the study.
 
     Attributes
     ----------
     data : str
-        As in :func:`benchmarks.data_sets.load`; with " as embeddings" after it, what ExCB of the
-        same seed makes of the images.
+        Name of a data set, as for :func:`benchmarks.data_sets.load`. With the suffix
+        " as embeddings", the data are the embeddings that ExCB with the same seed computes.
     method : str
-        One of METHODS.
+        Name of the method, one of METHODS.
     seed : int
-        Of the fit.
+        Seed of the fit.
     changed : dict
-        Parameters of the estimator that are not the method's; "rate" times the rule's learning
-        rate; or the "teacher_lag" in shares of the run.
+        Parameters of the estimator in addition to those of the method. "rate" is a factor on the
+        learning rate of the rule. "teacher_lag" is the averaging time of the teacher as a share of
+        the run.
     validation : bool
-        Whether a part of the training images takes the place of the held-out ones.
+        Whether a part of the training images is used instead of the held-out ones.
     """
 
     data: str
@@ -78,7 +79,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """Where the result lies."""
+        """Path of the result."""
         key = asdict(self) | {"revision": REVISIONS[self.method]}
         images, made = parts_of(self.data)
         if images in DRAWN:
@@ -88,7 +89,7 @@ class Cell:
         return RESULTS / f"{_hash(key)[:16]}.json"
 
     def parameters(self, facts: Facts) -> dict[str, Any]:
-        """Parameters of the estimator."""
+        """Return the parameters of the estimator."""
         chosen = METHODS[self.method] | self.changed
         if rate := chosen.pop("rate", None):
             by_rule = resolved(ExCBEstimator(**chosen), facts).learning_rate
@@ -100,12 +101,12 @@ class Cell:
         return chosen
 
     def states(self, settings: Settings) -> Path:
-        """Folder of the states of a fit that is under way; another one once a rule has changed."""
+        """Return the folder for checkpoints of the fit; it depends on the resolved settings."""
         return self.path.with_suffix(f".{_hash(settings.as_dict())[:8]}.states")
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What was measured, or None; also where a rule of "auto" has changed since."""
+        """Result of the cell; None if it is missing or its "auto" settings have changed."""
         if not self.path.exists():
             return None
         result = json.loads(self.path.read_text())
@@ -121,7 +122,7 @@ class Cell:
 
 
 def _by_todays_rules(parameters: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether parameters give the settings of a result; its precision is the processor's."""
+    """Return whether parameters resolve to the settings of a result, apart from its precision."""
     now = resolved(ExCBEstimator(**parameters), Facts(**result["facts"])).as_dict()
     now["precision"] = result["settings"]["precision"]
     return json.loads(json.dumps(now)) == _LATER | result["settings"]
@@ -132,12 +133,12 @@ def _hash(configuration: dict[str, Any]) -> str:
 
 
 def resolved(excb: ExCBEstimator, facts: Facts) -> Settings:
-    """Every parameter, by today's rules; all backbones here have BatchNorm."""
+    """Resolve all parameters by the current rules; all backbones here have BatchNorm."""
     return resolve(excb.get_params(), facts, has_batch_norm=True)
 
 
 def study(name: str) -> list[Cell]:
-    """Cells of a study, or of all methods on a data set, in the order in which they are run."""
+    """Return the cells of a study, or of all methods on a data set, in the order of the runs."""
     return list(STUDIES[name]() if name in STUDIES else _main(name, _ALL))
 
 
@@ -148,7 +149,7 @@ def _main(data: str, methods: tuple[str, ...], seeds: tuple[int, ...] = SEEDS) -
 
 
 def _robustness() -> Iterator[Cell]:
-    """Five seeds, three batch sizes, three K on digits (n = 1,437): does any collapse?"""
+    """Yield five seeds, three batch sizes and three K on digits (n = 1,437): does any collapse?"""
     for seed in range(5):
         for batch_size in (16, 64, 256):
             for K in (14, 74, 287):
@@ -156,7 +157,7 @@ def _robustness() -> Iterator[Cell]:
 
 
 def _ablations() -> Iterator[Cell]:
-    """One change at a time on digits: Table 1 of the paper, and what its sources leave open."""
+    """Yield single changes on digits: Table 1 of the paper, and details that its sources omit."""
     for seed in SEEDS:
         for changed in (
             {"balancing": "exponential"},
@@ -172,26 +173,27 @@ def _ablations() -> Iterator[Cell]:
 
 
 def _fresh_seeds() -> Iterator[Cell]:
-    """Where one to four held-out images tell ExCB from rivals, what do other seeds say?
+    """Yield more seeds for comparisons that depend on one to four held-out images.
 
-    On MNIST they are asked about more images, too.
+    On MNIST, more images are held out, too.
     """
     yield from _main("digits", ("ExCB", "lightly SwAV", "Sinkhorn"), _OTHERS)
     yield from _main("mnist10k_npm" + MORE_HELD_OUT, ("ExCB", "lightly SwAV"), _OTHERS)
 
 
 def _larger_network() -> Iterator[Cell]:
-    """What larger collections of photos have, on few of them."""
+    """Yield cells with the backbone of larger photo collections, on a small collection."""
     for seed in SEEDS:
         yield Cell("packed_clothing_short160", "ExCB", seed, {"backbone": "resnet18"})
 
 
 def _tuning() -> Iterator[Cell]:
-    """Five tries a method, or four without a teacher, one change at a time, on a part of digits.
+    """Yield five settings per method (four without a teacher), one change at a time, on digits.
 
-    "rate" is times the rule's learning rate, tried at the temperature that the method's paper has,
-    or begins with; one more cell has another temperature, for DINO its paper's rise, and one a
-    slower teacher, where there is one.
+    The cells use a validation part of the training images. "rate" is a factor on the learning rate
+    of the rule. Factors are tried at the (initial) temperature of the paper of the method. One more
+    cell has another temperature, for DINO the rising one of its paper, and one has a slower
+    teacher, for methods with a teacher.
     """
     dino: dict[str, Any] = {"teacher_temperature": [0.04, 0.07]}
     swav: dict[str, Any] = {"teacher_temperature": 0.05}
@@ -210,14 +212,14 @@ def _tuning() -> Iterator[Cell]:
 
 
 def _settling() -> Iterator[Cell]:
-    """How much of ExCB's evenness is training, how much what comes after it? A rival with both."""
+    """Yield Sinkhorn with settling, to separate the effects of training and settling."""
     for data in ("digits", "packed_clothing_short160"):
         for seed in SEEDS:
             yield Cell(data, "Sinkhorn", seed, {"settle_passes": 10})
 
 
 def _rows() -> Iterator[Cell]:
-    """Vectors: pixels, and what ``transform`` gave, where three seeds left .02 of NMI undecided."""
+    """Yield cells on vectors: pixels and embeddings, with more seeds to resolve .02 of NMI."""
     methods = ("ExCB", *K_MEANS)
     yield from _main("digits" + AS_ROWS, methods)
     yield from _main("digits" + AS_EMBEDDINGS, methods, (*SEEDS, *_OTHERS))

@@ -1,7 +1,8 @@
-"""What the states of a run cost: python -m benchmarks.checkpoints
+"""Cost of checkpoints: python -m benchmarks.checkpoints
 
-Writing and reading one, beside torch.save with fsync and torch.load of the same tensors, in
-alternating runs; and the share of a fit's time that states at the end of each epoch take.
+The script compares writing and reading a checkpoint with torch.save, with fsync, and torch.load of
+the same tensors, in alternating runs. It also measures the share of the time of a fit that
+checkpoints at the end of each epoch take.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NETWORKS = {
 
 
 def state_of(parameters: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    """State of networks and optimiser after a step."""
+    """Return the state of networks and optimiser after a step."""
     given = ExCBEstimator(**parameters).get_params(deep=False)
     networks, settings, _ = build(given, facts)
     optimizer = build_optimizer(networks.student, settings)
@@ -51,14 +52,14 @@ def state_of(parameters: dict[str, Any], facts: Facts) -> dict[str, Any]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
 def medians(rivals: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Medians of alternating runs, in seconds."""
+    """Return the medians of alternating runs, in seconds."""
     taken: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
         for name, run in rivals.items():
@@ -67,7 +68,7 @@ def medians(rivals: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
 
 
 def plain_save(state: dict[str, Any], file: Path) -> None:
-    """Write by torch, flushed to the disk."""
+    """Write with torch and flush to the disk."""
     with file.open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
@@ -75,7 +76,7 @@ def plain_save(state: dict[str, Any], file: Path) -> None:
 
 
 def files(name: str, folder: Path, repeats: int) -> None:
-    """Compare a state with torch's file of the same tensors."""
+    """Compare a checkpoint with a torch file of the same tensors."""
     state = state_of(*NETWORKS[name])
     ours, torchs = folder / "state.safetensors", folder / "state.pt"
     found = medians(
@@ -102,7 +103,7 @@ def files(name: str, folder: Path, repeats: int) -> None:
 
 
 def share(repeats: int) -> None:
-    """Time of short fits of digits with states at each epoch, as times of those without."""
+    """Compare the time of short fits of digits with and without checkpoints at each epoch."""
     images = (load_digits().images / 16).astype(np.float32)
     ratios = []
     for _ in range(repeats):

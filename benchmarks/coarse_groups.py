@@ -1,20 +1,20 @@
-"""Coarse groups: the cost of their tree, and how they agree with classes beside k-means.
+"""Coarse groups: the cost of their tree, and their agreement with classes compared with k-means.
 
     python -m benchmarks.coarse_groups
     python -m benchmarks.coarse_groups --sizes 65536
     python -m benchmarks.coarse_groups --data DIR/mnist10k_npm.npz --run RUN
 
-The first compares ``merge_tree`` with SciPy's ``linkage``, which holds all K (K - 1) / 2 distances,
-and with no more than the products of all centroids, block by block, which nobody can leave out
-without a graph; and with itself along a graph of the 16 nearest of each until an eighth is left.
-Centroids are a mixture of mixtures in 256 dimensions, unit vectors, with sizes around 20. They take
-turns; printed is the median of the ratios of a turn, and the memory of a process that does nothing
-else, beyond what it has before.
+Without ``--run``, the script compares ``merge_tree`` with SciPy's ``linkage``, which holds all
+K (K - 1) / 2 distances. It also compares it with the blocked products of all centroids, which are
+necessary without a neighbour graph, and with ``merge_tree`` along a graph of the 16 nearest
+neighbours until an eighth of the clusters is left. The centroids are unit vectors from a mixture of
+mixtures in 256 dimensions, with cluster sizes around 20. The methods run in turns. The script
+prints the median ratio over the turns, and the additional memory of a process that runs one method.
 
-With a run that ``save`` wrote, of the images of an npz with ``images`` and ``labels`` (or of
-"digits"), in their order: groups by ``predict(n_clusters=k)`` and by other places of the clusters,
-against k-means, and Ward's method on all images up to 20,000, on the same projections and on the
-backbone's features.
+With ``--run``, a folder that ``save`` wrote, the script compares coarse groups by
+``predict(n_clusters=k)`` and by other positions of the clusters with k-means and with Ward's method
+on all images, up to 20,000, on projections and on backbone features. ``--data`` are the images of
+the fit in their order: an npz file with ``images`` and ``labels``, or "digits".
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from sklearn_excb.training.coarse_groups import cut, group_centroids, merge_tree
 
 SIZES = (1_000, 8_000, 65_536)
 DIM = 256
-SCIPY_UP_TO = 16_384  # a gigabyte of distances
+SCIPY_UP_TO = 16_384  # largest K for SciPy: a gigabyte of distances
 WARD_UP_TO = 20_000  # images
 SEEDS = 3
 BLOCK = 1024
 
 
 def centroids(K: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Unit centroids in groups of groups, and sizes."""
+    """Return unit centroids in nested groups, and cluster sizes."""
     rng = np.random.default_rng(0)
     n_groups = K // 20
     rows = rng.normal(size=(20, DIM))[rng.integers(0, 20, K)]
@@ -59,7 +59,7 @@ def centroids(K: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
 
 
 def products(rows: npt.NDArray[np.float32]) -> None:
-    """All similarities, a block at a time."""
+    """Compute all similarities, one block at a time."""
     database = torch.from_numpy(rows)
     for block in database.split(BLOCK):
         for other in database.split(BLOCK):
@@ -67,7 +67,7 @@ def products(rows: npt.NDArray[np.float32]) -> None:
 
 
 def ways(K: int) -> dict[str, Callable[[], Any]]:
-    """What is compared, by name."""
+    """Return the methods to compare, by name."""
     rows, sizes = centroids(K)
     found: dict[str, Callable[[], Any]] = {
         "merge_tree": lambda: merge_tree(rows, sizes, exact_up_to=K),
@@ -80,7 +80,7 @@ def ways(K: int) -> dict[str, Callable[[], Any]]:
 
 
 def speed(sizes: list[int], repeats: int) -> None:
-    """Print ratios of time, and memory."""
+    """Print ratios of time, and the memory."""
     for K in sizes:
         compared = ways(K)
         turns = []
@@ -110,15 +110,15 @@ def speed(sizes: list[int], repeats: int) -> None:
 
 
 def most_held() -> int:
-    """Kilobytes at the peak of this process (Linux; getrusage tells its parent's where larger)."""
+    """Return the peak memory of this process in KB (Linux; getrusage may report its parent's)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
 
 def peak(K: int, name: str) -> None:
-    """Print what this process needs for one of the ways."""
+    """Print the memory that this process needs for one method."""
     run = ways(K)[name]
-    ways(64)[name]()  # what libraries load at their first call
+    ways(64)[name]()  # libraries load code at their first call
     before = most_held()
     run()
     megabytes = (most_held() - before) / 1024
@@ -126,7 +126,7 @@ def peak(K: int, name: str) -> None:
 
 
 def quality(data: str, run: Path, n_groups: int) -> None:
-    """Print agreement with the classes, of groups and of k-means on the same embeddings."""
+    """Print the agreement of groups and of k-means on the same embeddings with the classes."""
     if data == "digits":
         digits = load_digits()
         images, y = digits.images / 16, digits.target
@@ -136,8 +136,8 @@ def quality(data: str, run: Path, n_groups: int) -> None:
     excb = ExCBEstimator.load(run)
     if len(excb.labels_) != len(y):
         raise SystemExit(
-            f"{run} was fitted on {len(excb.labels_)} images and {data} has {len(y)}: needed the "
-            "images of the fit."
+            f"{run} was fitted on {len(excb.labels_)} images and {data} has {len(y)}. Pass the "
+            "images of the fit as --data."
         )
     embeddings = {}
     for name in ("projection", "backbone"):
@@ -179,14 +179,14 @@ def quality(data: str, run: Path, n_groups: int) -> None:
 
 
 def main() -> None:
-    """Run one or the other."""
+    """Compare speed and memory, or the quality with ``--run``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data", help='an npz, or "digits"')
-    parser.add_argument("--run", type=Path, help="a fit of it")
+    parser.add_argument("--data", help='npz file with the images of the fit, or "digits"')
+    parser.add_argument("--run", type=Path, help="folder of the fitted estimator")
     parser.add_argument("--n-clusters", type=int, default=10)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

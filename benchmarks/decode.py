@@ -1,12 +1,12 @@
-"""Decoding large JPEGs at the size that crops need, and indexing a folder.
+"""Speed of decoding large JPEGs at the size that crops need, and of indexing a folder.
 
     python -m benchmarks.decode
 
-Photos of 12 megapixels, made as in benchmarks.views: ``ItemImages.load_one`` for the sides that the
-crops of 224 pixels need, and those of a fit of 2,000 photos, beside Pillow's
-``Image.open(path).convert("RGB")`` as an array. Then 100,000 small files in 100 folders:
-``list_images`` beside a bare ``os.walk``. Everything takes turns; printed is the median of the
-ratios of a turn.
+The first part decodes synthetic photos of 12 megapixels, made as in benchmarks.views. It compares
+``ItemImages.load_one``, at the sizes for crops of 224 pixels and for a fit of 2,000 photos, with
+Pillow's ``Image.open(path).convert("RGB")`` as an array. The second part compares ``list_images``
+with a bare ``os.walk``, on 100,000 small files in 100 folders. All variants run in turns. The
+script prints the median ratio over the turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sklearn_excb.views.multicrop import ViewRecipe
 
 
 def ratios(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Seconds of each, over those of the first, in turns; the first turn warms up."""
+    """Return the time of each variant relative to the first, in turns; the first turn warms up."""
     turns = []
     for _ in range(repeats + 1):
         seconds = []
@@ -49,7 +49,7 @@ def ratios(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float
 
 
 def decoding(folder: Path, repeats: int) -> None:
-    """Print how many times as fast as Pillow's plain decoding."""
+    """Print the speed relative to Pillow's plain decoding."""
     paths = write_photos(folder, 4, 3000, 4000)
     source = open_source(paths)
     assert isinstance(source, ItemImages)
@@ -80,7 +80,7 @@ def decoding(folder: Path, repeats: int) -> None:
 
 
 def indexing(folder: Path, repeats: int) -> None:
-    """Print how many times as long as a walk."""
+    """Print the time relative to a bare walk."""
     for place in range(100):
         inside = folder / f"class {place}"
         inside.mkdir()
@@ -98,7 +98,7 @@ def indexing(folder: Path, repeats: int) -> None:
 
 
 def main() -> None:
-    """Run both."""
+    """Run both parts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

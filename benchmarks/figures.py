@@ -1,4 +1,4 @@
-"""What a clustering and its embeddings are worth, in figures."""
+"""Scores of a clustering and its embeddings."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Labels = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.floating[Any]]
 
 NEIGHBORS = 20
-MOST_POINTS = 1500  # in a plot
+MOST_POINTS = 1500  # maximum number of points in a plot
 
 
 class Outcome(NamedTuple):
-    """What a method makes of the images, (training, held out).
+    """Results of a method, each as a pair (training images, held-out images).
 
     Attributes
     ----------
     labels : pair of ndarrays of shape (n,), or None
-        Clusters; None for a method that has none.
+        Cluster labels; None for a method without clusters.
     projections : pair of ndarrays of shape (n, D)
-        What the clusters lie in.
+        Embeddings in which the clusters are formed.
     features : pair of ndarrays of shape (n, d)
-        What neighbours and probes use.
+        Embeddings for k-NN and linear probes.
     """
 
     labels: tuple[Labels, Labels] | None
@@ -46,9 +46,9 @@ class Outcome(NamedTuple):
 
 
 def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[str, Any]:
-    """Occupancy, agreement with the classes, neighbours and probe; and k-means beside it.
+    """Compute occupancy, agreement with classes, k-NN and probe accuracy, and those of k-means.
 
-    With seed 0 also where t-SNE puts the projections.
+    With seed 0, the result also has a t-SNE of the projections.
     """
     by_kmeans = k_means(*outcome.projections, n_clusters, seed)
     found = {
@@ -66,7 +66,7 @@ def figures(outcome: Outcome, split: Split, n_clusters: int, seed: int) -> dict[
 
 
 def k_means(train: Rows, test: Rows, n_clusters: int, seed: int) -> tuple[Labels, Labels]:
-    """Labels of both, by clusters of the first."""
+    """Return k-means labels of both splits, by clusters of the training split."""
     kmeans = KMeans(n_clusters, n_init=1, random_state=seed).fit(train)
     return kmeans.labels_.astype(np.int64), kmeans.predict(test).astype(np.int64)
 
@@ -74,7 +74,7 @@ def k_means(train: Rows, test: Rows, n_clusters: int, seed: int) -> tuple[Labels
 def settled_k_means(
     train: Rows, test: Rows, settings: Settings, seed: int
 ) -> tuple[Labels, Labels]:
-    """Labels of both, by directions from the mean: those of k-means, settled as ExCB's are."""
+    """Return labels of both splits by k-means on directions from the mean, settled as in ExCB."""
     mean = train.mean(axis=0)
     unit = unit_rows(train - mean), unit_rows(test - mean)
     kmeans = KMeans(settings.K, n_init=1, random_state=seed).fit(unit[0])
@@ -85,7 +85,7 @@ def settled_k_means(
 
 
 def _tsne(projections: Rows, y: npt.NDArray[Any]) -> dict[str, Any]:
-    """Positions in the plane of at most MOST_POINTS training images, and their classes."""
+    """Return t-SNE positions of at most MOST_POINTS training images, and their classes."""
     found = project(projections, max_samples=MOST_POINTS, y=y, random_state=0)
     return {
         "coordinates": [[round(float(v), 1) for v in point] for point in found.coordinates],
@@ -96,7 +96,7 @@ def _tsne(projections: Rows, y: npt.NDArray[Any]) -> dict[str, Any]:
 def _of_clusters(
     labels: tuple[Labels, Labels], projections: Rows, split: Split, n_clusters: int
 ) -> dict[str, Any]:
-    """Occupancy of training and held-out images, and agreement with the classes."""
+    """Compute the occupancy of training and held-out images, and agreement with classes."""
     train, test = (cluster_occupancy(part, n_clusters) for part in labels)
     scores = clustering_scores(split.y_train, labels[0])
     return {
@@ -115,10 +115,10 @@ def _of_clusters(
 
 
 def merged_scores(labels: Labels, projections: Rows, y: npt.NDArray[Any]) -> list[list[float]]:
-    """Effective clusters, NMI and ACC while the nearest clusters are merged, down to two.
+    """Return effective clusters, NMI and ACC while the nearest clusters are merged, down to two.
 
-    NMI rises with the number of clusters in use whatever they contain: methods are to be compared
-    at equal effective clusters. Clusters are merged by Ward's criterion on their mean projections.
+    NMI rises with the number of clusters even if they are random, so methods are compared at equal
+    numbers of effective clusters. Ward's criterion on mean projections determines the merges.
     """
     used, compact = np.unique(labels, return_inverse=True)
     if len(used) < 2:
@@ -135,10 +135,10 @@ def merged_scores(labels: Labels, projections: Rows, y: npt.NDArray[Any]) -> lis
 
 
 def probe(features: tuple[Rows, Rows], split: Split) -> float:
-    """Accuracy of a linear classifier on standardised features, of held-out images.
+    """Return the accuracy of a linear classifier on standardised features of held-out images.
 
-    Its regularisation is chosen on the training images: features as wide as pixels want more of it
-    than those of a network.
+    The regularisation is chosen on the training images: features with as many dimensions as pixels
+    need more of it than those of a network.
     """
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),

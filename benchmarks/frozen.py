@@ -1,11 +1,11 @@
-"""Clusters of a frozen backbone's features, by ExCB's head and by k-means with as many clusters.
+"""Clusters of frozen features, by the head of ExCB and by k-means with as many clusters.
 
     python -m benchmarks.frozen packed_clothing_short160 --data DIR \
         --backbone tf_efficientnet_lite0 --weights lite0.safetensors
 
-prints, for each seed, what held-out images say of the classes (NMI, purity, neighbours of the
-training images) and how evenly the training images spread. Without ``--weights`` they are those
-that timm fetches. Features are the same for every seed, and the time of a fit has them in it.
+prints, for each seed, scores of held-out images (NMI, purity, k-NN among the training images) and
+the occupancy of the training images. Without ``--weights``, timm downloads the weights. Features
+are the same for every seed. The time of a fit includes their computation.
 """
 
 import argparse
@@ -26,7 +26,7 @@ HEAD = (
 
 
 def line(name, data: Split, n_clusters, labels, embedded, seconds) -> str:
-    """Figures of one clustering: labels of both splits, and what neighbours are sought in."""
+    """Return a line of scores, from the labels of both splits and the embeddings for k-NN."""
     filled = cluster_occupancy(labels[0], n_clusters)
     scores = clustering_scores(data.y_test, labels[1])
     accuracy = knn_accuracy(embedded[0], data.y_train, embedded[1], data.y_test, k=10)
@@ -38,7 +38,7 @@ def line(name, data: Split, n_clusters, labels, embedded, seconds) -> str:
 
 
 def main() -> None:
-    """Fit and print."""
+    """Fit and print scores."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

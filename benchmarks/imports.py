@@ -1,6 +1,6 @@
-"""Import of the estimator beside that of torch and scikit-learn alone, which it needs in any case.
+"""Import time of the estimator, relative to that of torch and scikit-learn, which it imports.
 
-Alternating processes, and the processor time that each takes: ``python -m benchmarks.imports``.
+``python -m benchmarks.imports`` measures the processor time of alternating processes.
 """
 
 import argparse
@@ -14,7 +14,7 @@ OURS = "from sklearn_excb import ExCBEstimator"
 
 
 def processor_seconds(code: str) -> float:
-    """Processor time of a Python process that runs some code."""
+    """Return the processor time of a Python process that runs some code."""
     before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True)
     after = os.times()
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     repeats = parser.parse_args().repeats
     for code in (BARE, OURS):
-        processor_seconds(code)  # from the disk into memory
+        processor_seconds(code)  # load files from the disk into memory
     ratios = sorted(processor_seconds(OURS) / processor_seconds(BARE) for _ in range(repeats))
     print(
         f"{OURS}: {statistics.median(ratios):.3f} times {BARE} "

@@ -1,16 +1,16 @@
-"""``transform`` beside a bare loop over timm's network, and the memory of ``predict``.
+"""Speed of ``transform`` relative to a bare loop over timm's network, and memory of ``predict``.
 
     python -m benchmarks.inference
     python -m benchmarks.inference --memory
 
-A ResNet-18 at 224 pixels. The bare loop is ``for batch in batches: network(batch)`` in inference
-mode, over tensors that are ready; its network is timm's as it comes, or in channels-last order, as
-ours is. ``transform`` gets the same batches ready, then the images as an array, which it resizes
-and crops, then as JPEG files, which it decodes. Everything takes turns; printed is the median of
-the ratios of a turn to the first bare loop, in images a second.
+The network is a ResNet-18 at 224 pixels. The bare loop is ``for batch in batches: network(batch)``
+in inference mode, over prepared tensors. Its network is that of timm, unchanged or in channels-last
+order like that of the estimator. ``transform`` gets the same prepared batches, then an array of
+images, which it resizes and crops, then JPEG files, which it decodes. All variants run in turns.
+The script prints the median ratio over the turns to the first bare loop, in images per second.
 
-With ``--memory``, what ``predict`` holds at its peak on 1,000 to 100,000 JPEG files of 64 pixels,
-with a result that is a memory-mapped file, a process a number.
+With ``--memory``, the script prints the peak memory of ``predict`` on 1,000 to 100,000 JPEG files
+of 64 pixels, with the result in a memory-mapped file. Each number of files has its own process.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from sklearn_excb.data.open_source import open_source
 from sklearn_excb.training.teacher_outputs import embed
 from sklearn_excb.views.batches import inference_inputs
 
-BATCH = 256  # images that inference takes at once
+BATCH = 256  # images per batch of inference
 NUMBERS = (1_000, 10_000, 100_000)
 
 
 def fitted(images: Any, **parameters: Any) -> ExCBEstimator:
-    """An estimator that has learned nothing, which takes as long."""
+    """Return an untrained estimator; its inference takes as long as that of a trained one."""
     excb = ExCBEstimator(K=2, epochs=0, embedding="backbone", random_state=0, **parameters)
     return excb.fit(images)
 
 
 def bare(network: nn.Module, batches: list[Tensor]) -> Callable[[], None]:
-    """Run a loop over batches that are ready."""
+    """Run a loop over prepared batches."""
 
     @torch.inference_mode()
     def run() -> None:
@@ -94,7 +94,7 @@ def speed(repeats: int) -> None:
 
 
 def memory() -> None:
-    """Print the peaks."""
+    """Print the peak memory of ``predict``."""
     with tempfile.TemporaryDirectory() as folder:
         paths = write_photos(Path(folder), 100, 64, 64)
         for n in NUMBERS:
@@ -105,7 +105,7 @@ def memory() -> None:
 
 
 def peak(n: int, folder: Path) -> None:
-    """Print the peak of this process over ``n`` files, each of them many times."""
+    """Print the peak memory of this process for ``n`` paths, with files repeated many times."""
     some = sorted(str(path) for path in folder.glob("*.jpg"))
     excb = fitted(some, backbone="cnn", image_size=32)
     paths = (some * (n // len(some) + 1))[:n]
@@ -117,7 +117,7 @@ def peak(n: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run one or the other."""
+    """Measure speed, or memory with ``--memory``."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

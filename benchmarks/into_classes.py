@@ -1,12 +1,12 @@
-"""As many clusters as there are classes: deep clustering that is made for that, and coarse groups.
+"""Clustering into as many clusters as classes: deep clustering methods against coarse groups.
 
     pip install clustpy==0.0.3
     python -m benchmarks.into_classes
 
-Digits in ten clusters: ClustPy's DEC, IDEC and DCN (autoencoders of pixel rows, with all of
-their defaults), the groups into which the clusters of one fit of ExCB are merged, and k-means on
-pixels and on ExCB's features. For each seed and method it prints ACC and NMI of the images that
-were clustered, the largest cluster where 1 is balanced, and the seconds that the processor worked.
+The script clusters digits into ten clusters by ClustPy's DEC, IDEC and DCN (autoencoders of pixel
+rows, with all of their defaults), by merging the clusters of one fit of ExCB, and by k-means on
+pixels and on ExCB's features. For each seed and method it prints ACC and NMI of the clustered
+images, the relative size of the largest cluster (1 is balanced), and the processor time in seconds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Labels = npt.NDArray[np.int64]
 def methods(
     images: npt.NDArray[np.float64], n_clusters: int, seed: int
 ) -> Iterator[tuple[str, Callable[[], Labels]]]:
-    """Names, and what clusters the images when it is called; ExCB's features come after its fit."""
+    """Return functions that cluster the images, by name; ExCB's features need its fit first."""
     deep_methods = import_module("clustpy.deep")
     rows = images.reshape(len(images), -1).astype(np.float32)
     for name in DEEP:
@@ -43,7 +43,7 @@ def methods(
 
 
 def main() -> None:
-    """Cluster and print."""
+    """Cluster the images and print scores."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,19 +1,19 @@
-"""Does it learn, and do clusters stay filled? ExCB against its rivals, cell by cell.
+"""Quality of embeddings and occupancy of clusters: ExCB against other methods, cell by cell.
 
-    python -m benchmarks.learning run --study digits            # what is not there yet
-    python -m benchmarks.learning run --study all --data DIR    # sets are files or folders in DIR
-    python -m benchmarks.learning run --study NAME --data DIR   # yours, by its name in DIR
+    python -m benchmarks.learning run --study digits            # runs the missing cells
+    python -m benchmarks.learning run --study all --data DIR    # DIR has the data sets
+    python -m benchmarks.learning run --study NAME --data DIR   # your data set, by its name in DIR
     python -m benchmarks.learning run --study NAME --methods ExCB --seeds 0 2
-    python -m benchmarks.learning list --study all              # what there is and what is missing
-    python -m benchmarks.results                                # tables and plots into docs
+    python -m benchmarks.learning list --study all              # lists results and missing cells
+    python -m benchmarks.results                                # writes tables and plots into docs
 
-A cell is one fit: a data set, a method, a seed, and parameters that differ from the defaults. Each
-leaves one JSON file, named by a hash of its configuration, so that a study can be stopped at any
-time and goes on where it was, in the middle of a fit too if it is ExCBEstimator's. Only the seed
-changes between the cells of a row, and in training nothing but the balancing between ExCB,
-centering and Sinkhorn. ``--study tuning`` tries four or five changes a method, one at a time, on a
-validation part of the training images of digits; ``--study rows`` clusters vectors: pixels, and
-embeddings of images, the fit of which is not resumed.
+A cell is one fit, with a data set, a method, a seed, and parameters that differ from the defaults.
+Each cell writes one JSON file, named by a hash of its configuration, so that a study can be stopped
+at any time and resumed. Fits of ExCBEstimator resume from checkpoints. The cells of a row differ
+only in the seed. ExCB, centering and Sinkhorn differ in training only in the balancing.
+``--study tuning`` tries four or five changes per method, one at a time, on a validation part of the
+training images of digits. ``--study rows`` clusters vectors: pixels, and embeddings of images. The
+fit that computes the embeddings is not resumed.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ def measure(cell: Cell, split: Split) -> dict[str, Any]:
 
 
 def _facts(X: Any) -> Facts:
-    """What the rules look at, of images or rows."""
+    """Return the facts about images or rows that the "auto" rules use."""
     return facts_of(Rows(X) if are_rows(X) else open_source(X, None))
 
 
 def split_of(cell: Cell, data: Path | None) -> Split:
-    """Images of a cell, their pixels as rows, or the embeddings of a fit to them."""
+    """Return the images of a cell, their pixels as rows, or their embeddings by a fit."""
     images, made = parts_of(cell.data)
     if made != "embeddings":
         return _loaded(cell.data, data, cell.validation)
     if cell.validation:
-        raise ValueError("Embeddings are of all training images, none of which are held out.")
+        raise ValueError("A cell on embeddings cannot use validation=True.")
     return _embeddings(images, data, cell.seed)
 
 
@@ -107,7 +107,7 @@ def _embeddings(name: str, data: Path | None, seed: int) -> Split:
 def _outcome(
     cell: Cell, split: Split, facts: Facts, excb: ExCBEstimator, states: Path
 ) -> tuple[Settings, Outcome, list[dict[str, Any]]]:
-    """Settings, what the method makes of the images, and what it says of itself."""
+    """Fit the method; return its settings, its outcome and its history."""
     if cell.method in NO_NETWORK:
         settings, rows = resolved(excb, facts), (raw_pixels(split.train), raw_pixels(split.test))
         labels = None
@@ -127,7 +127,7 @@ def _outcome(
 
 
 def raw_pixels(images: Any) -> np.ndarray:
-    """Pixels as rows, and rows as they are; of large photos, the pixels of 32 x 32 thumbnails."""
+    """Return pixels as rows, or given rows; for large photos, the pixels of 32 x 32 thumbnails."""
     if isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[1] <= 64):
         return images.reshape(len(images), -1).astype(np.float32)
     thumbnails = [Image.fromarray(np.asarray(image)).resize((32, 32)) for image in images]
@@ -144,8 +144,10 @@ def main() -> None:
         "--study", default="digits", help=f"{', '.join(STUDIES)}, or a data set in --data"
     )
     parser.add_argument("--data", type=Path, help="folder of the data sets; digits need none")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="these only")
-    parser.add_argument("--seeds", nargs="+", type=int, help="these only")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="methods to run"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds to run (default: all)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no cell later")
     arguments = parser.parse_args()
     stop = time.monotonic() + 60 * arguments.minutes
@@ -156,7 +158,7 @@ def main() -> None:
             continue
         if arguments.seeds is not None and cell.seed not in arguments.seeds:
             continue
-        # a study of several sets goes on without those that are elsewhere; of one, it says so
+        # a study of several data sets skips missing ones; a study of one reports an error
         wanted = arguments.command == "run" and cell.result is None and (there or not any(reached))
         if wanted and time.monotonic() < stop:
             write(cell, measure(cell, split_of(cell, arguments.data)))
@@ -164,7 +166,7 @@ def main() -> None:
 
 
 def write(cell: Cell, result: dict[str, Any]) -> None:
-    """Put a result in its place, whole or not at all."""
+    """Write a result atomically."""
     cell.path.parent.mkdir(exist_ok=True)
     text = json.dumps(_finite(result), sort_keys=True, allow_nan=False)
     beside = cell.path.with_suffix(f".{os.getpid()}.partial")
@@ -175,7 +177,7 @@ def write(cell: Cell, result: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """What has no measurement is null."""
+    """Replace NaN and infinity by None, which is null in JSON."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -184,19 +186,19 @@ def _finite(value: Any) -> Any:
 
 
 def clusters_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the method's clusters; where it has none, those of k-means."""
+    """Return the scores of the method's clusters, or those of k-means if it has none."""
     return result if "empty" in result else result["kmeans"]
 
 
 def seconds_of(result: dict[str, Any]) -> float:
-    """What a fit took; nan of one that was stopped and went on, and where nothing is fitted."""
+    """Return the seconds of a fit; NaN if it was interrupted and resumed, or nothing is fitted."""
     if result["seconds"] is None or result["cell"]["method"] == "raw pixels":
         return float("nan")
     return result["seconds"]
 
 
 def summary(result: dict[str, Any] | None) -> str:
-    """One line of a cell."""
+    """Return one line about a cell."""
     if result is None:
         return "missing"
     clusters = clusters_of(result)

@@ -1,8 +1,8 @@
-"""DINO and SwAV with lightly's heads and losses: rivals that somebody else wrote.
+"""DINO and SwAV with the heads and losses of lightly, for an independent comparison.
 
-They get the backbone, the views, the number of images, the optimiser, the schedules and the
-precision of ExCB, and lightly's heads, prototypes and losses with the values of their papers.
-Prototypes have the weight decay of weights, where ExCB's centroids begin with ten times as much.
+The methods use the backbone, views, number of images, optimiser, schedules and precision of ExCB.
+Heads, prototypes and losses are lightly's, with the values of the papers. Prototypes have the
+weight decay of other weights; the centroids of ExCB start with ten times as much.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer,
 from sklearn_excb.views.batches import Batch, ViewBatches, inference_inputs
 
 DEVICE = torch.device("cpu")
-QUEUE_STARTS = 15 / 400  # of the run, in the paper
+QUEUE_STARTS = 15 / 400  # share of the run before the queue starts, as in the paper
 
 
 class DINO(nn.Module):
@@ -45,11 +45,11 @@ class DINO(nn.Module):
     Parameters
     ----------
     backbone : nn.Module
-        Of the student.
+        Backbone of the student.
     n_features : int
-        What it gives.
+        Number of features of the backbone.
     settings : Settings
-        Of ExCB's defaults.
+        Settings of ExCB, resolved from its defaults.
     """
 
     def __init__(self, backbone: nn.Module, n_features: int, settings: Settings) -> None:
@@ -75,7 +75,7 @@ class DINO(nn.Module):
     def loss(
         self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
     ) -> Tensor:
-        """Cross-entropy of every pair of views."""
+        """Return the cross-entropy over all pairs of views."""
         with torch.no_grad():
             teacher = self._logits(self.teacher_backbone, self.teacher_head, groups[:1])
         student = self._logits(self.backbone, self.head, groups)
@@ -85,18 +85,18 @@ class DINO(nn.Module):
     def _logits(
         self, backbone: nn.Module, head: DINOProjectionHead, groups: Sequence[Tensor]
     ) -> Tensor:
-        """Similarities, in float32 as those of ExCB are."""
+        """Return the similarities in float32, as in ExCB."""
         with in_precision(self.settings, groups[0]):
             rows = head.layers(torch.cat([backbone(group) for group in groups]))
         return head.last_layer(F.normalize(rows.float(), dim=-1))
 
     def after_backward(self, epoch: int) -> None:
-        """Keep the last layer as it is in the first epoch."""
+        """Freeze the last layer in the first epoch."""
         self.head.cancel_last_layer_gradients(epoch)
 
     @torch.no_grad()
     def after_step(self, rates: TeacherRates) -> None:
-        """Move the teacher."""
+        """Update the teacher."""
         for slow, fast in (
             (self.teacher_backbone, self.backbone),
             (self.teacher_head, self.head),
@@ -105,7 +105,7 @@ class DINO(nn.Module):
                 old.lerp_(new, 1 - rates.momentum)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, unit projections and similarities, of the teacher."""
+        """Return features, unit projections and similarities of the teacher."""
         features = self.teacher_backbone(x)
         projection = F.normalize(self.teacher_head.layers(features), dim=-1)
         return features, projection, self.teacher_head.last_layer(projection)
@@ -117,7 +117,7 @@ class SwAV(nn.Module):
     Parameters
     ----------
     backbone, n_features, settings
-        As for :class:`DINO`.
+        Parameters as for :class:`DINO`.
     """
 
     def __init__(self, backbone: nn.Module, n_features: int, settings: Settings) -> None:
@@ -136,7 +136,7 @@ class SwAV(nn.Module):
     def loss(
         self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
     ) -> Tensor:
-        """Swapped prediction between the global views, and from the local ones."""
+        """Return the loss of swapped prediction between global views, and from local views."""
         self.prototypes.normalize()
         with in_precision(self.settings, groups[0]):
             features = self.head(torch.cat([self.backbone(group) for group in groups]))
@@ -153,16 +153,16 @@ class SwAV(nn.Module):
         return self.criterion(list(similarity[:n_global]), list(similarity[n_global:]), queued)
 
     def after_backward(self, epoch: int) -> None:
-        """Keep the prototypes as they are in the first epoch."""
+        """Freeze the prototypes in the first epoch."""
         if epoch == 0:
             for parameter in self.prototypes.parameters():
                 parameter.grad = None
 
     def after_step(self, rates: TeacherRates) -> None:
-        """There is no teacher."""
+        """Do nothing: SwAV has no teacher."""
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, unit projections and similarities."""
+        """Return features, unit projections and similarities."""
         features = self.backbone(x)
         projection = F.normalize(self.head(features), dim=-1)
         return features, projection, self.prototypes(projection)
@@ -175,25 +175,27 @@ Method = type[DINO] | type[SwAV]
 def fit(
     method: Method, split: Split, seed: int, excb: ExCBEstimator
 ) -> tuple[Settings, Outcome, list[dict[str, Any]]]:
-    """Train a method as long as ExCB is trained, and apply it.
+    """Train a method for as many epochs as ExCB, and apply it.
 
     Parameters
     ----------
     method : type
-        One of METHODS, or another with the same methods.
+        One of METHODS, or another class with the same methods.
     split : Split
-        Images.
+        Training and held-out images.
     seed : int
-        Of weights and views.
+        Seed of weights and views.
     excb : ExCBEstimator
-        Whose parameters are meant.
+        Estimator whose parameters are used.
 
     Returns
     -------
     settings : Settings
+        Resolved settings of the training.
     outcome : Outcome
+        Labels, projections and features.
     history : list of dict
-        The mean loss of every epoch.
+        Mean loss of each epoch.
     """
     source, held_out = (images.open_source(X, None) for X in (split.train, split.test))
     with seeded_generators(seed):

@@ -1,14 +1,14 @@
-"""Time and memory of the loss, forward and backward, against the same loss written plainly.
+"""Time and memory of the loss, forward and backward, against plain implementations of this loss.
 
     python -m benchmarks.loss                       # K = 4,096 to 262,144, B = 8, 32, 128
     python -m benchmarks.loss --K 65536 --B 128     # one case
     python -m benchmarks.loss --bf16                # and under bfloat16 autocast
 
-Two global and six local views, D = 256. Times are medians of runs that alternate within one
-process; memory is the peak of a process of its own above what it held before its first loss. The
-floor is the matrix products that nobody can leave out, at the rate at which this machine
-multiplies 2,048 x 2,048 matrices of float32 in the same run. Ratios only: the seconds of a shared
-machine mean little.
+The input has two global and six local views, D = 256. Times are medians of alternating runs in one
+process. Memory is the peak of a separate process above its memory before the first loss. The floor
+is the time of the unavoidable matrix products, at the rate at which this machine multiplies
+2,048 x 2,048 float32 matrices in the same run. The script prints only ratios, because seconds on a
+shared machine mean little.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.04, 0.1
 
 
 class Case:
-    """Random rows and centroids; a method a variant, each one step of the loss."""
+    """Random rows and centroids; each method is one step of a variant of the loss."""
 
     def __init__(self, n_clusters: int, n_images: int, device: str) -> None:
         torch.manual_seed(0)
@@ -63,16 +63,16 @@ class Case:
         return loss.detach()
 
     def ours_bf16(self) -> Tensor:
-        """Return the same under bfloat16 autocast."""
+        """Return the loss of the package under bfloat16 autocast."""
         with torch.autocast(self.teacher.device.type, torch.bfloat16):
             return self.ours()
 
     def per_pair(self) -> Tensor:
-        """Return Algorithm 1 as it stands."""
+        """Return the loss of Algorithm 1, implemented literally."""
         return self._plain(plain_loss.per_pair)
 
     def per_view(self) -> Tensor:
-        """Return the best plain version."""
+        """Return the loss by the fastest plain implementation."""
         return self._plain(plain_loss.per_view)
 
     def _plain(self, loss_of: Callable[..., plain_loss.Loss]) -> Tensor:
@@ -93,18 +93,19 @@ class Case:
 
 
 def unavoidable_flops(n_clusters: int, n_images: int) -> float:
-    """Operations of the products that exact values and gradients take.
+    """Return the operations of the matrix products that exact values and gradients need.
 
-    A row against all centroids is one product of 2 K D operations. Teacher rows: similarities,
-    mean, gradient of the centroids. Student rows: similarities, mean; those of h's global views
-    also the gradient of the centroids.
+    The product of a row with all centroids takes 2 K D operations. Teacher rows need three: for the
+    similarities, the mean, and the gradient of the centroids. Student rows need two, for the
+    similarities and the mean; rows of the global views of h also need the gradient of the
+    centroids.
     """
     products = 3 * G + 2 * 2 * (G + L) + G
     return 2.0 * n_clusters * D * n_images * products
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Time of one run."""
+    """Return the seconds of one run."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -115,7 +116,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def compare(n_clusters: int, n_images: int, variants: list[str], repeats: int, device: str) -> str:
-    """Return a line of the table: times of alternating runs, as ratios."""
+    """Return a line of the table: ratios of the times of alternating runs."""
     case = Case(n_clusters, n_images, device)
     square, product = (torch.randn(2048, 2048, device=device) for _ in range(2))
     runs = {name: getattr(case, name) for name in variants}
@@ -133,7 +134,7 @@ def compare(n_clusters: int, n_images: int, variants: list[str], repeats: int, d
 
 
 def peak_memory(n_clusters: int, n_images: int, variant: str, device: str) -> float:
-    """Peak of two steps above the baseline, in MB, of this process."""
+    """Return the peak memory of two steps above the baseline, in MB, of this process."""
     case = Case(n_clusters, n_images, device)
     run = getattr(case, variant)
     if device == "cuda":
@@ -143,7 +144,7 @@ def peak_memory(n_clusters: int, n_images: int, variant: str, device: str) -> fl
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     small = Case(256, n_images, device)
-    getattr(small, variant)()  # libraries and threads have started
+    getattr(small, variant)()  # start libraries and threads
     before = resident("VmRSS")
     run()
     run()
@@ -158,7 +159,7 @@ def resident(field: str) -> float:
 
 
 def peak_memory_apart(n_clusters: int, n_images: int, variant: str, device: str) -> float:
-    """Return the same, of a new process."""
+    """Return the peak memory, measured in a new process."""
     command = [sys.executable, "-m", "benchmarks.loss", "--memory-of", variant]
     command += ["--K", str(n_clusters), "--B", str(n_images), "--device", device]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -166,7 +167,7 @@ def peak_memory_apart(n_clusters: int, n_images: int, variant: str, device: str)
 
 
 def main() -> None:
-    """Print a line a case."""
+    """Print one line per case."""
     parser = argparse.ArgumentParser(description="Time and memory of the loss.")
     parser.add_argument("--K", type=int, nargs="+", default=[4096, 65536, 262_144])
     parser.add_argument("--B", type=int, nargs="+", default=[8, 32, 128])

@@ -1,10 +1,11 @@
-"""What fits take in memory against what ``estimate_memory`` says of them, on this device.
+"""Memory of fits on this device, compared with the estimates of ``estimate_memory``.
 
     python -m benchmarks.memory
 
-Each fit runs in a process of its own, after a small one that starts libraries and threads. Printed
-are its peak above what the process held before it, the estimate of its tensors, and the share of
-``needed`` (the estimate with its margin) that the fit took: it should come near 1 from below.
+Each fit runs in a separate process, after a small fit that starts libraries and threads. The script
+prints the peak memory above that of the process before the fit, the estimate for its tensors, and
+the ratio of the peak to ``needed``, the estimate with its margin. The ratio should be slightly
+below 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image
 from benchmarks.loss import resident
 from sklearn_excb import ExCBEstimator
 
-# parameters, and shape of the images or rows, few steps each; "files" are opened one by one
+# Parameters, and shape of the images or rows; each fit has few steps. "files" are opened singly.
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "rows of 512, K = 20,000": ({"K": 20_000, "batch_size": 512}, (20_000, 512)),
     "200,000 rows of 4": ({"K": 100, "batch_size": 4096}, (200_000, 4)),
@@ -58,7 +59,7 @@ def files(folder: Path, shape: tuple[int, ...]) -> Path:
 
 
 def images(shape: tuple[int, ...]) -> np.ndarray:
-    """Noise: rows, or images of uint8."""
+    """Return noise: rows, or uint8 images."""
     generator = np.random.default_rng(0)
     if len(shape) == 2:
         return generator.standard_normal(shape, dtype=np.float32)
@@ -66,7 +67,7 @@ def images(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def measure(name: str, device: str) -> dict[str, float]:
-    """Peak of a fit of one epoch, and the estimate, in MB, of this process."""
+    """Return the peak memory of a fit of one epoch in this process, and the estimate, in MB."""
     parameters, shape = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         X = files(Path(folder), shape) if "files" in name else images(shape)
@@ -95,7 +96,7 @@ def _measured(X: Any, parameters: dict[str, Any], device: str) -> dict[str, floa
 
 
 def main() -> None:
-    """Print a line a case."""
+    """Print one line per case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--of", help=argparse.SUPPRESS)

@@ -1,17 +1,17 @@
-"""Predictions by exact neighbours beside FAISS's own flat index, and beside float64.
+"""Exact k-NN predictions, compared with the flat index of FAISS and with float64.
 
     python -m benchmarks.neighbors
     python -m benchmarks.neighbors --features 768 --k 20
 
-Rows as a trained network gives them, L2-normalised, in single precision: every class is a handful
-of directions, rows scatter about them, and one row in ten has the class of another. ``fit`` and
-``predict`` of `KNNClassifier`, and `nearest_neighbors`, which scores all neighbours again in double
-precision, take turns with ``add`` and ``search`` of ``faiss.IndexFlatIP``. Printed is the median of
-the ratios of a turn, of wall and of processor time: below 1 is faster than FAISS.
+The rows resemble those of a trained network: L2-normalised, in single precision, scattered around a
+few directions per class, and one row in ten with a wrong class. ``fit`` and ``predict`` of
+`KNNClassifier`, and `nearest_neighbors`, which scores all neighbours again in double precision, run
+in turns with ``add`` and ``search`` of ``faiss.IndexFlatIP``. The script prints the median ratio
+over the turns, of wall time and of processor time. Ratios below 1 are faster than FAISS.
 
-Then the predictions are counted that differ from those of a float64 search by plain products and a
-stable sort, and of these the ones without an excuse: no two similarities about the k-th within
-1e-6, nor the votes of two classes.
+The script then counts the predictions that differ from those of a float64 search by plain products
+and a stable sort. It also counts those that no tie explains: no two similarities around the k-th
+place and no votes of two classes are within 1e-6.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Rows = NDArray[np.float32]
 
 
 def clustered(n: int, d: int, n_classes: int, seed: int) -> tuple[Rows, NDArray[np.int64]]:
-    """Unit rows about five directions a class, and their classes, a tenth of them wrong."""
+    """Return unit rows around five directions per class, and classes, of which a tenth is wrong."""
     directions = np.random.default_rng(0).normal(size=(n_classes, 5, d)).astype(np.float32)
     generator = np.random.default_rng(seed)
     y = generator.integers(0, n_classes, n)
@@ -48,7 +48,7 @@ def clustered(n: int, d: int, n_classes: int, seed: int) -> tuple[Rows, NDArray[
 
 
 def speed(queries: Rows, rows: Rows, y: NDArray[np.int64], k: int, repeats: int) -> None:
-    """Print the ratios."""
+    """Print the ratios of time."""
 
     def flat_index() -> None:
         index = faiss.IndexFlatIP(rows.shape[1])
@@ -84,7 +84,7 @@ def speed(queries: Rows, rows: Rows, y: NDArray[np.int64], k: int, repeats: int)
 def plain(
     queries: Rows, rows: Rows, y: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Classes predicted in float64 throughout, and whether a tie excuses another answer."""
+    """Return the classes predicted in float64, and whether a tie explains another prediction."""
 
     def unit(x: Rows) -> NDArray[np.float64]:
         return x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
@@ -104,7 +104,7 @@ def plain(
 
 
 def main() -> None:
-    """Print ratios, then counts."""
+    """Print ratios of time, then counts of different predictions."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

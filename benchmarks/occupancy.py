@@ -1,10 +1,10 @@
-"""Occupancy of 1.28 million labels in 65,536 clusters, beside counting and sorting alone.
+"""Time of ``cluster_occupancy`` for 1.28 million labels in 65,536 clusters.
 
     python -m benchmarks.occupancy
 
-`cluster_occupancy` takes turns with ``np.sort(np.bincount(labels, minlength=K))``, on labels of a
-balanced model, of one with few large clusters, and with skipped images. Printed is the median of
-the ratios of a turn, of wall and of processor time.
+`cluster_occupancy` runs in turns with ``np.sort(np.bincount(labels, minlength=K))``, on labels of a
+balanced model, of a model with few large clusters, and with skipped images. The script prints the
+median ratio over the turns, of wall time and of processor time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ N, K, REPEATS = 1_281_167, 65_536, 30
 
 
 def seconds(run: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor time of a run."""
+    """Return the wall time and the processor time of a run."""
     start = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def labelings() -> dict[str, NDArray[np.int64]]:
-    """Labels to count."""
+    """Return the labels to count, by name."""
     generator = np.random.default_rng(0)
     balanced = generator.integers(0, K, N)
     collapsed = (K * generator.random(N) ** 6).astype(np.int64)
@@ -38,9 +38,9 @@ def labelings() -> dict[str, NDArray[np.int64]]:
 
 
 def main() -> None:
-    """Print a ratio a labeling."""
+    """Print the ratios for each labeling."""
     for name, labels in labelings().items():
-        counted = np.maximum(labels, 0)  # bincount refuses what was skipped
+        counted = np.maximum(labels, 0)  # bincount does not accept the label -1
         turns = []
         for _ in range(REPEATS + 1):  # the first warms up
             plain = seconds(lambda counted=counted: np.sort(np.bincount(counted, minlength=K)))

@@ -1,8 +1,8 @@
-"""The loss as it is usually written: every similarity in memory, gradients by autograd.
+"""Plain implementations of the loss, with all similarities in memory and gradients by autograd.
 
-``per_pair`` follows Algorithm 1 to the letter, a log-softmax for every pair of views. ``per_view``
-is the best of this kind: targets are summed first, one log-softmax a student view. Both give what
-``sklearn_excb.method.loss.excb_loss`` gives, and the tests hold the three together.
+``per_pair`` follows Algorithm 1 literally, with one log-softmax per pair of views. ``per_view`` is
+the fastest plain implementation: it sums the targets first and needs one log-softmax per student
+view. Both compute the same loss as ``sklearn_excb.method.loss.excb_loss``; tests compare the three.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklearn_excb.method.loss import Loss
 def targets(
     projections: Tensor, centroids: Tensor, affine: Affine, *, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities of the teacher (G, B, K), its labels and plain labels (G, B)."""
+    """Return probabilities of the teacher (G, B, K), and its balanced and plain labels (G, B)."""
     z = F.normalize(projections, dim=-1) @ F.normalize(centroids, dim=-1).T  # (G, B, K)
     balanced = z * affine.scale + affine.bias
     probabilities = torch.softmax(balanced / temperature, dim=-1)
@@ -29,7 +29,7 @@ def targets(
 def _similarities(
     projections: Tensor, predictions: Tensor, centroids: Tensor, n_global: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of h and of g, a (B, K) a view; only those of h's global views reach the centroids."""
+    """Return similarities (B, K) of views; centroids get gradients only from global views of h."""
     unit = F.normalize(centroids, dim=-1)
     detached = unit.detach()
     of_h = [
@@ -46,7 +46,7 @@ def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
 def per_pair(
     p: Tensor, projections: Tensor, predictions: Tensor, centroids: Tensor, *, temperature: float
 ) -> Loss:
-    """Algorithm 1: the mean over pairs of views, each with its own log-softmax."""
+    """Return the loss of Algorithm 1: the mean over pairs of views, with a log-softmax for each."""
     n_global, n_views = len(p), len(projections)
     of_h, of_g = _similarities(projections, predictions, centroids, n_global)
 
@@ -60,7 +60,7 @@ def per_pair(
 def per_view(
     p: Tensor, projections: Tensor, predictions: Tensor, centroids: Tensor, *, temperature: float
 ) -> Loss:
-    """One log-softmax a student view, against the sum of the targets that it meets."""
+    """Return the loss with one log-softmax per student view, against the sum of its targets."""
     n_global, n_views = len(p), len(projections)
     of_h, of_g = _similarities(projections, predictions, centroids, n_global)
     every = p.sum(dim=0)  # (B, K)

@@ -1,11 +1,11 @@
-"""A training step in bfloat16, in channels-last order and with products for the smallest maps.
+"""Speed of a training step in bfloat16, in channels-last order, and with products for small maps.
 
     python -m benchmarks.precision
 
-The small CNN at 32 px, a ResNet-18 at 64 px, and the views that "auto" has for them. One step of
-each variant by turns; printed is how many times faster than the plain one: float32 in NCHW order,
-all convolutions by torch (median of the ratios of a turn). bfloat16 is left out where the processor
-has none.
+The networks are the small CNN at 32 px and a ResNet-18 at 64 px, with the views that "auto" sets.
+The variants run one step each in turns. The script prints the speed relative to the plain variant,
+which is float32 in NCHW order with all convolutions by torch, as the median ratio over the turns.
+bfloat16 is left out if the processor does not support it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def stepper(
     memory_format: torch.memory_format,
     with_matrix_products: bool,
 ) -> Callable[[], float]:
-    """Seconds of a training step on random views, each time it is called."""
+    """Return a function that takes a training step on random views and returns its seconds."""
     excb = ExCBEstimator(backbone=backbone, batch_size=batch_size, precision=precision)
     parameters = excb.get_params()
     networks, settings, _ = build(parameters, facts)
@@ -73,7 +73,7 @@ def stepper(
 
 
 def main() -> None:
-    """Time the variants by turns and print their ratios."""
+    """Time the variants in turns and print their ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,11 @@
-"""What a recipe takes and gives, beside the defaults.
+"""Time and quality of recipes, compared with the defaults.
 
     python -m benchmarks.recipes digits
     python -m benchmarks.recipes packed_cifar10 --data DIR --most 2000 --recipes tiny small
 
-prints, for each seed and recipe in turn, what held-out images say of the classes (NMI, purity, and
-neighbours of the training images by backbone features), how evenly the training images spread, and
-the seconds that the processor was at work: ratios of one session mean something, seconds of
-another machine do not. "defaults" is no recipe.
+prints, for each seed and recipe in turn, scores of held-out images (NMI, purity, and k-NN among the
+training images by backbone features), the occupancy of the training images, and the processor time
+in seconds. Compare times of one session only. "defaults" stands for no recipe.
 """
 
 import argparse
@@ -19,13 +18,13 @@ from sklearn_excb import ExCBEstimator
 
 
 def main() -> None:
-    """Fit and print."""
+    """Fit and print scores."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help="a data set of benchmarks.data_sets")
     parser.add_argument("--data", type=Path, help="folder of the data sets")
-    parser.add_argument("--most", type=int, default=5000, help="images to draw")
+    parser.add_argument("--most", type=int, default=5000, help="maximum number of images")
     parser.add_argument("--recipes", nargs="+", default=["tiny", "defaults"])
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()

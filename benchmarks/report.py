@@ -1,12 +1,12 @@
-"""How large a report is, and how fast it opens beside a bare page with the same pictures.
+"""Size of a report, and its loading time relative to bare pages with the same pictures.
 
-    python -m benchmarks.report                    # 10,000 images made up, 500 clusters
-    python -m benchmarks.report --photos FOLDER    # photos of yours, repeated as needed
+    python -m benchmarks.report                    # 10,000 synthetic images, 500 clusters
+    python -m benchmarks.report --photos FOLDER    # your photos, repeated if needed
 
-The bare pages hold the thumbnails of the report and nothing else: one as the same sheets, the
-least that those bytes can cost a browser, and one as an <img> for each image, what a simple gallery
-is. All are opened in turn in headless Chromium; a page counts as open when its pictures are decoded
-and it has been painted. Ratios of medians.
+The bare pages hold only the thumbnails of the report. One has the same sheets, which is the least
+that a browser needs for these bytes. The other has one <img> per image, like a simple gallery. All
+pages are opened in turns in headless Chromium. A page counts as open when its pictures are decoded
+and it has been painted. The script prints ratios of medians.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from evaluation import Projection, write_report
 from evaluation.report.images import Thumbnails, make_thumbnails
 
 PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-# every picture decoded: those of the bare pages, and all sheets of the report, in view or not
+# Decode all pictures: those of the bare pages, and all sheets of the report, visible or not.
 PICTURES = """typeof report === "undefined" ? Array.from(document.images)
     : report.sheets.map(sheet => Object.assign(new Image(), { src: sheet.url }))"""
 OPEN = f"Promise.all(({PICTURES}).map(picture => picture.decode())).then(() => {PAINTED})"
 
 
 def made_up(n: int) -> list[np.ndarray]:
-    """Pictures with as much detail as photos at this size have: several scales of noise."""
+    """Return synthetic pictures with details like photos: noise at several scales."""
     generator = np.random.default_rng(0)
     images = []
     for _ in range(n):
@@ -48,7 +48,7 @@ def made_up(n: int) -> list[np.ndarray]:
 
 
 def photos(folder: Path, n: int) -> list[Any]:
-    """Photos of a folder, the first ones again where there are not enough."""
+    """Return ``n`` photos of a folder, repeated if there are fewer."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     opened = []
     for path in files[:n]:
@@ -59,7 +59,7 @@ def photos(folder: Path, n: int) -> list[Any]:
 
 
 def bare_pages(thumbnails: Thumbnails, folder: Path) -> dict[str, Path]:
-    """Pages of the same pictures: the sheets, and every tile by itself."""
+    """Return the bare pages: one with the sheets, one with an <img> per tile."""
     sheets = [f'<img src="data:image/webp;base64,{sheet}">' for sheet in thumbnails.sheets]
     tiles = []
     for place in range(len(thumbnails.widths)):
@@ -81,7 +81,7 @@ def bare_pages(thumbnails: Thumbnails, folder: Path) -> dict[str, Path]:
 
 
 def seconds_to_open(browser: Any, path: Path) -> float:
-    """From the start of the navigation to the first painting with everything in it."""
+    """Return the seconds from the start of navigation to the first complete painting."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(path.as_uri(), wait_until="commit", timeout=120_000)
     page.wait_for_load_state("load", timeout=120_000)
@@ -92,7 +92,7 @@ def seconds_to_open(browser: Any, path: Path) -> float:
 
 
 def main() -> None:
-    """Write the report and the bare pages, open them in turn, print ratios."""
+    """Write the report and the bare pages, open them in turns, and print ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

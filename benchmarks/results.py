@@ -1,9 +1,10 @@
-"""Tables and plots of docs/results.md, from the cells that benchmarks.learning left.
+"""Tables and plots of docs/results.md, from the results of benchmarks.learning.
 
     python -m benchmarks.results
 
-What stands between a line ``<!-- table: NAME -->`` and the next ``<!-- end -->`` is written anew;
-the words around it are left alone. A cell that has not been measured is said to be missing.
+The script rewrites the text between each line ``<!-- table: NAME -->`` and the next
+``<!-- end -->``, and leaves the rest of the page unchanged. Tables show cells without a result as
+missing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Measure = Callable[[Result], float]
 
 
 def rows_of(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Cells by what they are called without their seed, in order."""
+    """Group cells by method and changed parameters, in order, so that a row has all seeds."""
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         changed = ", ".join(f"{name}={value}" for name, value in cell.changed.items())
@@ -47,7 +48,7 @@ def _title(data: str) -> str:
 
 
 def rows_by_data(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Rows of several data sets, one after another."""
+    """Return the rows of several data sets, one data set after another."""
     rows = {}
     for name, of_name in groupby(cells, lambda cell: cell.data):
         rows |= {f"{_title(name)}: {row}": of_row for row, of_row in rows_of(of_name).items()}
@@ -55,7 +56,7 @@ def rows_by_data(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Mean and standard deviation of the seeds; nan (what a method does not have) as a dash."""
+    """Format mean and standard deviation over the seeds; NaN (not available) as a dash."""
     if not values or any(np.isnan(values)):
         return "-"
     text = form.format(mean(values))
@@ -63,9 +64,9 @@ def spread(values: Sequence[float], form: str) -> str:
 
 
 def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) -> str:
-    """Markdown: a row a method, mean ± standard deviation over the seeds that are there.
+    """Return a Markdown table with a row per method: mean ± standard deviation over the seeds.
 
-    A row has a dagger if it was measured in another precision than the first of its data set.
+    A dagger marks rows that were measured in another precision than the first row of the data set.
     """
     usual: dict[str, set[str]] = {}
     lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
@@ -84,22 +85,22 @@ def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) 
 
 
 def share(figure: Measure) -> Measure:
-    """A figure over K."""
+    """Return a figure divided by K."""
     return lambda result: figure(result) / result["settings"]["K"]
 
 
 def of_clusters(name: str) -> Measure:
-    """A figure of the clusters: the method's own, or those of k-means on pixels."""
+    """Return a figure of the clusters of the method, or of k-means on pixels."""
     return lambda result: clusters_of(result)[name]
 
 
 def of_kmeans(name: str) -> Measure:
-    """A figure of k-means with the same K on the method's projections, or on pixels."""
+    """Return a figure of k-means with the same K on the projections of the method, or on pixels."""
     return lambda result: result["kmeans"][name]
 
 
 def unsettled(name: str, of_history: str) -> Measure:
-    """A figure of the clusters with the centroids as training left them."""
+    """Return a figure of the clusters after training, before the centroids settle."""
 
     def figure(result: Result) -> float:
         last = result["history"][-1] if result["history"] else {}
@@ -124,7 +125,7 @@ _MINUTES: tuple[Measure, str] = (lambda result: seconds_of(result) / 60, "{:.1f}
 
 
 def at_effective(result: Result, n_effective: float, column: int) -> float:
-    """NMI (column 1) or ACC (2) with clusters merged until so many are in effective use."""
+    """Return NMI (column 1) or ACC (2) with clusters merged to ``n_effective`` effective ones."""
     curve = np.array(clusters_of(result)["merged"])
     if not curve[0, 0] <= n_effective <= curve[-1, 0]:
         return float("nan")
@@ -132,7 +133,7 @@ def at_effective(result: Result, n_effective: float, column: int) -> float:
 
 
 def clusters_table(cells: Sequence[Cell]) -> str:
-    """Occupancy, on training and held-out images."""
+    """Return the table of occupancy on training and held-out images."""
     return table(
         rows_of(cells),
         {
@@ -147,7 +148,7 @@ def clusters_table(cells: Sequence[Cell]) -> str:
 
 
 def quality_table(cells: Sequence[Cell]) -> str:
-    """Agreement with the classes, neighbours and probe."""
+    """Return the table of agreement with classes, k-NN and probe."""
     rows = rows_of(cells)
     n_effective = 10.0
     return table(
@@ -166,7 +167,7 @@ def quality_table(cells: Sequence[Cell]) -> str:
 
 
 def robustness_table(cells: Sequence[Cell]) -> str:
-    """The worst of the seeds of every batch size and K."""
+    """Return the table of the worst seed for each batch size and K."""
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         changed = cell.changed
@@ -186,7 +187,7 @@ def robustness_table(cells: Sequence[Cell]) -> str:
 
 
 def comparison_table(cells: Iterable[Cell]) -> str:
-    """ExCB less each rival, in standard errors too, and empty clusters beside the rival's."""
+    """Return the table of ExCB minus each rival, with standard errors, and of empty clusters."""
     lines = ["| | seeds | k-NN | probe | empty, ExCB : rival |", "|---|---|---|---|---|"]
     for name, of_name in groupby(cells, lambda cell: cell.data):
         rows = {
@@ -208,16 +209,16 @@ def comparison_table(cells: Iterable[Cell]) -> str:
 
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> str:
-    """Difference of the means and its standard error, and whether it exceeds two of them."""
+    """Format the difference of means and its standard error, marked if it exceeds two of them."""
     a, b = ([result[name] for result in of] for of in (ours, theirs))
     less, error = mean(a) - mean(b), (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5
-    exceeds = abs(less) > 2 * error + 1e-9  # two exactly do not, however they are rounded
+    exceeds = abs(less) > 2 * error + 1e-9  # exactly two does not count, despite rounding
     verdict = "" if not exceeds else ", higher" if less > 0 else ", **lower**"
     return f"{less:+.3f} ± {error:.3f}{verdict}"
 
 
 def ablation_table(cells: Sequence[Cell]) -> str:
-    """A row a change, the defaults on top."""
+    """Return the table of ablations, with one row per change and the defaults first."""
     return table(
         rows_of(cells),
         _CLUSTERS
@@ -229,7 +230,7 @@ def ablation_table(cells: Sequence[Cell]) -> str:
 
 
 def rows_table(cells: Iterable[Cell]) -> str:
-    """ExCB and k-means on the same vectors."""
+    """Return the table of ExCB and k-means on the same vectors."""
     return table(
         rows_by_data(cells),
         _CLUSTERS | {"empty, held out": (of_clusters("test_empty"), "{:.1%}"), "minutes": _MINUTES},
@@ -237,7 +238,7 @@ def rows_table(cells: Iterable[Cell]) -> str:
 
 
 def settling_table(cells: Sequence[Cell]) -> str:
-    """ExCB and its rival, with and without what comes after training."""
+    """Return the table of ExCB and Sinkhorn, with and without settling."""
     chosen = []
     for name in dict.fromkeys(cell.data for cell in cells):
         chosen += [cell for cell in study(name) if cell.method in ("ExCB", "Sinkhorn")]
@@ -246,7 +247,7 @@ def settling_table(cells: Sequence[Cell]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """Every table by its name."""
+    """Return all tables by name."""
     found = {}
     for name in TITLES:
         cells = study(name)
@@ -265,12 +266,12 @@ def tables() -> dict[str, str]:
 
 
 def labels_of(result: Result) -> np.ndarray:
-    """Labels that have the counts of a result."""
+    """Return labels with the cluster sizes of a result."""
     return np.repeat(np.arange(len(result["counts"])), result["counts"])
 
 
 def occupancy_plot(path: Path) -> None:
-    """Fig. 1: relative cluster sizes of ExCB and centering, a panel a data set."""
+    """Draw Fig. 1: relative cluster sizes of ExCB and centering, with a panel per data set."""
     panels = []
     for name, title in TITLES.items():
         found = {
@@ -297,7 +298,7 @@ def occupancy_plot(path: Path) -> None:
 
 
 def operator_plot(path: Path) -> None:
-    """Fig. 2: the balanced similarity as a function of the size of the cluster."""
+    """Draw Fig. 2: the balanced similarity as a function of the size of the cluster."""
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
     ax = figure.subplots()
     r = np.geomspace(0.02, 50, 400)
@@ -309,7 +310,7 @@ def operator_plot(path: Path) -> None:
     for color, z in zip(LINES, (0.9, 0.5, 0.0, -0.5), strict=False):
         sizes = torch.from_numpy(r / K)
         for below, dashes in forms:
-            rest = (1 - sizes) / (K - 1)  # the other clusters share what is left
+            rest = (1 - sizes) / (K - 1)  # the other clusters share the rest
             curve = [
                 balance(
                     torch.full((1, K), z, dtype=torch.float64),
@@ -332,7 +333,7 @@ def operator_plot(path: Path) -> None:
 
 
 def embedding_plot(path: Path) -> None:
-    """Fig. 3: t-SNE of the projections of ExCB and centering, in the colours of the classes."""
+    """Draw Fig. 3: t-SNE of the projections of ExCB and centering, coloured by class."""
     found = {
         cell.method: cell.result
         for cell in study("digits")
@@ -357,7 +358,7 @@ def main() -> None:
         pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
         text, n_found = re.subn(pattern, rf"\g<1>\n{content}\n\n\g<2>", text, flags=re.S)
         if n_found != 1:
-            raise SystemExit(f"{page} has {n_found} places for the table {name!r}, needed one.")
+            raise SystemExit(f"{page} has {n_found} markers for the table {name!r}, needed one.")
     page.write_text(text)
     occupancy_plot(DOCS / "occupancy.png")
     operator_plot(DOCS / "operator.png")

@@ -1,11 +1,11 @@
-"""How a fit grows with images, K, D, batch, image size and processes: measured, and by arithmetic.
+"""Growth of time and memory with K, D, batch size, image size and processes, measured or computed.
 
-    python -m benchmarks.scaling steps         # time and memory of a step, as ratios to one of them
-    python -m benchmarks.scaling processes     # one process of two threads against two of one
-    python -m benchmarks.scaling arithmetic    # FLOPs, bytes sent, memory, states of large fits
+    python -m benchmarks.scaling steps         # time and memory of a step, relative to a reference
+    python -m benchmarks.scaling processes     # two processes of one thread against one of two
+    python -m benchmarks.scaling arithmetic    # FLOPs, traffic, memory, checkpoints of large fits
 
-Steps are those of training, on views that are there, taken by turns: ratios are medians of turns.
-Memory is that of ``estimate_memory``. FLOPs are counted by torch while a step runs on fake tensors.
+Steps are training steps on prepared views. They run in turns, and ratios are medians over the
+turns. Memory is computed by ``estimate_memory``. torch counts the FLOPs of a step on fake tensors.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ DEVICES = (1, 8, 64)
 
 @contextmanager
 def dimensions(D: int) -> Iterator[None]:
-    """Have projections of so many dimensions, which the estimator keeps at 256."""
+    """Set the number of dimensions of projections, which is 256 in the estimator."""
     before = networks_module.PROJECTION_DIM
     heads.PROJECTION_DIM = networks_module.PROJECTION_DIM = fake_phases.PROJECTION_DIM = D
     try:
@@ -84,14 +84,14 @@ def dimensions(D: int) -> Iterator[None]:
 
 
 def views_of(settings: Settings, n: int) -> list[torch.Tensor]:
-    """Views of n images."""
+    """Return random views of n images."""
     sizes = [(settings.n_global, settings.image_size), (settings.n_local, settings.local_size)]
     channels = settings.n_channels
     return [torch.randn(views * n, channels, side, side) for views, side in sizes if views]
 
 
 def stepper(networks: StudentTeacher, settings: Settings) -> Callable[[], Any]:
-    """Take a training step, each time it is called."""
+    """Return a function that takes a training step."""
     optimizer = build_optimizer(networks.train_mode().student, settings)
     plan = Plan(10, 10 * max(1, settings.epochs))
     set_rates(optimizer, settings, 1, plan)
@@ -103,7 +103,7 @@ def stepper(networks: StudentTeacher, settings: Settings) -> Callable[[], Any]:
 
 
 def steps(repeats: int) -> None:
-    """Print time and memory of a step as ratios to those of BASE."""
+    """Print time and memory of a step relative to those of BASE."""
     print("| | time of a step | time an image | memory |")
     print("|---|---|---|---|")
     images = np.broadcast_to(np.uint8(0), (100_000, 128, 128, 3))
@@ -139,14 +139,14 @@ def steps(repeats: int) -> None:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def processes(repeats: int) -> None:
-    """Print the time of epochs of two processes against one, on the same two cores."""
+    """Print the time of epochs with two processes relative to one, on the same two cores."""
     from sklearn.datasets import load_digits
 
     torch.set_num_threads(2)
@@ -169,7 +169,7 @@ def processes(repeats: int) -> None:
 
 
 def flops(networks: StudentTeacher, settings: Settings) -> int:
-    """FLOPs of a step, of its products and convolutions."""
+    """Return the FLOPs of the matrix products and convolutions of a step."""
     with fake(networks) as fakes:
         step = stepper(fakes, settings)
         with FlopCounterMode(display=False) as counter:
@@ -178,7 +178,7 @@ def flops(networks: StudentTeacher, settings: Settings) -> int:
 
 
 def arithmetic() -> None:
-    """Print what follows from the code for large fits on several devices."""
+    """Print FLOPs, memory and traffic of large fits on several devices, computed from the code."""
     for name, (n_images, of) in LARGE.items():
         own = {key: value for key, value in of.items() if key != "recipe"}
         parameters = ExCBEstimator.from_recipe(of["recipe"], precision="bf16", **own).get_params()
@@ -202,7 +202,7 @@ def arithmetic() -> None:
             f"of them the loss {(an_image - without_loss) / 1e9:.1f} G"
         )
         print(f"  FLOPs of {settings.epochs} epochs: {an_image * n_images * settings.epochs:.2e}")
-        print(f"  a state on disk: {memory.readable(state)}")
+        print(f"  a checkpoint on disk: {memory.readable(state)}")
         for n in DEVICES:
             share = settings.batch_size // n
             sent = 2 * (n - 1) / n * gradients
@@ -221,7 +221,7 @@ def arithmetic() -> None:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

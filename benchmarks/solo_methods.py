@@ -1,10 +1,10 @@
-"""DINO and SwAV with solo-learn's losses: the same rivals, written by somebody else once more.
+"""DINO and SwAV with the losses of solo-learn, for another independent comparison.
 
     pip install --no-deps solo-learn==1.0.2
 
-The release on PyPI wants the torch and the lightning of 2021, so only the files of its losses are
-read, which need torch alone. These take global views and no local ones; heads, prototypes and queue
-are lightly's (:mod:`benchmarks.lightly_methods`).
+The release on PyPI needs versions of torch and lightning from 2021. This module therefore loads
+only the files of the losses, which need only torch. The losses use global views and no local views.
+Heads, prototypes and the queue are lightly's (:mod:`benchmarks.lightly_methods`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from sklearn_excb.training.optimizer import TeacherRates
 
 
 def _file(name: str) -> ModuleType:
-    """A module of solo-learn, without those around it."""
+    """Load a module of solo-learn without its package."""
     package = importlib.util.find_spec("solo")
     if package is None or not package.submodule_search_locations:
-        raise ImportError("solo-learn is missing: pip install --no-deps solo-learn==1.0.2")
+        raise ImportError(
+            "solo-learn is not installed. Install it with: pip install --no-deps solo-learn==1.0.2"
+        )
     path = Path(package.submodule_search_locations[0], *name.split(".")).with_suffix(".py")
     spec = importlib.util.spec_from_file_location(f"solo_{path.stem}", path)
     assert spec is not None
@@ -38,7 +40,7 @@ def _file(name: str) -> ModuleType:
 
 
 class _DINOLoss(nn.Module):
-    """solo-learn's, called as lightly's is."""
+    """Loss of solo-learn, with the signature of lightly's loss."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class _DINOLoss(nn.Module):
 
 
 class _SwAVLoss(nn.Module):
-    """solo-learn's, called as lightly's is."""
+    """Loss of solo-learn, with the signature of lightly's loss."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -85,7 +87,7 @@ class DINO(lightly_methods.DINO):
     def loss(
         self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
     ) -> Tensor:
-        """As lightly's, of the global views."""
+        """Return the loss as lightly's methods do, for global views only."""
         return super().loss(groups[:1], n_images, rates, position)
 
 
@@ -99,7 +101,7 @@ class SwAV(lightly_methods.SwAV):
     def loss(
         self, groups: Sequence[Tensor], n_images: int, rates: TeacherRates, position: float
     ) -> Tensor:
-        """As lightly's, of the global views."""
+        """Return the loss as lightly's methods do, for global views only."""
         return super().loss(groups[:1], n_images, rates, position)
 
 

@@ -1,19 +1,21 @@
-"""Multi-crop from JPEG files to normalised crops, beside the pipelines that are usually copied.
+"""Speed of multi-crop from JPEG files to normalised crops, relative to common pipelines.
 
     python -m benchmarks.views
     python -m benchmarks.views --images FOLDER
-    python -m benchmarks.views --without-fast   # as if Numba and simplejpeg were not installed
+    python -m benchmarks.views --without-fast   # does not use Numba and simplejpeg
 
-Two views of 224 and six of 96 pixels with the published recipe (crop, flip, jitter,
-gray, blur, solarise, normalise). The pipelines take turns on the same files; printed is how
-many times as many images a second as the PIL pipeline each makes (median of the ratios of a turn).
+Each image has two views of 224 and six of 96 pixels, by the published recipe (crop, flip, jitter,
+gray, blur, solarise, normalise). The pipelines run in turns on the same files. The script prints
+the images per second of each pipeline relative to the PIL pipeline, as the median ratio over the
+turns.
 
-- PIL: torchvision's transforms on PIL images, blurred by Pillow, as DINO's release has them.
+- PIL: torchvision's transforms on PIL images, with Pillow's blur, as in the release of DINO.
 - v2: torchvision's transforms v2 on uint8 tensors.
 - ours: decoding, crops, and the batched operations.
-- ours, read and cropped: the part that threads do where the model is on another device.
+- ours, read and cropped: the part that runs in threads if the model is on another device.
 
-Without ``--images``, 64 JPEGs of 500 x 375 pixels with the spectrum of photos are made.
+Without ``--images``, the script writes 64 synthetic JPEGs of 500 x 375 pixels with the spectrum of
+photos.
 """
 
 from __future__ import annotations
@@ -64,13 +66,13 @@ RECIPE = ViewRecipe(
 
 
 def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Colour noise whose amplitude falls as 1 / frequency, as that of photos does."""
+    """Return colour noise whose amplitude falls as 1 / frequency, like that of photos."""
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
     amplitude = 1 / np.maximum(np.hypot(fy, fx), 1 / max(height, width))
     shape = (3, *amplitude.shape)
     phases = rng.normal(size=shape) + 1j * rng.normal(size=shape)
     waves = np.fft.irfft2(phases * amplitude, s=(height, width))
-    waves = waves[:1] + 0.5 * waves  # the channels of photos agree for the most part
+    waves = waves[:1] + 0.5 * waves  # the channels of photos are mostly similar
     waves = (waves - waves.mean()) / waves.std()
     return Image.fromarray((127 + 50 * waves).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
@@ -91,12 +93,12 @@ class PillowBlur:
         self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Blur."""
+        """Blur the image."""
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.sigma)))
 
 
 def augmentations(v: Any, blur: float, solarize: float) -> list[Any]:
-    """What both torchvision pipelines do to a crop."""
+    """Return the operations of both torchvision pipelines on a crop."""
     sigma = (0.1, 2.0)
     gaussian = v.GaussianBlur(9, sigma) if v is v2 else PillowBlur(sigma)
     return [
@@ -109,7 +111,7 @@ def augmentations(v: Any, blur: float, solarize: float) -> list[Any]:
 
 
 class Torchvision(Dataset[list[torch.Tensor]]):
-    """Crops of a file at a time, by transforms on PIL images or on tensors."""
+    """Data set that returns the crops of a file, by transforms on PIL images or on tensors."""
 
     def __init__(self, paths: list[str], *, tensors: bool) -> None:
         self.paths, self.tensors = paths, tensors
@@ -137,13 +139,13 @@ class Torchvision(Dataset[list[torch.Tensor]]):
 
 
 def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Callable[[], None]:
-    """Go through the files once."""
+    """Load the views of all files once."""
     loader = DataLoader(
         Torchvision(paths, tensors=tensors),
         batch_size=BATCH,
         num_workers=0 if workers == 1 else workers,
         persistent_workers=workers > 1,
-        drop_last=True,  # as ours does
+        drop_last=True,  # as in our pipeline
     )
 
     def run() -> None:
@@ -154,7 +156,7 @@ def torchvision_views(paths: list[str], workers: int, *, tensors: bool) -> Calla
 
 
 def our_views(paths: list[str], workers: int, *, crops_only: bool) -> Callable[[], None]:
-    """Go through the files once, in the same order."""
+    """Load the views of all files once, in the same order."""
     source = open_source(paths)
     assert isinstance(source, ItemImages)
     batches = ViewBatches(source, RECIPE, BATCH, 1, 0, workers, torch.device("cpu"))
@@ -175,7 +177,7 @@ def our_views(paths: list[str], workers: int, *, crops_only: bool) -> Callable[[
 def turns(
     pipelines: dict[str, Callable[[], None]], n_images: int, repeats: int
 ) -> Iterator[dict[str, float]]:
-    """Images a second of each pipeline, turn by turn; the first turn warms up."""
+    """Return the images per second of each pipeline in each turn; the first turn warms up."""
     for turn in range(repeats + 1):
         rates = {}
         for name, run in pipelines.items():
@@ -187,11 +189,11 @@ def turns(
 
 
 def main() -> None:
-    """Time the pipelines by turns and print their ratios."""
+    """Time the pipelines in turns and print their ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=Path, help="a folder of JPEGs instead of those made here")
+    parser.add_argument("--images", type=Path, help="folder of JPEGs (default: synthetic ones)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without-fast", action="store_true")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -206,7 +208,9 @@ def main() -> None:
         else:
             paths = write_photos(Path(folder), 2 * BATCH, 375, 500)
         if not paths:
-            raise SystemExit(f"{arguments.images} holds fewer than {BATCH} JPEGs: needed as many.")
+            raise SystemExit(
+                f"{arguments.images} holds fewer than {BATCH} JPEGs, needed at least so many."
+            )
         for workers in arguments.workers:
             torch.set_num_threads(workers)
             pipelines = {

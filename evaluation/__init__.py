@@ -1,7 +1,7 @@
-"""Measures and plots for embeddings and clusters: arrays in, frozen dataclasses out.
+"""Scores and plots of embeddings and clusters: functions of arrays that return frozen dataclasses.
 
-Nothing here depends on how the arrays were made. FAISS, torch, openTSNE, UMAP and matplotlib are
-imported by the functions that use them, when they use them.
+The package works with arrays from any method. FAISS, torch, openTSNE, UMAP and matplotlib are
+imported only by the functions that need them, when they are called.
 """
 
 from .clusters.contact_sheet import ContactSheetDisplay

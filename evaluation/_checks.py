@@ -1,4 +1,4 @@
-"""Validation at the border: every public function checks its arrays here, once."""
+"""Input validation: every public function checks its arrays with these functions, once."""
 
 from numbers import Integral, Real
 
@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SKIPPED = -1
-"""The label of an image that could not be read: left out of every measure, and counted."""
+"""Label of a skipped image. All scores leave out skipped images and count them."""
 
-_BLOCK = 2**22  # elements looked at together
+_BLOCK = 2**22  # elements processed at once
 
 
 def check_rows(x: ArrayLike, name: str) -> NDArray:
-    """Return ``x`` as a real array of shape (rows, features); values are not looked at."""
+    """Return ``x`` as a real array of shape (rows, features); values are not checked."""
     array = np.asarray(x)
     if array.ndim != 2:
         raise ValueError(
-            f"{name} has shape {array.shape}, needed (rows, features). Embeddings are one row an "
-            "image: use x.reshape(len(x), -1) for anything else, x[None] for a single row."
+            f"{name} has shape {array.shape}, needed (rows, features), with one row per image. "
+            "Use x.reshape(len(x), -1) for arrays of other shapes, x[None] for a single row."
         )
     if array.dtype.kind not in "buif":
         raise ValueError(
@@ -31,19 +31,22 @@ def check_rows(x: ArrayLike, name: str) -> NDArray:
 def check_finite(
     x: NDArray, name: str, *, first_row: int = 0, rows: NDArray[np.int64] | None = None
 ) -> None:
-    """Raise if a row holds NaN or infinity, naming the first by its number in ``rows``."""
+    """Raise if a row holds NaN or infinity; the error names the first such row.
+
+    ``rows`` are the row numbers in the whole array, for the error message.
+    """
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
         row = first_row + row if rows is None else int(rows[row])
         raise ValueError(
             f"{name} holds NaN or infinity (first in row {row}), needed finite numbers. Drop such "
-            f"rows with {name}[np.isfinite({name}).all(axis=1)], or look at what produced them."
+            f"rows with {name}[np.isfinite({name}).all(axis=1)], or check how they were computed."
         )
 
 
 def missing_rows(x: NDArray) -> NDArray[np.bool_]:
-    """Tell which rows are NaN throughout, the rows of skipped images, (n,)."""
+    """Return a mask of the rows that are entirely NaN, which mark skipped images, (n,)."""
     missing = np.zeros(len(x), bool)
     if x.dtype.kind == "f":
         step = max(1, _BLOCK // x.shape[1])
@@ -53,28 +56,28 @@ def missing_rows(x: NDArray) -> NDArray[np.bool_]:
 
 
 def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
-    """Return cluster ids as int64 of shape (n,): at least -1, where -1 marks a skipped image."""
+    """Return cluster ids as int64 of shape (n,), at least -1; -1 marks a skipped image."""
     array = check_1d(labels, name)
     if array.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} has dtype {array.dtype}, needed integer cluster ids. "
-            "Use labels.astype(int); for names, np.unique(labels, return_inverse=True)[1]."
+            f"{name} has dtype {array.dtype}, needed integer cluster ids. Use labels.astype(int), "
+            "or np.unique(labels, return_inverse=True)[1] for names."
         )
     array = array.astype(np.int64, copy=False)
     if array.min() < SKIPPED:
         raise ValueError(
-            f"{name} holds {array.min()}, needed ids from 0 up, or -1 for a skipped image. "
-            "No other negative label has a meaning here."
+            f"{name} holds {array.min()}, needed ids of at least 0, or -1 for a skipped image. "
+            "Other negative labels are not allowed."
         )
     return array
 
 
 def check_ids_below(labels: NDArray[np.int64], n_clusters: int) -> None:
-    """Raise if a cluster id is not one of ``n_clusters``."""
+    """Raise if a cluster id is ``n_clusters`` or larger."""
     if labels.max() >= n_clusters:
         raise ValueError(
             f"labels hold {labels.max()} with n_clusters={n_clusters}, needed ids below "
-            "n_clusters. Pass the number of clusters the model has."
+            "n_clusters. Pass the number of clusters of the model."
         )
 
 
@@ -83,34 +86,34 @@ def check_1d(values: ArrayLike, name: str) -> NDArray:
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(
-            f"{name} has shape {array.shape}, needed (n_samples,): one label an image. "
-            "If these are similarities, take their argmax over axis 1."
+            f"{name} has shape {array.shape}, needed (n_samples,), with one value per image. "
+            "If the array holds similarities, take their argmax over axis 1."
         )
     if array.size == 0:
-        raise ValueError(f"{name} is empty, needed at least one label.")
+        raise ValueError(f"{name} is empty, needed at least one value.")
     return array
 
 
 def check_same_length(first: NDArray, second: NDArray, first_name: str, second_name: str) -> None:
-    """Raise if two arrays do not describe the same images."""
+    """Raise if two arrays differ in length."""
     if len(first) != len(second):
         raise ValueError(
-            f"{first_name} has {len(first)} rows and {second_name} has {len(second)}: needed one "
-            "row each per image, in the same order."
+            f"{first_name} has {len(first)} rows and {second_name} has {len(second)}, needed one "
+            "row per image in both, in the same order."
         )
 
 
 def check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: NDArray) -> None:
-    """Raise if the two sets do not speak of the same features, or name classes differently."""
+    """Raise if the two sets differ in the number of features or in the type of their classes."""
     if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"train has {train.shape[1]} features and test {test.shape[1]}: needed the same "
+            f"train has {train.shape[1]} features and test {test.shape[1]}, needed the same "
             "number. Embed both with the same model."
         )
     if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
         raise ValueError(
-            f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}: needed classes named "
-            "the same way in both."
+            f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}, needed classes named "
+            "the same way in both. Convert one of them."
         )
 
 

@@ -1,20 +1,20 @@
-"""Optional dependencies, imported at the moment they are needed."""
+"""Import of optional dependencies at the time they are needed."""
 
 from importlib import import_module
 from typing import Any
 
 
 def require(module: str, *, extra: str, purpose: str) -> Any:
-    """Import an optional module, or say which pip extra brings it.
+    """Import an optional module, or raise an error that names the pip extra with it.
 
     Parameters
     ----------
     module : str
         Name of the module, for example ``"umap"``.
     extra : str
-        The extra of the distribution that installs it.
+        Extra of the distribution that installs the module.
     purpose : str
-        What the module is needed for; the subject of the error message.
+        Feature that needs the module; the subject of the error message.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def require(module: str, *, extra: str, purpose: str) -> Any:
 
 
 def importable(module: str) -> bool:
-    """Tell whether a module really imports: one that is installed but broken does not count."""
+    """Return whether a module can be imported; False if it is installed but broken."""
     try:
         import_module(module)
     except ImportError:

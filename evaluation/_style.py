@@ -1,4 +1,4 @@
-"""The look shared by every display: colours, axes, and text that stays legible on points."""
+"""Shared style of all displays: colours, axes, and text that stays legible on points."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ INK = "#1f2933"
 MUTED = "#69757f"
 GRID = "#e6e9ec"
 
-# Strong enough for thin lines on white, apart in hue and in lightness.
+# Colours for thin lines on white; they differ in hue and in lightness.
 LINES = ("#2458c5", "#e0661c", "#0b8f77", "#b5307e", "#7a5af0", "#8a6d1d")
 
 # Up to twenty classes: ten hues, then the same hues lighter.
@@ -24,7 +24,7 @@ CLASSES = (
 
 
 def pyplot() -> Any:
-    """Return ``matplotlib.pyplot``, or say which extra installs it."""
+    """Return ``matplotlib.pyplot``, or raise an error that names the extra with it."""
     return require("matplotlib.pyplot", extra="eval", purpose="Plotting")
 
 
@@ -36,7 +36,7 @@ def axes(ax: "Axes | None", *, figsize: tuple[float, float]) -> "Axes":
 
 
 def quiet(ax: "Axes") -> None:
-    """Remove all of the frame but what carries a scale, and step that back."""
+    """Remove the frame of the axes except the sides with a scale, and draw these lightly."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -47,13 +47,13 @@ def quiet(ax: "Axes") -> None:
 
 
 def halo(width: float = 3.0, color: str = "white") -> list[Any]:
-    """Path effects that keep text legible over points or lines."""
+    """Return path effects that keep text legible over points or lines."""
     effects = require("matplotlib.patheffects", extra="eval", purpose="Plotting")
     return [effects.withStroke(linewidth=width, foreground=color)]
 
 
 def percent(share: float) -> str:
-    """Write a share as a percentage, without rounding a small one to nothing."""
+    """Format a share as a percentage, without rounding to 0 % or 100 %."""
     if 0 < share < 0.0005:
         return "< 0.1 %"
     if 0.9995 <= share < 1:

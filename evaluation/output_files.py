@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, tried before the work that fills them."""
+"""Output files: checked before the computation, and written completely or not at all."""
 
 import os
 import tempfile
@@ -8,47 +8,49 @@ from pathlib import Path
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return the file that a path names, or raise now what writing there would raise.
+    """Return the absolute path of a file, or raise an error if it cannot be written.
 
     Parameters
     ----------
     path : str or path-like
-        A file, there or not. A link stands for what it leads to.
+        Path of a file that may or may not exist. Links are followed.
 
     Returns
     -------
     Path
-        Absolute, without links.
+        Absolute path, without links.
 
     Raises
     ------
     OSError
-        If it is a folder or a device, lies in no folder, or must not be written to.
+        If the path is a folder or a device, its folder does not exist, or writing is not permitted.
     """
     file = Path(path).resolve()
     if file.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, needed a file: add a name.")
+        raise IsADirectoryError(f"{path} is a folder, needed a file. Add a file name.")
     if file.exists() and not file.is_file():
-        raise OSError(f"{path} is no plain file, and would be replaced. Name another one.")
+        raise OSError(f"{path} is not a regular file and will not be replaced. Choose another.")
     if not file.parent.is_dir():
-        raise FileNotFoundError(f"{file.parent} is no folder. Make it first, or write elsewhere.")
+        raise FileNotFoundError(
+            f"{file.parent} is not a folder. Create it first, or choose another one."
+        )
     if file.exists() and not os.access(file, os.W_OK):
-        raise PermissionError(f"{path} must not be written to: no permission.")
+        raise PermissionError(f"{path} cannot be written: no permission. Choose another file.")
     _beside(file).unlink()
     return file
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give a file to write to, and put it in the place of another: a failure leaves the old one.
+    """Yield a temporary file that replaces ``file`` when the block ends without an error.
 
-    The new one is on the disk before it takes that place, so a machine that loses its power has one
-    of the two.
+    After an error, the old file remains. The new file is flushed to the disk before it replaces
+    the old one, so that one of the two survives a power failure.
 
     Parameters
     ----------
     file : Path
-        As `check_writable` returns it; there or not. Its permissions stay.
+        Path from `check_writable`. An existing file keeps its permissions.
     """
     beside = _beside(file)
     try:
@@ -64,7 +66,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold a file, or which files a folder has."""
+    """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,7 +75,7 @@ def _flush(path: Path) -> None:
 
 
 def _beside(file: Path) -> Path:
-    """Make an empty file in the same folder, of a name that nothing else has."""
+    """Create an empty file with a unique name in the same folder."""
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
     os.close(handle)
     beside = Path(name)

@@ -1,9 +1,10 @@
 """
-Embeddings of any model into balanced clusters
-==============================================
+Cluster embeddings of any model
+===============================
 
-Rows of a 2-D array are feature vectors: what another network gave, of images, sounds or sentences.
-Clusters of them are balanced in the same way, in seconds to minutes on a CPU.
+The rows of a 2-D array are feature vectors, for example of images, sounds or sentences, computed by
+another network. ``ExCBEstimator`` also finds balanced clusters of such rows, in seconds to minutes
+on a CPU.
 """
 
 import matplotlib.pyplot as plt
@@ -15,18 +16,18 @@ from evaluation import OccupancyDisplay, clustering_scores
 from sklearn_excb import ExCBEstimator
 
 # %%
-# Any matrix will do, such as ``np.load("embeddings.npy")``, or
-# ``pandas.read_csv("embeddings.csv").to_numpy()``. Here it is the pixels of digits. Features in
-# several units need a ``StandardScaler`` before, as for k-means.
+# Any matrix can be used, such as ``np.load("embeddings.npy")`` or
+# ``pandas.read_csv("embeddings.csv").to_numpy()``. This example uses the pixels of digits. Features
+# with different units need a ``StandardScaler`` first, as for k-means.
 
 digits = load_digits()
 rows = digits.data
 print(rows.shape)
 
 # %%
-# Sixty clusters, beside those of k-means. NMI says how much of the digits they tell, the largest
-# cluster and the number in effective use how even they are: k-means goes where the rows are dense,
-# and ExCB divides them as evenly as it can.
+# Compare sixty clusters with those of k-means. The normalised mutual information (NMI) measures how
+# well the clusters agree with the digits; the sizes show how even the clusters are. The sizes of
+# k-means clusters follow the density of the rows, and ExCB divides the rows as evenly as it can.
 
 K = 60
 labels = {
@@ -42,7 +43,7 @@ figure, ax = plt.subplots(layout="constrained")
 OccupancyDisplay.from_predictions(labels, n_clusters=K, ax=ax)
 
 # %%
-# Where even sizes do not matter, k-means is the better choice for rows: it is as good, and faster.
-# They matter where each cluster is given out as work, sampled from, or used as a code of which none
-# should lie idle.
+# If even sizes do not matter, use k-means for rows: its clusters are as good, and it is faster.
+# Even sizes matter if each cluster is a unit of work, a stratum for sampling, or a code that should
+# be used.
 plt.show()

@@ -1,9 +1,10 @@
 """
-The figures of the paper, in small
+The figures of the paper on digits
 ==================================
 
-The paper's figures show that clusters stay filled (Fig. 1), how the operator does it (Fig. 2), and
-what the embeddings look like (Fig. 3), on ImageNet. Here they are on 1,797 digits.
+The figures of the paper show, on ImageNet, that hardly any cluster is empty (Fig. 1), how the
+balancing operator achieves this (Fig. 2), and the embeddings (Fig. 3). This example draws the same
+figures for 1,797 digits.
 """
 
 import warnings
@@ -21,10 +22,11 @@ digits = load_digits()
 images, y = digits.images / 16, digits.target
 
 # %%
-# **Fig. 1.** Sizes of the clusters by plain inference, after training with ExCB and with DINO's
-# centering, all else being the same. The paper reports 1.6 % of 65,536 clusters empty, and 74.7 %
-# for DINO. ``settle_passes=0`` leaves out what this package adds after training, as the paper does.
-# A collapse is warned of; here one is wanted.
+# **Fig. 1** shows the cluster sizes when ``predict`` labels the images, after training with ExCB
+# and with DINO's centering and otherwise the same settings. The paper reports that 1.6 % of 65,536
+# clusters are empty, and 74.7 % for DINO. ``settle_passes=0`` skips the step that this package adds
+# after training and the paper does not have. The collapse with centering is expected here, so its
+# warning is ignored.
 
 K = 92
 warnings.simplefilter("ignore", CollapseWarning)
@@ -43,13 +45,14 @@ labels = {name: excb.labels_ for name, excb in fitted.items()}
 OccupancyDisplay.from_predictions(labels, n_clusters=K, ax=ax)
 
 # %%
-# **Fig. 2.** What balancing makes of a similarity z, by the relative size sK of the cluster. At 1
-# it stays; below it rises, up to 1 for an empty cluster; above it falls.
+# **Fig. 2** shows the balanced similarity for several similarities z, as a function of the relative
+# size sK of the cluster. At sK = 1 the similarity does not change. For smaller clusters it
+# increases, up to 1 for an empty cluster; for larger clusters it decreases.
 
 sizes = np.linspace(0, 4, 400)
 figure, ax = plt.subplots(layout="constrained")
 for z in (-0.5, 0.0, 0.5, 0.9):
-    # eight clusters: the one looked at, and seven that share the rest
+    # eight clusters: the one on the axis, and seven that share the other images equally
     s = np.stack([sizes / 8, *[(1 - sizes / 8) / 7] * 7], axis=1)
     similarities = torch.full((8,), z, dtype=torch.float64)
     balanced = [balance(similarities, shares)[0] for shares in torch.from_numpy(s)]
@@ -59,7 +62,7 @@ ax.set(xlabel="relative size of the cluster, sK", ylabel="balanced similarity")
 ax.legend()
 
 # %%
-# **Fig. 3.** t-SNE of the teacher's projections, coloured by digit: no label was used for them.
+# **Fig. 3** is a t-SNE of the teacher's projections, coloured by digit. Training used no labels.
 
 flat = project(fitted["ExCB"].transform(images), method="tsne", random_state=0)
 figure, ax = plt.subplots(layout="constrained")

@@ -1,9 +1,9 @@
 """
-In a Pipeline, with a search over K
-===================================
+Use the estimator in a Pipeline and search for K
+================================================
 
-The estimator is a transformer too: in a pipeline it learns embeddings without labels, and what
-comes after it learns from few labels.
+The estimator is also a transformer. In a pipeline, it learns embeddings without labels, and the
+next step learns from these embeddings and a few labels.
 """
 
 import matplotlib.pyplot as plt
@@ -21,9 +21,10 @@ digits = load_digits()
 images, y = digits.images[:500] / 16, digits.target[:500]
 
 # %%
-# ``embedding="backbone"`` hands on the features of the backbone, which suit classifiers better than
-# projections do. The search is over the number of clusters; each step of it fits a network, so
-# ``epochs`` is small here, and digits are seen at 16 pixels, twice their size.
+# With ``embedding="backbone"``, the estimator passes on the features of the backbone, which are
+# better for classifiers than projections. The search is over the number of clusters. Each step of
+# the search fits a network, so this example uses few epochs and an image size of 16 pixels, twice
+# the size of the digits.
 
 pipeline = make_pipeline(
     ExCBEstimator(embedding="backbone", epochs=3, image_size=16, random_state=0),
@@ -40,13 +41,14 @@ search.fit(images, y)
 print(f"best: {search.best_params_}, accuracy {search.best_score_:.3f}")
 
 # %%
-# Without labels a scorer has to be given, for the estimator has no ``score``: similarity to the
-# nearest centroid only grows with K. A scorer is a function of the fitted estimator and images that
-# were held out, here the share of clusters in effective use among them.
+# A search without labels needs a scorer, because the estimator has no ``score`` method: the
+# similarity to the nearest centroid would always favour a larger K. A scorer is a function of the
+# fitted estimator and held-out images. This one returns the number of effective clusters on the
+# held-out images, divided by K.
 
 
 def effective_share(excb, held_out, y=None):
-    """Clusters in effective use, of all."""
+    """Return the number of effective clusters divided by K."""
     K = excb.resolved_params_["K"]
     return cluster_occupancy(excb.predict(held_out), K).effective_clusters / K
 
@@ -60,12 +62,13 @@ by_use = GridSearchCV(
 ).fit(images)
 
 # %%
-# With more clusters than the few images held out can fill, use falls; the features do not mind.
+# With more clusters, the few held-out images cannot fill all of them, and the share of effective
+# clusters falls. The accuracy of the pipeline does not suffer.
 
 figure, ax = plt.subplots(layout="constrained")
 x = np.arange(3)
 ax.bar(x - 0.2, search.cv_results_["mean_test_score"], 0.4, label="accuracy of the pipeline")
-ax.bar(x + 0.2, by_use.cv_results_["mean_test_score"], 0.4, label="clusters in use, held out")
+ax.bar(x + 0.2, by_use.cv_results_["mean_test_score"], 0.4, label="effective clusters / K")
 ax.set(xticks=x, xticklabels=[10, 30, 90], xlabel="K", ylim=(0, 1))
 ax.legend(loc="lower left")
 plt.show()

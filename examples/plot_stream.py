@@ -1,9 +1,10 @@
 """
-Cluster what comes, as it comes
-===============================
+Cluster a stream of images
+==========================
 
-``partial_fit`` learns from what has just arrived and forgets the images, but for a small sample.
-Streams change: here digits come class by class first, the hardest order there is.
+``partial_fit`` learns from a batch of images and then keeps only a small sample of them. The
+contents of a stream may change. In this example, the digits arrive class by class at first, which
+is the most difficult order.
 """
 
 import matplotlib.pyplot as plt
@@ -20,8 +21,8 @@ train, test, y_train, _ = train_test_split(
 )
 
 # %%
-# Every call gets 100 images: three passes class by class, from zeros to nines, and then two in
-# random order. After every fourth call the images held out are clustered.
+# Each call gets about 100 images. The first three passes are class by class, from zeros to nines;
+# the last two are in random order. After every fourth call, the held-out images are clustered.
 
 K, AT_ONCE = 60, 100
 random = np.random.default_rng(0)
@@ -38,11 +39,13 @@ for order in by_class + shuffled:
             in_use.append(cluster_occupancy(excb.predict(test), K).effective_clusters / K)
 filled = cluster_occupancy(excb.predict(test), K)
 print(
-    f"of {len(test)} images held out: {filled.empty_fraction:.1%} of {K} clusters empty at the end"
+    f"at the end, {filled.empty_fraction:.1%} of {K} clusters have none of the {len(test)} "
+    "held-out images"
 )
 
 # %%
-# In the first pass nobody knows yet of classes that are to come; in the end all are in use.
+# In the first pass, the estimator has not yet seen all classes. At the end, nearly all clusters are
+# in use.
 
 figure, ax = plt.subplots(layout="constrained")
 ax.plot(calls, in_use, marker="o")
@@ -51,5 +54,5 @@ for change in changes:
     ax.axvline(change, color="0.8", zorder=0)
 ax.text(changes[-1] + 0.5, 0.05, "in random order")
 ax.text(0.5, 0.05, "class by class, three times")
-ax.set(xlabel="calls of partial_fit", ylabel="clusters in effective use, held out", ylim=(0, 1))
+ax.set(xlabel="calls of partial_fit", ylabel="effective clusters / K, held out", ylim=(0, 1))
 plt.show()

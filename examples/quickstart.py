@@ -1,9 +1,9 @@
 """Cluster 1,797 images of handwritten digits without their labels, and look at the result.
 
 Run it with ``make demo``, or ``python examples/quickstart.py [--out FOLDER] [--seed SEED]``. The
-images come with scikit-learn: nothing is downloaded. It fits 85 % of them, measures on the other
-15 %, prints every figure beside those of the untrained network, of raw pixels and of k-means with
-as many clusters, draws a picture, and writes a report to open in a browser.
+images come with scikit-learn; nothing is downloaded. The script fits 85 % of the images and tests
+on the other 15 %. It prints a table of scores, with those of the untrained network and of k-means
+with the same number of clusters, draws a picture, and writes a report to open in a browser.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from evaluation import (
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.reporting import report
 
-N_COLUMNS = 3  # of the contact sheet
+N_COLUMNS = 3  # columns of the contact sheet
 
 
 def features(excb, *splits):
-    """Backbone features, the ones to compare with, of each split."""
+    """Return the backbone features of each split."""
     excb.set_params(embedding="backbone")
     found = [excb.transform(split) for split in splits]
     excb.set_params(embedding="projection")
@@ -42,12 +42,12 @@ def features(excb, *splits):
 
 
 def kmeans_labels(rows, n_clusters):
-    """Labels of k-means with as many clusters, the best of three starts."""
+    """Return the labels of k-means, the best of three initialisations."""
     return KMeans(n_clusters, n_init=3, random_state=0).fit_predict(rows)
 
 
 def figures(name, embeddings, y, labels, n_clusters):
-    """One line of the table: an embedding of the training and the test set, and a clustering."""
+    """Return one line of the table, for the embeddings of both splits and a clustering."""
     (train, test), (y_train, y_test) = embeddings, y
     scores, filled = clustering_scores(y_train, labels), cluster_occupancy(labels, n_clusters)
     return (
@@ -58,7 +58,7 @@ def figures(name, embeddings, y, labels, n_clusters):
 
 
 def draw(excb, images, y, kmeans, n_clusters):
-    """Occupancy, a map of the embeddings, and a row of images for every cluster."""
+    """Plot the occupancy, a map of the embeddings, and a row of images for every cluster."""
     projections, labels = excb.transform(images), excb.labels_
     figure = plt.figure(figsize=(16, 18), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=[1, 1.65])
@@ -80,12 +80,12 @@ def draw(excb, images, y, kmeans, n_clusters):
         )
         axes.set_title("", loc="left")
         axes.set_anchor("N")
-    bottom.suptitle("Every cluster, the largest first: its most typical images")
+    bottom.suptitle("The most typical images of each cluster, the largest cluster first")
     return figure
 
 
 def main():
-    """Fit, measure, draw."""
+    """Fit the estimator, print scores, draw a picture and write a report."""
     parser = argparse.ArgumentParser(description="ExCB on scikit-learn's digits.")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the fit")
@@ -98,7 +98,7 @@ def main():
         images, digits.target, test_size=0.15, stratify=digits.target, random_state=0
     )
 
-    # at twice the size of the images; ExCBEstimator() alone takes six times as long, at 32 pixels
+    # twice the size of the images; the defaults use 32 pixels and take six times as long
     small = {"image_size": 16, "local_size": 8, "random_state": arguments.seed}
     excb = ExCBEstimator.from_recipe("tiny", **small, verbose=1).fit(train)
     untrained = ExCBEstimator.from_recipe("tiny", **small | {"epochs": 0}).fit(train)
@@ -117,8 +117,9 @@ def main():
     print(figures("untrained network, k-means", before, y, on_untrained, K))
     print(figures("raw pixels, k-means", pixels, y, on_pixels, K))
     print(
-        "\nempty: share of clusters without an image; largest: relative size, 1 is balanced.\n"
-        "ARI and ACC are low wherever K is far above the number of classes, 10.\n"
+        "\nempty: share of clusters without an image; largest: size of the largest cluster divided "
+        "by the\nmean size, 1 is balanced. ARI and ACC are low if K is far above the number of "
+        "classes, 10.\n"
     )
 
     picture = arguments.out / "digits.png"

@@ -1,8 +1,11 @@
-"""The same on a Ray cluster: ``pip install "ray[data]"``, then run this file.
+"""Write the embeddings of a large folder to one file, on a Ray cluster.
+
+Install Ray Data with ``pip install "ray[data]"``, then run this file::
 
     python examples/ray_embed.py fitted/ photos/ embeddings.npy
 
-Ray Data deals the chunks to its workers; all of them write to one file, which every machine sees.
+Ray Data distributes chunks of images over its workers. All workers write to one file, which must be
+in a folder that all machines share.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from sklearn_excb.bulk import BulkResults
 
 
 class Embedder:
-    """A worker, which loads the estimator once."""
+    """Worker that loads the estimator once."""
 
     def __init__(self, run: str, folder: str, out: str, chunk: int) -> None:
         self.results = BulkResults(ExCBEstimator.load(run), folder, out, chunk=chunk)
@@ -28,11 +31,11 @@ class Embedder:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Embeddings of a large folder, by Ray Data.")
+    parser = argparse.ArgumentParser(description="Write embeddings of a large folder by Ray.")
     parser.add_argument("run", help="folder of the fitted estimator")
     parser.add_argument("folder", help="folder of images")
     parser.add_argument("out", help="file for the array")
-    parser.add_argument("--chunk", type=int, default=4096, help="images between two states")
+    parser.add_argument("--chunk", type=int, default=4096, help="images between two saves")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     of = (arguments.run, arguments.folder, arguments.out, arguments.chunk)

@@ -1,6 +1,7 @@
-"""A fit on the workers of a Ray cluster: ``pip install "ray[train]"``, then run this file.
+"""Fit on the workers of a Ray cluster.
 
-Ray Train sets up torch.distributed in each worker; ``fit`` finds it there and joins. With GPUs say
+Install Ray Train with ``pip install "ray[train]"``, then run this file. Ray Train sets up
+torch.distributed in each worker, and ``fit`` joins the process group. With GPUs, use
 ``ScalingConfig(num_workers=8, use_gpu=True)``.
 """
 
@@ -13,11 +14,11 @@ from sklearn.datasets import load_digits
 
 from sklearn_excb import ExCBEstimator
 
-FITTED = Path("fitted-by-ray").absolute()  # on a cluster: a folder that all machines see
+FITTED = Path("fitted-by-ray").absolute()  # on a cluster: a folder that all machines share
 
 
 def work() -> None:
-    """Fit, as each worker does; all of them have the result, and the first one keeps it."""
+    """Fit on one worker; all workers have the result, and the first one saves it."""
     images = load_digits().images / 16
     excb = ExCBEstimator(K=50, epochs=3, image_size=16, random_state=0).fit(images)
     if train.get_context().get_world_rank() == 0:

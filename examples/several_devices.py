@@ -1,15 +1,15 @@
-"""One fit in several processes, a GPU each, or a part of a CPU. The same line of code in each case.
+"""Fit with several processes, each with its own GPU or its share of the CPU.
 
-Started as usual, ``fit`` starts the others by itself::
+The code is the same with and without a launcher. Without one, ``fit`` starts the processes itself::
 
     python examples/several_devices.py --devices 2
 
-Started by a launcher, on one machine or on many, they fit together::
+A launcher starts the processes on one machine or several::
 
     torchrun --nproc-per-node 2 examples/several_devices.py
     sbatch examples/slurm.sh
 
-Killed, and started once more, it goes on where it was.
+With ``--run FOLDER``, the same command resumes an interrupted fit.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from sklearn.datasets import load_digits
 from evaluation import cluster_occupancy
 from sklearn_excb import ExCBEstimator
 
-parser = argparse.ArgumentParser(description="One fit in several processes.")
+parser = argparse.ArgumentParser(description="Fit with several processes.")
 parser.add_argument(
     "--devices", default="auto", type=lambda text: text if text == "auto" else int(text)
 )
 parser.add_argument("--out", default="fitted-by-several", help="folder of the result")
-parser.add_argument("--run", help="folder of the states of the run, to go on from")
+parser.add_argument("--run", help="folder for checkpoints, from which the fit resumes")
 arguments = parser.parse_args()
 
 images = load_digits().images / 16
 excb = ExCBEstimator(
     K=50,
     epochs=3,
-    image_size=16,  # twice the size of the digits: a fit of seconds
+    image_size=16,  # twice the size of the digits; the fit takes seconds
     random_state=0,
     devices=arguments.devices,
     checkpoint_dir=arguments.run,

@@ -6,6 +6,6 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
-# Before a pre-emption the fit saves; after it, the same script goes on from there.
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over from sbatch
+# The fit writes a checkpoint before a pre-emption, and the requeued script resumes from it.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not inherit this option from sbatch
 srun python examples/several_devices.py --run run/

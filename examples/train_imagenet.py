@@ -1,13 +1,14 @@
-"""Pretrain on ImageNet by a published recipe, on real hardware.
+"""Pretrain on ImageNet with a published recipe.
 
     torchrun --nproc-per-node 8 examples/train_imagenet.py /data/imagenet/train --run runs/resnet50
 
-or, on one machine, without torchrun: ``fit`` starts a process a GPU by itself. The folder needs no
-class folders, though ImageNet has them. Killed, the same line goes on from ``--run``. Any parameter
-of the recipe may be changed: ``--set epochs=100 --set batch_size=4096``.
+On one machine, torchrun is not needed: ``fit`` starts one process per GPU. The training does not
+use the class folders of ImageNet. The same command resumes an interrupted run from the checkpoints
+in ``--run``. Any parameter of the recipe can be changed, for example with
+``--set epochs=100 --set batch_size=4096``.
 
-Nobody has run this to the end yet: the published recipe took its authors 400 epochs (k-NN .716,
-linear probe .766). ``--dry-run`` tells memory and time on the machine at hand.
+Nobody has run this script to the end yet. The authors of the paper trained for 400 epochs (k-NN
+.716, linear probe .766). ``--dry-run`` estimates the memory and the time on your machine.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from sklearn_excb import ExCBEstimator
 
 
 def chosen(words):
-    """Parameters from words such as "epochs=100"; what is no Python literal is a string."""
+    """Parse parameters such as "epochs=100"; a value that is not a Python literal is a string."""
     found = {}
     for name, _, text in (word.partition("=") for word in words):
         try:
@@ -31,20 +32,22 @@ def chosen(words):
 
 
 def classes(names):
-    """Class of each file: the folder it is in."""
+    """Return the parent folder of each file as its class."""
     return [Path(name).parent.name for name in names]
 
 
 def main():
-    """Fit, save, and measure on held-out images if there are any."""
+    """Fit, save, and compute the k-NN accuracy on held-out images if they are given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("train", type=Path, help="folder of the training images")
-    parser.add_argument("--validation", type=Path, help="folder of others, in class folders")
+    parser.add_argument(
+        "--validation", type=Path, help="folder of held-out images, in class folders"
+    )
     parser.add_argument("--recipe", default="paper-resnet50")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--run", type=Path, default=Path("run"), help="folder for states")
+    parser.add_argument("--run", type=Path, default=Path("run"), help="folder for checkpoints")
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
 
@@ -63,7 +66,7 @@ def main():
         return
     excb.fit(arguments.train)
     if int(os.environ.get("RANK", 0)) > 0:
-        return  # all have the same; one writes it
+        return  # all processes have the same result, and one saves it
     excb.save(arguments.run / "fitted")
     filled = cluster_occupancy(excb.labels_, excb.resolved_params_["K"])
     print(

@@ -1,4 +1,4 @@
-"""A fitted estimator seen through ``evaluation``: its report, its figures, several side by side."""
+"""Reports, scores and comparisons of fitted estimators, made with the package ``evaluation``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator
     from sklearn_excb.evaluation import OccupancyDisplay, ReportSummary
 
-_THUMBNAIL = 128  # pixels of the short side that are decoded, where the format allows
+_THUMBNAIL = 128  # decode at least this short side in pixels, where the format allows smaller sizes
 _SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
 
 
 class ImageSequence(Sequence[npt.NDArray[np.float32]]):
-    """Images of a source as arrays (h, w, c), opened when they are asked for.
+    """Images of a source as arrays (h, w, c), opened on access.
 
     Parameters
     ----------
     source : ArrayImages or ItemImages
-        Of any number of channels: above three, the first three are shown.
+        Images with any number of channels. Of two channels the first is shown, of more than three
+        the first three.
     """
 
     def __init__(self, source: ArrayImages | ItemImages) -> None:
@@ -50,14 +51,14 @@ class ImageSequence(Sequence[npt.NDArray[np.float32]]):
 
 
 class Inferred(NamedTuple):
-    """What an estimator makes of a collection.
+    """Projections and labels of a collection.
 
     Attributes
     ----------
     projections : ndarray of shape (n, D), float32
-        NaN for skipped images.
+        Projection of each image; NaN for skipped images.
     labels : ndarray of shape (n,), int64
-        -1 for skipped images.
+        Cluster of each image; -1 for skipped images.
     """
 
     projections: npt.NDArray[np.float32]
@@ -65,17 +66,17 @@ class Inferred(NamedTuple):
 
 
 def infer(estimator: ExCBEstimator, X: Any) -> Inferred:
-    """Projections and labels, in one pass over the images.
+    """Compute projections and labels in one pass over the images.
 
     Raises
     ------
     ValueError
-        If ``X`` can only be read once: what is done with these reads it again.
+        If ``X`` can be read only once. Reports and scores read the images several times.
     """
     if is_stream(X):
         raise ValueError(
-            f"X of type {type(X).__name__} can be read only once, and is read several times here: "
-            "pass a list, an array, a folder or a data set that can be indexed."
+            f"X of type {type(X).__name__} can be read only once, but reports and scores read it "
+            "several times. Pass a list, an array, a folder or a data set that can be indexed."
         )
     projections = _embed(estimator, X, "projection")
     labels = np.full(len(projections), -1)
@@ -97,25 +98,27 @@ def report(
     title: str | None = None,
     max_images: int = 10_000,
 ) -> ReportSummary:
-    """Write a report of a collection as one HTML file; see :func:`evaluation.write_report`.
+    """Write a report on a collection as one HTML file; see :func:`evaluation.write_report`.
 
     Parameters
     ----------
     estimator : ExCBEstimator
-        Fitted.
+        Fitted estimator.
     X : array, tensor, list, path or data set
-        The collection, as in ``fit``, on which it was fitted or another; no stream.
+        Collection in one of the forms that ``fit`` takes, except streams. It may differ from the
+        training collection.
     path : str or path-like
-        The file.
+        HTML file to write.
     y : array-like of shape (n_samples,), optional
-        Classes, where they are known.
+        Class labels, where they are known.
     baseline : bool, default=True
-        Whether to compare with k-means of as many clusters, on the same projections and on those of
-        the network before it was trained. Left out below K images.
+        Whether to compare with k-means with the same number of clusters, on the same projections
+        and on the projections of the untrained network. The comparison is left out if there are
+        fewer than K images.
     title : str, optional
-        Heading; the name of the folder by default.
+        Heading of the page; the name of the folder by default.
     max_images : int, default=10_000
-        Images on the map at the most.
+        Maximum number of images on the map.
 
     Returns
     -------
@@ -124,7 +127,7 @@ def report(
     Raises
     ------
     OSError
-        If the file cannot be written; raised before anything is computed.
+        If the file cannot be written. This is checked before anything is computed.
     ValueError
         If the data cannot be used.
     """
@@ -133,13 +136,13 @@ def report(
     output_files.check_writable(path)
     fewest = maps.projection.FEWEST_ROWS
     if max_images < fewest:
-        raise ValueError(f"max_images={max_images}, needed at least {fewest}: a map of some.")
+        raise ValueError(f"max_images={max_images}, needed at least {fewest} images for a map.")
     seen = infer(estimator, X)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):
         raise ValueError(
-            f"y has {len(classes)} classes for {len(seen.labels)} images: needed one each, in "
-            "their order."
+            f"y has {len(classes)} class labels for {len(seen.labels)} images, needed one label "
+            "per image, in the same order."
         )
     K = estimator.resolved_params_["K"]
     names, pictures = None, None
@@ -174,33 +177,36 @@ def evaluate(
     test: Any = None,
     y_test: npt.ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """Measure a fitted estimator: its clusters, and with classes its embeddings.
+    """Score a fitted estimator: its clusters and, with class labels, its embeddings.
 
     Parameters
     ----------
     estimator : ExCBEstimator
-        Fitted.
+        Fitted estimator.
     train, test : array, tensor, list, path or data set
-        Collections, as in ``fit``; ``test`` may be left out.
+        Collections in one of the forms that ``fit`` takes, except streams; ``test`` is optional.
     y_train, y_test : array-like, optional
-        Their classes.
+        Class labels of the collections.
 
     Returns
     -------
     dict
-        For each collection "occupancy" and, with classes, "clustering"; with classes "knn", by the
-        number of neighbours (each training image left out where there is no ``test``), and with
-        ``test`` "probe": top-1 and top-5 accuracy of a linear probe, of the backbone's features.
+        Scores by name. The keys "train" and "test" hold "occupancy" and, with class labels,
+        "clustering". With class labels, "knn" holds the accuracy on backbone features by number of
+        neighbours; without ``test`` it is measured by leave-one-out. With ``test``, "probe" holds
+        the top-1 and top-5 accuracy of a linear probe on backbone features.
 
     Raises
     ------
     ValueError
-        If only one of two collections has classes, or the data cannot be used.
+        If only one of two collections has class labels, or the data cannot be used.
     """
     from sklearn_excb.evaluation import cluster_occupancy, clustering_scores
 
     if test is not None and (y_train is None) != (y_test is None):
-        raise ValueError("Only one of the two collections has classes: needed both, or neither.")
+        raise ValueError(
+            "Only one of the two collections has classes. Give classes for both or for neither."
+        )
     found: dict[str, Any] = {}
     features = []
     for name, X, y in (("train", train, y_train), ("test", test, y_test)):
@@ -237,20 +243,21 @@ def _accuracies(
 def compare(
     estimators: Mapping[str, ExCBEstimator],
 ) -> tuple[list[dict[str, Any]], OccupancyDisplay]:
-    """Put the clusters of several fits side by side.
+    """Compare the clusters of several fits.
 
     Parameters
     ----------
     estimators : mapping of str to ExCBEstimator
-        Fitted, by name.
+        Fitted estimators, by name.
 
     Returns
     -------
     rows : list of dict
-        For each: K, images, occupancy of ``labels_``, and "agreement", the adjusted Rand index with
-        the first over the images that both were fitted on, NaN where names do not tell.
+        One row per estimator: K, number of images, occupancy of ``labels_``, and "agreement". The
+        agreement is the adjusted Rand index with the first estimator over the images that both were
+        fitted on. It is NaN where the images cannot be matched by name.
     display : OccupancyDisplay
-        Sizes of the clusters, drawn when ``plot`` is called.
+        Plot of the cluster sizes; call ``plot`` to draw it.
     """
     from sklearn_excb.evaluation import OccupancyDisplay, cluster_occupancy
 
@@ -274,7 +281,7 @@ def compare(
 
 
 def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
-    """Agreement over the images of both, by name, or by place where none has a name."""
+    """Return the agreement over common images, matched by name, or by position without names."""
     from sklearn_excb.evaluation import stability
 
     a, b = one.labels_, other.labels_
@@ -287,7 +294,7 @@ def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
 
 
 def short_names(names: Sequence[str] | None) -> list[str] | None:
-    """Names without the folder that all of them are in."""
+    """Return the names without the folder that contains all files."""
     if names is None or not names:
         return None
     common = os.path.commonpath([os.path.dirname(name) for name in names])
@@ -295,14 +302,14 @@ def short_names(names: Sequence[str] | None) -> list[str] | None:
 
 
 def folder_classes(folder: str | os.PathLike[str], on_error: str) -> npt.NDArray[Any] | None:
-    """Class of each image of a folder: the folder it lies in; None where all lie in one."""
+    """Return the parent folder of each image as its class; None if all share one folder."""
     names = open_source(folder, on_error=on_error).names
     classes = np.array([Path(name).parent.name for name in names or ()], dtype=str)
     return classes if len(np.unique(classes)) > 1 else None
 
 
 def _embed(estimator: ExCBEstimator, X: Any, embedding: str) -> npt.NDArray[np.float32]:
-    """``transform`` with another embedding, or container, than the estimator is set to."""
+    """Return the given embedding as an array, whatever ``embedding`` the estimator is set to."""
     before = estimator.embedding
     estimator.embedding = embedding
     try:
@@ -322,10 +329,10 @@ def _nearest(
 def _baselines(
     estimator: ExCBEstimator, X: Any, seen: Inferred
 ) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """K-means of as many clusters on the projections, and on those of the untrained network."""
+    """Run k-means with K clusters on the projections and on those of the untrained network."""
     given = estimator.get_params(deep=False)
     resolved = estimator.resolved_params_
-    # the same network, whatever "auto" would be for this collection
+    # the same network, even if "auto" would resolve differently for this collection
     same = {
         name: resolved[name]
         for name, value in given.items()

@@ -111,7 +111,7 @@ def test_a_fit_is_not_replaced_by_mistake(photos, tmp_path, capsys):
     words = ["fit", str(photos), "--out", out, "--epochs", "0", "--quiet", "--K"]
     assert main([*words, "3"]) == 0
     assert main([*words, "4"]) == 2
-    assert "holds an estimator that was fitted before" in capsys.readouterr().err
+    assert "already holds a fitted estimator" in capsys.readouterr().err
     assert ExCBEstimator.load(out).resolved_params_["K"] == 3
     states = ["--checkpoint-dir", str(tmp_path / "states")]
     assert main([*words, "4", *states]) == 2

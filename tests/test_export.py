@@ -205,7 +205,7 @@ def test_what_cannot_be_exported_is_refused_at_once(gray, rows, tmp_path, monkey
             getattr(small(), method)(tmp_path / "file")
         with pytest.raises(IsADirectoryError, match="is a folder, needed a file"):
             getattr(gray, method)(tmp_path)
-        with pytest.raises(FileNotFoundError, match="is no folder"):
+        with pytest.raises(FileNotFoundError, match="is not a folder"):
             getattr(gray, method)(tmp_path / "nowhere" / "file")
     with pytest.raises(ValueError, match=r"dtype='float64' .* for images .* 'float32' or 'uint8'"):
         gray.export_onnx(tmp_path / "file", dtype="float64")
@@ -372,7 +372,7 @@ def test_the_command(rows, tmp_path, capsys):
     assert main(words) == 2
     assert "--onnx FILE or --backbone FILE" in capsys.readouterr().err
     assert main([*words, "--backbone", str(files[1]), "--dtype", "uint8"]) == 2
-    assert "--dtype are of an ONNX file" in capsys.readouterr().err
+    assert "--dtype need an ONNX file" in capsys.readouterr().err
     assert main([*words, "--onnx", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
     words += ["--onnx", str(files[0]), "--embedding", "backbone", "--backbone", str(files[1])]

@@ -1,1 +1,1 @@
-"""Scores, sizes and review of clusters."""
+"""Scores, sizes and reviews of clusters."""

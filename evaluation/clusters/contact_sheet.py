@@ -1,4 +1,4 @@
-"""Images of each cluster, side by side: what a cluster means is seen, not computed."""
+"""Contact sheets: images of each cluster, side by side."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -39,22 +39,22 @@ class ContactSheetDisplay:
     canvas : ndarray of shape (height, width, 3), uint8
         The composed sheet.
     rows : sequence of int
-        Cluster id of each row, from the top.
+        Cluster id of each row, from top to bottom.
     counts : sequence of int
-        Images in each of these clusters.
+        Number of images in each of these clusters.
     chosen : sequence of sequence of int
-        The images shown in each row, as positions in the input.
+        Positions in the input of the images in each row.
     n_clusters : int
-        Clusters that have an image, shown or not.
+        Number of clusters with at least one image, shown or not.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes drawn on.
     figure_ : matplotlib Figure
-        Its figure.
+        Figure that contains the axes.
     image_ : matplotlib AxesImage
-        The sheet.
+        The sheet on the axes.
     """
 
     def __init__(
@@ -92,21 +92,21 @@ class ContactSheetDisplay:
             Arrays are uint8, or float in [0, 1], with 1 (gray), 3 or 4 channels last; a sequence
             may mix such arrays and PIL images of any size. Only the images shown are read.
         labels : array-like of shape (n,)
-            Cluster ids; -1 marks an image that was skipped, and is not shown.
+            Cluster ids; -1 marks a skipped image, which is not shown.
         scores : array-like of shape (n,), optional
-            How typical each image is of its cluster, such as the similarity to its centroid: the
-            highest come first. Without it, images are drawn at random.
+            How typical each image is of its cluster, such as the similarity to its centroid. The
+            images with the highest scores come first. Without scores, images are drawn at random.
         n_clusters : int, optional
-            Number of clusters to show, at most 24 by default. Where there are more, those shown are
-            evenly spaced in ``order``, first and last included, and the title says so.
+            Maximum number of clusters to show; 24 by default. If there are more clusters, the shown
+            ones are evenly spaced in ``order``, first and last included, and the title says so.
         n_images : int, default=12
-            Images in a row.
+            Number of images in a row.
         order : {"size", "label"}, default="size"
             Order of the rows: largest cluster first, or ascending id.
         random_state : int, RandomState or None, default=None
-            Seed of the draw of images, where ``scores`` is not given.
+            Seed of the random draw of images, used without ``scores``.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
 
         Returns
         -------
@@ -115,7 +115,7 @@ class ContactSheetDisplay:
         Raises
         ------
         ValueError
-            If lengths differ, every label is -1, or an image is not one.
+            If lengths differ, all labels are -1, or an image has an invalid shape, dtype or value.
         """
         check_choice(order, "order", ("size", "label"))
         n_images = check_count(n_images, "n_images")
@@ -123,11 +123,11 @@ class ContactSheetDisplay:
         labels = check_cluster_labels(labels, "labels")
         if len(images) != len(labels):
             raise ValueError(
-                f"{len(images)} images and {len(labels)} labels, needed one label an image, "
+                f"{len(images)} images and {len(labels)} labels, needed one label per image, "
                 "in the same order."
             )
         if scores is None:
-            # Random ranks: the first images of each cluster are then a random draw from it.
+            # With random ranks, the first images of each cluster are a random draw from it.
             seed = None if random_state is None else check_random_state(random_state).randint(2**31)
             ranks = np.random.default_rng(seed).random(len(labels))
         else:
@@ -138,7 +138,7 @@ class ContactSheetDisplay:
         ids, sizes = np.unique(labels[labels != SKIPPED], return_counts=True)
         if len(ids) == 0:
             raise ValueError(
-                f"All {len(labels)} labels are -1 (skipped): there is nothing to show."
+                f"All {len(labels)} labels are -1 (skipped), needed at least one cluster id."
             )
         if order == "size":
             by_size = np.argsort(-sizes, kind="stable")
@@ -154,7 +154,7 @@ class ContactSheetDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
 
         Returns
         -------
@@ -162,7 +162,7 @@ class ContactSheetDisplay:
         """
         height, width = self.canvas.shape[:2]
         figure_width = 8.6
-        # The sheet takes the width beside its labels; title and margins take the last half inch.
+        # Of the width, .75 inches are for the labels; of the height, .35 for title and margins.
         ax = _style.axes(
             ax, figsize=(figure_width, max(1.2, (figure_width - 0.75) * height / width + 0.35))
         )
@@ -189,7 +189,7 @@ class ContactSheetDisplay:
 
 
 def _label_row(ax: "Axes", center: float, cluster: int, count: int) -> None:
-    """Write the cluster id, and under it the number of images, beside the row."""
+    """Write the cluster id and the number of images beside a row."""
     for text, color, size, weight, align, shift in (
         (f"{cluster}", _style.INK, 10, "bold", "bottom", -1),
         (f"{count:,} image{'s' if count > 1 else ''}", _style.MUTED, 7.5, "normal", "top", -1),
@@ -212,13 +212,13 @@ def _label_row(ax: "Axes", center: float, cluster: int, count: int) -> None:
 def _most_typical(
     labels: NDArray[np.int64], ranks: NDArray[np.float64], cluster: int, n_images: int
 ) -> list[int]:
-    """Positions of the members of a cluster, highest rank first."""
+    """Return the positions of the images of a cluster, highest rank first."""
     members = np.flatnonzero(labels == cluster)
     return members[np.argsort(-ranks[members], kind="stable")][:n_images].tolist()
 
 
 def _compose(rows: list[list[Picture]], n_images: int) -> Picture:
-    """Set images in a grid of equal square cells, letter-boxed on a light gray, with thin gaps."""
+    """Arrange images in a grid of equal square cells, padded with light gray, with thin gaps."""
     cell = min(_LARGEST_CELL, max(max(image.shape[:2]) for row in rows for image in row))
     gap = max(1, round(cell / 16))
     pitch = cell + gap

@@ -1,4 +1,4 @@
-"""Groups of images that are nearly the same picture."""
+"""Search for near-duplicates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from .._optional import require
 from ..maps.pictures import as_rgb
 from ..neighbors.search import nearest_neighbors
 
-_SIDE = 16  # of the small pictures that are compared
+_SIDE = 16  # side in pixels of the small pictures that are compared
 _LEAST_WITH_PIXELS, _LEAST_ALONE = 0.8, 0.995
 
 
@@ -33,34 +33,35 @@ def near_duplicates(
 ) -> list[NDArray[np.int64]]:
     """Find groups of images that are nearly the same picture.
 
-    Candidates are nearest neighbours of high cosine similarity. Where the images are given, each
-    pair is confirmed by its pixels: embeddings that learned to look past crops and colours cannot
-    tell two photos of one thing from one photo saved twice.
+    Candidates are nearest neighbours with a high cosine similarity. With ``images``, a pair counts
+    only if its pixels agree, too: embeddings that ignore crops and colours cannot distinguish two
+    photos of one object from one photo saved twice.
 
     Parameters
     ----------
     embeddings : array-like of shape (n, d)
-        Real rows; one of NaN throughout is an image that was skipped.
+        Embeddings, real numbers. A row of NaN marks a skipped image.
     images : ndarray or sequence of n images, optional
-        As for `ContactSheetDisplay`. Only candidates are read.
+        Images in one of the forms that `ContactSheetDisplay` takes. Only candidates are read.
     threshold : float, optional
-        Least cosine similarity of a pair, in (0, 1]: 0.8 where pixels confirm it, else 0.995.
+        Minimum cosine similarity of a pair, in (0, 1]; by default 0.8 with ``images`` and 0.995
+        without.
     tolerance : float, default=0.04
-        Largest root mean square difference of two pictures of 16 x 16 pixels, in (0, 1], where
-        values are in [0, 1].
+        Maximum root mean square difference, in (0, 1], of two images scaled to 16 x 16 pixels with
+        values in [0, 1].
     n_neighbors : int, default=10
-        Neighbours of each image that are candidates.
+        Number of neighbours of each image that are candidates.
 
     Returns
     -------
     list of ndarray of int64
-        Positions of the images of each group, ascending; the largest group first. Pairs chain: A
-        and C are in one group if both are near B.
+        Positions of the images of each group, ascending; the largest group first. Groups are
+        transitive: A and C are in one group if both are near B.
 
     Raises
     ------
     ValueError
-        If lengths differ, a value is out of range, or a row is NaN in part.
+        If lengths differ, a value is out of range, or a row is partly NaN.
 
     Examples
     --------
@@ -101,7 +102,7 @@ def group_pairs(
     threshold: float | None = None,
     tolerance: float = 0.04,
 ) -> list[NDArray[np.int64]]:
-    """As `near_duplicates`, from neighbours that were searched before, as by `review_clusters`."""
+    """Find near-duplicates among neighbours that are known, such as those of `review_clusters`."""
     if threshold is None:
         threshold = _LEAST_ALONE if images is None else _LEAST_WITH_PIXELS
     rows, columns = np.nonzero(similarities >= threshold)
@@ -120,7 +121,7 @@ def group_pairs(
 def _same_pixels(
     pairs: NDArray[np.int64], images: Sequence[Any] | NDArray, tolerance: float
 ) -> NDArray[np.bool_]:
-    """Tell which pairs are nearly the same at 16 x 16 pixels, and of nearly the same shape."""
+    """Return a mask of the pairs with similar 16 x 16 pixels and similar aspect ratios."""
     small, ratios = {}, {}
     for i in np.unique(pairs):
         small[i], ratios[i] = _small(images[int(i)], int(i))
@@ -134,7 +135,7 @@ def _same_pixels(
 
 
 def _small(image: Any, position: int) -> tuple[NDArray[np.float32], float]:
-    """Return the image at 16 x 16 pixels in [0, 1], and its width over its height."""
+    """Return the image at 16 x 16 pixels, in [0, 1], and its aspect ratio (width / height)."""
     pil = require("PIL.Image", extra="eval", purpose="Comparing images")
     array = as_rgb(image, position)
     size = (_SIDE, _SIDE)

@@ -1,6 +1,6 @@
-"""Scores of a clustering that need no classes: geometry, neighbourhoods, a second fit.
+"""Scores of a clustering without class labels: silhouette, neighbourhood purity and stability.
 
-Each looks at one thing, and none can tell whether the clusters mean something.
+Each score measures one property. No score can tell whether the clusters are meaningful.
 """
 
 from dataclasses import dataclass
@@ -24,48 +24,49 @@ from ..neighbors.search import Backend, Index
 
 __all__ = ["LabelFreeScores", "label_free_scores", "stability"]
 
-_TOGETHER = 1024  # queries looked up at once
+_TOGETHER = 1024  # queries searched at once
 
 
 @dataclass(frozen=True)
 class LabelFreeScores:
-    """How clusters lie among their images; see `label_free_scores`.
+    """Scores of a clustering without class labels; see `label_free_scores`.
 
     Attributes
     ----------
     silhouette_umap : float
-        Mean silhouette on a UMAP plane, in [-1, 1]: how much nearer the images of the own cluster
-        are than those of the next. *Can say* whether clusters are islands of the neighbourhood
-        graph, however these curve in the embedding. *Cannot say* how far apart they are, as UMAP
-        pulls apart and packs what is connected; and where several clusters divide one island,
-        which is what more clusters than groups do, it is low though nothing is wrong. Compare it
-        at the same number of clusters and images only. NaN where it is undefined: for one cluster,
-        or none of two images.
+        Mean silhouette on a UMAP plane, in [-1, 1]: how much closer an image is to its own cluster
+        than to the next one. *It shows* whether clusters are islands of the neighbourhood graph,
+        even if these islands are curved in the embedding. *It does not show* how far apart clusters
+        are, because UMAP separates and packs connected parts. It is low if several clusters divide
+        one island, which is normal with more clusters than groups. Compare it only at the same
+        number of clusters and images. NaN if it is undefined: with one cluster, or if no cluster
+        has two images.
     neighborhood_purity : float
-        Share of an image's nearest neighbours, itself left out, that are in its cluster, mean over
-        the images, in [0, 1]. *Can say* whether clusters cut through dense regions. *Cannot say*
-        whether an embedding is any good, as neighbours and clusters may come from the same one;
-        and one cluster for everything reaches 1. Read it between its chance level and its limit.
+        Share of an image's nearest neighbours that are in its cluster, mean over the images, in
+        [0, 1]. *It shows* whether clusters cut through dense regions. *It does not show* whether
+        an embedding is good, because neighbours and clusters may come from the same embedding. A
+        single cluster with all images reaches 1. Compare it with its chance level and its limit.
     neighborhood_purity_chance : float
-        The same, expected of random neighbours, in [0, 1].
+        Expected purity for random neighbours, in [0, 1].
     neighborhood_purity_limit : float
-        The most that these cluster sizes allow, in [0, 1]: an image of a cluster of five has four
-        neighbours of its own, however many are looked at.
+        Largest purity that the cluster sizes allow, in [0, 1]: an image in a cluster of five has at
+        most four neighbours in its cluster, for any ``n_neighbors``.
     stability : float
-        Adjusted Rand index with the labels of another fit, at most 1, about 0 for unrelated ones.
-        *Can say* how much of the result is the data's and how much the seed's. *Cannot say* that it
-        is right: a fit that collapses the same way each time is stable. Falls with more clusters
-        than groups, which are then divided anyhow. NaN without another fit.
+        Adjusted Rand index with the labels of another fit: at most 1, about 0 for unrelated labels.
+        *It shows* how much of the result comes from the data and how much from the seed. *It does
+        not show* that the result is right: a fit that always collapses in the same way is stable.
+        It falls with more clusters than groups, because the division of a group is arbitrary. NaN
+        without another fit.
     n_clusters : int
-        Clusters in use.
+        Number of clusters with at least one image.
     n_neighbors : int
-        Neighbours looked at.
+        Number of neighbours of each image.
     n_projected : int
-        Images on the UMAP plane; 0 without one.
+        Number of images on the UMAP plane; 0 without a plane.
     n_samples : int
-        Images scored.
+        Number of scored images.
     n_skipped : int
-        Images left out, because their label is -1 or their row NaN.
+        Number of images left out because their label is -1 or their row is NaN.
     """
 
     silhouette_umap: float
@@ -96,24 +97,25 @@ def label_free_scores(
     Parameters
     ----------
     embeddings : array-like of shape (n, d)
-        Real rows; those that are NaN throughout, as skipped images have, are left out. Taken from
-        something else than made the clusters (another network, pixels), they say more.
+        Embeddings, real numbers. Rows of NaN, which mark skipped images, are left out. The scores
+        are more informative if the embeddings are not the ones that were clustered, but those of
+        another network or the pixels.
     labels : array-like of shape (n,)
-        Cluster ids from 0 up; -1 marks an image that was skipped.
+        Cluster ids of at least 0; -1 marks a skipped image.
     other_labels : array-like of shape (n,), optional
         Cluster ids of another fit of the same images, for `stability`.
     n_neighbors : int, default=20
-        Nearest neighbours by cosine of each image, fewer than there are images.
+        Number of nearest neighbours by cosine similarity; less than the number of images.
     silhouette : bool, default=True
         Whether to compute ``silhouette_umap``, which takes most of the time.
     max_samples : int or None, default=5000
-        Images on the UMAP plane at most, at least 4; of more, that many are drawn, clusters in
-        proportion. With few images of a cluster on the plane, its silhouette is noise, and 0 of a
-        single one. None takes all; time grows with their square.
+        Maximum number of images on the UMAP plane, at least 4. A larger collection is sampled, with
+        each cluster in proportion. The silhouette of a cluster with few images on the plane is
+        noisy; with one image it is 0. None uses all images; the time grows with their square.
     backend : {"auto", "faiss", "torch"}, default="auto"
-        See `nearest_neighbors`; it does not change the result.
+        Search library, see `nearest_neighbors`. It does not change the result.
     random_state : int, RandomState or None, default=0
-        Seed of the draw and of UMAP.
+        Seed of the sample and of UMAP.
 
     Returns
     -------
@@ -122,14 +124,14 @@ def label_free_scores(
     Raises
     ------
     ValueError
-        If shapes disagree, too few images are left, or a row holds NaN or infinity among numbers.
+        If shapes disagree, too few images are left, or a row is partly NaN or holds infinity.
     ImportError
-        If ``silhouette`` is asked for and umap-learn is not installed.
+        If ``silhouette`` is True and umap-learn is not installed.
 
     Notes
     -----
-    Silhouette: Rousseeuw, 1987, by scikit-learn. UMAP: McInnes, Healy and Melville, 2018, on cosine
-    distances. Adjusted Rand index: Hubert and Arabie, 1985.
+    The silhouette (Rousseeuw, 1987) is scikit-learn's. UMAP (McInnes, Healy and Melville, 2018)
+    uses cosine distances. The adjusted Rand index is by Hubert and Arabie, 1985.
 
     Examples
     --------
@@ -175,23 +177,23 @@ def label_free_scores(
 
 
 def stability(labels: ArrayLike, other: ArrayLike) -> float:
-    """Measure how far two fits of the same images agree, whatever they call their clusters.
+    """Measure how far two fits of the same images agree, for any numbering of the clusters.
 
     Parameters
     ----------
     labels, other : array-like of shape (n,)
-        Cluster ids from 0 up; an image that is -1 in either is left out.
+        Cluster ids of at least 0. An image with -1 in either array is left out.
 
     Returns
     -------
     ari : float
-        Adjusted Rand index: 1 for the same clusters, about 0 for unrelated ones. What it can and
-        cannot say: see `LabelFreeScores`.
+        Adjusted Rand index: 1 for the same clusters, about 0 for unrelated ones. `LabelFreeScores`
+        describes what it shows and what it does not show.
 
     Raises
     ------
     ValueError
-        If lengths differ, no image is left, or anything but ids and -1 comes.
+        If lengths differ, no image is left, or a label is below -1.
 
     Examples
     --------
@@ -204,8 +206,8 @@ def stability(labels: ArrayLike, other: ArrayLike) -> float:
     kept = (first != SKIPPED) & (second != SKIPPED)
     if not kept.any():
         raise ValueError(
-            f"No image of {len(first)} has a cluster in both fits (-1 is skipped), needed at "
-            "least one."
+            f"No image of {len(first)} has a cluster in both fits (-1 marks skipped images), "
+            "needed at least one."
         )
     return float(adjusted_rand_score(first[kept], second[kept]))
 
@@ -213,7 +215,7 @@ def stability(labels: ArrayLike, other: ArrayLike) -> float:
 def _silhouette(
     rows: NDArray, codes: NDArray[np.intp], max_samples: int | None, random_state: Any
 ) -> tuple[float, int]:
-    """Mean silhouette on a UMAP plane, and how many images are on it."""
+    """Return the mean silhouette on a UMAP plane and the number of images on it."""
     plane = project(rows, "umap", max_samples=max_samples, y=codes, random_state=random_state)
     labels = codes[plane.indices]
     n_clusters = len(np.unique(labels))
@@ -229,7 +231,7 @@ def _neighborhood_purity(
     backend: Backend,
     positions: NDArray[np.intp],
 ) -> float:
-    """Mean share of the neighbours of an image that are in its cluster."""
+    """Return the mean share of an image's neighbours that are in its cluster."""
     same = 0
     index = Index.of(rows, metric="cosine", backend=backend, name="embeddings", positions=positions)
     for start in range(0, len(rows), _TOGETHER):

@@ -1,7 +1,7 @@
-"""How evenly images spread over clusters.
+"""Occupancy: how evenly images are distributed over clusters.
 
-With N images and K clusters, a cluster of N_c images has the relative size N_c K / N: 1 is
-balanced, 0 empty, K everything in one cluster.
+With N images and K clusters, a cluster of N_c images has the relative size N_c K / N: 1 if the
+clusters are balanced, 0 if the cluster is empty, K if it holds all images.
 """
 
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from .._checks import SKIPPED, check_cluster_labels, check_count, check_ids_belo
 
 @dataclass(frozen=True, eq=False)
 class Occupancy:
-    """How images spread over clusters; see `cluster_occupancy`.
+    """Distribution of images over clusters; see `cluster_occupancy`.
 
     Attributes
     ----------
     n_clusters : int
-        K, empty clusters included.
+        Number of clusters K, empty clusters included.
     n_samples : int
-        Images in clusters, N.
+        Number of images in clusters, N.
     n_skipped : int
-        Images left out, because their label is -1.
+        Number of images left out because their label is -1.
     empty_fraction : float
         Share of clusters without an image, in [0, 1).
     largest_relative_size : float
@@ -32,12 +32,12 @@ class Occupancy:
         Entropy of the cluster sizes over its maximum, H / log K, in [0, 1]; 1 is balanced. A
         single cluster counts as balanced.
     effective_clusters : float
-        exp(H), in [1, K]: the number of equal clusters of the same entropy.
+        exp(H), in [1, K]: the number of equally large clusters with the same entropy.
     gini : float
-        Gini coefficient of the cluster sizes, in [0, 1): 0 exactly when all are equal, 1 - 1/K with
-        everything in one cluster.
+        Gini coefficient of the cluster sizes, in [0, 1): 0 if and only if all are equal, 1 - 1/K
+        if one cluster holds all images.
     counts : ndarray of shape (K,), int64
-        Images in each cluster; read-only.
+        Number of images in each cluster; read-only.
     """
 
     n_clusters: int
@@ -57,14 +57,15 @@ class Occupancy:
 
 
 def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
-    """Measure how evenly images spread over clusters.
+    """Measure how evenly images are distributed over clusters.
 
     Parameters
     ----------
     labels : array-like of shape (n,)
-        Cluster ids in [0, n_clusters); -1 marks an image that was skipped.
+        Cluster ids in [0, n_clusters); -1 marks a skipped image.
     n_clusters : int
-        K, at least 1. It cannot be told from the labels: the last clusters may be empty.
+        Number of clusters K, at least 1. The labels do not determine it, because the last clusters
+        may be empty.
 
     Returns
     -------
@@ -73,12 +74,12 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
     Raises
     ------
     ValueError
-        If no label is a cluster id, or one is out of range.
+        If no label is a cluster id, or a label is out of range.
 
     Notes
     -----
-    Empty fraction and largest relative size are the figures of Fig. 1 in the supplementary of ExCB
-    (Metaxas, Tzimiropoulos and Patras, ECCV 2024).
+    Fig. 1 in the supplementary material of ExCB (Metaxas, Tzimiropoulos and Patras, ECCV 2024)
+    reports the empty fraction and the largest relative size.
 
     Examples
     --------
@@ -112,23 +113,23 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
 
 
 def _count(labels: NDArray[np.int64], n_clusters: int) -> NDArray[np.int64]:
-    """Images in each cluster, (K,)."""
+    """Count the images in each cluster, (K,)."""
     if labels.min() >= 0:
         return np.bincount(labels, minlength=n_clusters).astype(np.int64, copy=False)
-    # What was skipped is counted first, and dropped.
+    # The first count is that of skipped images, which is dropped.
     shifted = np.bincount(labels - SKIPPED, minlength=n_clusters - SKIPPED)
     return shifted[-SKIPPED:].astype(np.int64)
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    """H = -sum p log p over the clusters in use, in nats."""
+    """Return the entropy H = -sum p log p over nonempty clusters, in nats."""
     p = counts[counts > 0] / counts.sum()
     return max(0.0, float(-(p * np.log(p)).sum()))
 
 
 def _gini(counts: NDArray[np.int64]) -> float:
-    """Gini coefficient: sum over ranks i of (2 i - K - 1) times the i-th smallest, over K N."""
+    """Return the Gini coefficient, sum_i (2 i - K - 1) n_i / (K N) with ascending sizes n_i."""
     n_clusters = len(counts)
     weights = 2 * np.arange(1, n_clusters + 1) - n_clusters - 1
-    # In integers, so that balanced is exactly 0.
+    # Integer arithmetic, so that balanced clusters give exactly 0.
     return float((weights * np.sort(counts)).sum() / (n_clusters * counts.sum()))

@@ -1,4 +1,4 @@
-"""The plot of relative cluster sizes: one model, or several on one axis."""
+"""Plot of relative cluster sizes, for one model or several."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -14,26 +14,27 @@ if TYPE_CHECKING:
 
 
 class OccupancyDisplay:
-    """Relative cluster sizes in descending order, on a logarithmic scale.
+    """Plot of relative cluster sizes in descending order, on a logarithmic scale.
 
-    Of the kind of Fig. 1 in the supplementary of ExCB: a balanced model is a line along 1 that
-    reaches the right edge; a collapsed one is steep and stops short. Where clusters are empty the
-    background is shaded. Models with different numbers of clusters share an axis that counts shares
-    of the clusters. Use `from_predictions` or `from_occupancies` to create one.
+    The plot follows Fig. 1 in the supplementary material of ExCB. A balanced model is a line at 1
+    that reaches the right edge; a collapsed model is a steep line that ends early. The background
+    is shaded where clusters are empty. If the models have different numbers of clusters, the
+    horizontal axis shows the share of the clusters. Use `from_predictions` or `from_occupancies` to
+    create a display.
 
     Parameters
     ----------
     occupancies : mapping of str to Occupancy
-        The models to draw, by name. One unnamed model has the name "".
+        Occupancies to draw, by the name of the model. A single unnamed model has the name "".
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes drawn on.
     figure_ : matplotlib Figure
-        Its figure.
+        Figure that contains the axes.
     lines_ : list of matplotlib Line2D
-        One line a model, in order.
+        One line per model, in order.
     """
 
     def __init__(self, occupancies: Mapping[str, Occupancy]) -> None:
@@ -52,14 +53,14 @@ class OccupancyDisplay:
 
         Parameters
         ----------
-        labels : array-like of shape (n,), or mapping of str to such
+        labels : array-like of shape (n,), or mapping of str to array-like
             Cluster ids in [0, n_clusters), -1 for skipped images; a mapping compares models.
         n_clusters : int, or mapping of str to int
-            Number of clusters, the same for all or one a model.
+            Number of clusters, one for all models or one per model.
         name : str, optional
-            Name of the one model in the legend.
+            Name of a single model in the legend.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
 
         Returns
         -------
@@ -73,22 +74,22 @@ class OccupancyDisplay:
         if not isinstance(labels, Mapping):
             if isinstance(n_clusters, Mapping):
                 raise ValueError(
-                    "n_clusters came as a mapping with the labels of one model: pass an integer, "
-                    "or a mapping of labels, too."
+                    "n_clusters came as a mapping with the labels of one model. Pass n_clusters as "
+                    "an integer, or labels as a mapping, too."
                 )
             return cls({name or "": cluster_occupancy(labels, n_clusters)}).plot(ax=ax)
         if not labels:
             raise ValueError("labels is an empty mapping, needed at least one model.")
         if name is not None:
             raise ValueError(
-                f"name={name!r} came with a mapping, whose keys are the names: leave it out."
+                f"name={name!r} was given with a mapping, whose keys are the names. Omit name."
             )
         if not isinstance(n_clusters, Mapping):
             n_clusters = dict.fromkeys(labels, n_clusters)
         if set(n_clusters) != set(labels):
             raise ValueError(
                 f"labels are of {sorted(map(str, labels))} and n_clusters of "
-                f"{sorted(map(str, n_clusters))}: needed the same models in both."
+                f"{sorted(map(str, n_clusters))}, needed the same models in both."
             )
         models = {
             str(key): cluster_occupancy(value, n_clusters[key]) for key, value in labels.items()
@@ -103,16 +104,16 @@ class OccupancyDisplay:
         name: str | None = None,
         ax: "Axes | None" = None,
     ) -> Self:
-        """Plot what `cluster_occupancy` measured of one model or several.
+        """Plot the results of `cluster_occupancy` for one model or several.
 
         Parameters
         ----------
         occupancies : Occupancy, or mapping of str to Occupancy
-            A mapping compares models; their numbers of clusters may differ.
+            Occupancy of a model; a mapping compares models, whose numbers of clusters may differ.
         name : str, optional
-            Name of the one model in the legend.
+            Name of a single model in the legend.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
 
         Returns
         -------
@@ -121,21 +122,21 @@ class OccupancyDisplay:
         Raises
         ------
         ValueError
-            If there is no model, or one is not an `Occupancy`.
+            If there is no model, or a value is not an `Occupancy`.
         """
         if not isinstance(occupancies, Mapping):
             occupancies = {name or "": occupancies}
         elif name is not None:
             raise ValueError(
-                f"name={name!r} came with a mapping, whose keys are the names: leave it out."
+                f"name={name!r} was given with a mapping, whose keys are the names. Omit name."
             )
         if not occupancies:
             raise ValueError("occupancies is an empty mapping, needed at least one model.")
         for key, value in occupancies.items():
             if not isinstance(value, Occupancy):
                 raise ValueError(
-                    f"occupancies hold {type(value).__name__} for {str(key)!r}, needed what "
-                    "cluster_occupancy returns. For labels, use from_predictions."
+                    f"occupancies hold {type(value).__name__} for {str(key)!r}, needed an "
+                    "Occupancy as cluster_occupancy returns it. For labels, use from_predictions."
                 )
         return cls({str(key): value for key, value in occupancies.items()}).plot(ax=ax)
 
@@ -145,7 +146,7 @@ class OccupancyDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
 
         Returns
         -------
@@ -157,11 +158,11 @@ class OccupancyDisplay:
             for name, occupancy in self.occupancies.items()
         }
         numbers = {len(each) for each in sizes.values()}
-        shared = len(numbers) == 1  # else each model's clusters take the whole width
+        shared = len(numbers) == 1  # otherwise the clusters of each model take the whole width
         smallest = min(float(each[each > 0].min()) for each in sizes.values())
         largest = max(float(each.max()) for each in sizes.values())
         ax.set_yscale("log")
-        # At least a decade on both sides of the optimum: noise about 1 must not look dramatic.
+        # At least about a decade on both sides of 1, so that small deviations look small.
         ax.set_ylim(min(smallest / 1.8, 0.08), max(largest * 1.8, 12.0))
         ax.set_xlim(0, max(numbers) if shared else 1)
 
@@ -210,7 +211,7 @@ def _legend_text(name: str, occupancy: Occupancy, *, tell_number: bool) -> str:
 def _draw_sizes(
     ax: "Axes", sizes: NDArray[np.float64], width: float, label: str, color: str
 ) -> Any:
-    """Draw the clusters in use as steps, each ``width`` wide."""
+    """Draw the nonempty clusters as steps, each ``width`` wide."""
     used = sizes[sizes > 0]
     edges = np.arange(len(used) + 1) * width
     (line,) = ax.plot(
@@ -228,12 +229,12 @@ def _draw_sizes(
 
 
 def _draw_empty(ax: "Axes", occupancy: Occupancy, width: float, color: str, row: int) -> None:
-    """Shade the empty clusters, and write their share at the height of the model's row."""
+    """Shade the empty clusters and write their share at the height for this model."""
     n_clusters, n_used = occupancy.n_clusters, int((occupancy.counts > 0).sum())
     if n_used == n_clusters:
         return
     start, end = n_used * width, n_clusters * width
-    # Gray for all: the regions of several models overlap, and mixed tints belong to none of them.
+    # Gray for all models: their regions overlap, and mixed tints would match no model.
     ax.axvspan(start, end, facecolor=_style.MUTED, alpha=0.09, linewidth=0, zorder=0.5)
     ax.axvline(start, color=color, linewidth=1, alpha=0.6, zorder=1)
     wide = occupancy.empty_fraction > 0.2
@@ -254,7 +255,7 @@ def _draw_empty(ax: "Axes", occupancy: Occupancy, width: float, color: str, row:
 
 
 def _label_optimum(ax: "Axes", models: list[NDArray[np.float64]]) -> None:
-    """Write "optimal size" on the line at 1, on the side where the curves leave room."""
+    """Write "optimal size" on the line at 1, on the side where the curves leave space."""
     left = all(sizes[: max(1, len(sizes) // 4)].min() > 1.6 for sizes in models)
     ax.annotate(
         "optimal size 1",
@@ -272,7 +273,7 @@ def _label_optimum(ax: "Axes", models: list[NDArray[np.float64]]) -> None:
 
 
 def _plain_numbers(ax: "Axes", *, shares: bool) -> None:
-    """Label decades as 0.1, 1, 10 rather than as powers, clusters by number or as percentages."""
+    """Label sizes as 0.1, 1, 10 instead of powers, and clusters by number or as percentages."""
     ticker = _style.require("matplotlib.ticker", extra="eval", purpose="Plotting")
     ax.yaxis.set_major_locator(ticker.LogLocator(base=10, numticks=12))
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,6 +1,7 @@
-"""Which clusters and which images deserve a look: typical ones, doubtful ones, outliers.
+"""Review of clusters and images: typical and doubtful ones, possible junk, outliers.
 
-Names: ``n`` images, ``K`` clusters, ``k`` neighbours, ``d`` features. All similarities are cosines.
+Names: ``n`` images, ``K`` clusters, ``k`` neighbours, ``d`` features. All similarities are cosine
+similarities.
 """
 
 from dataclasses import dataclass, field
@@ -25,46 +26,49 @@ from ..neighbors.search import nearest_neighbors
 RandomState = int | np.random.RandomState | None
 
 _BLOCK = 2**22  # elements of rows converted at once
-_SUSPICIOUS = 4.0  # deviations, of tightness and doubt together
-_FEWEST_CLUSTERS = 8  # fewer have no typical tightness to fall short of
+_SUSPICIOUS = 4.0  # sum of the robust deviations of tightness and doubt
+_FEWEST_CLUSTERS = 8  # with fewer clusters, the median and deviation mean little
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterReview:
-    """What there is to say of each cluster and each image without classes; see `review_clusters`.
+    """Review of clusters and images without class labels; see `review_clusters`.
 
     Attributes
     ----------
     n_clusters : int
-        K.
+        Number of clusters K.
     n_skipped : int
-        Images left out: their label is -1, or their row is NaN throughout.
+        Number of images left out because their label is -1 or their row is NaN.
     counts : ndarray of shape (K,), int64
-        Images in each cluster.
+        Number of images in each cluster.
     tightness : ndarray of shape (K,), float64
-        Mean similarity of a cluster's images to their mean direction, in [-1, 1]; NaN for an empty
-        cluster. A cluster of one image has 1.
+        Within-cluster similarity: the mean of ``typicality`` over the images of a cluster, in
+        [-1, 1]. It is 1 for a cluster of one image and NaN for an empty cluster.
     cluster_doubt : ndarray of shape (K,), float64
-        Mean doubt of a cluster's images, in [0, 1]; NaN for an empty cluster.
+        Neighbour mixing: the mean of ``doubt`` over the images of a cluster, in [0, 1]; NaN for an
+        empty cluster.
     suspicion : ndarray of shape (K,), float64
-        How far a cluster is looser and more doubtful than the usual one, in robust standard
-        deviations (of the median absolute deviation), added up; NaN for an empty cluster.
+        Sum of two deviations from the median cluster: how much smaller the tightness of a cluster
+        is and how much larger its doubt, in robust standard deviations (from the median absolute
+        deviation). NaN for an empty cluster.
     suspects : ndarray, int64
-        Clusters that are both looser and more doubtful than usual, with a suspicion above 4, the
-        most suspicious first: junk, perhaps. None below 8 clusters.
+        Clusters that may be junk: those with below-median tightness, above-median doubt and a
+        suspicion above 4, the most suspicious first. Empty if fewer than 8 clusters have images.
     typicality : ndarray of shape (n,), float32
-        Similarity of each image to the mean direction of its cluster; NaN for ignored images.
+        Similarity of each image to the mean direction of its cluster; NaN for skipped images.
     doubt : ndarray of shape (n,), float32
-        Share of an image's nearest neighbours that are in other clusters, in [0, 1]; NaN where no
-        neighbours were searched.
+        Share of an image's nearest neighbours that are in other clusters, in [0, 1]; NaN for images
+        whose neighbours were not searched.
     outlyingness : ndarray of shape (n,), float32
         One minus the mean similarity to the nearest neighbours, in [0, 2]; NaN like ``doubt``.
     neighbors : ndarray of shape (m, k), int64
-        Nearest other images, as positions in the input, of each image in ``searched``.
+        Nearest neighbours of each image in ``searched``, as positions in the input.
     similarities : ndarray of shape (m, k), float32
-        Theirs, in descending order.
+        Similarities to these neighbours, in descending order.
     searched : ndarray of shape (m,), int64
-        Images whose neighbours were searched, among themselves; ascending.
+        Positions of the images whose neighbours were searched, ascending. Neighbours are searched
+        among these images.
     """
 
     n_clusters: int
@@ -82,17 +86,17 @@ class ClusterReview:
     searched: NDArray[np.int64] = field(repr=False)
 
     def outliers(self, n: int) -> NDArray[np.int64]:
-        """Images farthest from their neighbours.
+        """Return the images with the highest outlyingness.
 
         Parameters
         ----------
         n : int
-            How many, at most.
+            Maximum number of images.
 
         Returns
         -------
         ndarray of shape (n,), int64
-            Their positions, the farthest first.
+            Positions of the images, the highest outlyingness first.
         """
         order = np.argsort(-self.outlyingness[self.searched], kind="stable")
         return self.searched[order[:n]]
@@ -107,22 +111,22 @@ def review_clusters(
     max_samples: int = 50_000,
     random_state: RandomState = 0,
 ) -> ClusterReview:
-    """Measure how tight and how doubtful clusters are, and how typical their images.
+    """Find typical images, doubtful clusters, possible junk and outliers, without class labels.
 
     Parameters
     ----------
     embeddings : array-like of shape (n, d)
-        Real rows. One of NaN throughout is an image that was skipped.
+        Embeddings, real numbers. A row of NaN marks a skipped image.
     labels : array-like of shape (n,)
-        Cluster ids in [0, n_clusters); -1 marks an image that was skipped.
+        Cluster ids in [0, n_clusters); -1 marks a skipped image.
     n_clusters : int, optional
-        K; one more than the largest label by default.
+        Number of clusters K; one more than the largest label by default.
     n_neighbors : int, default=10
-        Nearest neighbours of an image that are looked at; fewer where there are not as many.
+        Number of nearest neighbours of each image, at most the number of other images.
     max_samples : int, default=50_000
-        Above as many images, neighbours are searched in a random draw of this size.
+        Maximum number of images whose neighbours are searched. A larger collection is sampled.
     random_state : int, RandomState or None, default=0
-        Of the draw.
+        Seed of the sample.
 
     Returns
     -------
@@ -131,13 +135,13 @@ def review_clusters(
     Raises
     ------
     ValueError
-        If lengths differ, a label is out of range, a row is NaN in part, or nothing is left.
+        If lengths differ, a label is out of range, a row is partly NaN, or all images are skipped.
 
     Notes
     -----
     Outlyingness is the mean distance to the k nearest neighbours (Angiulli and Pizzuti, "Fast
-    outlier detection in high dimensional spaces", PKDD 2002). Doubt is one minus the purity of the
-    neighbourhood: a cluster that cuts through a dense region has much of it, however tight it is.
+    outlier detection in high dimensional spaces", PKDD 2002). Doubt is one minus the neighbourhood
+    purity: it is high for a cluster that cuts through a dense region, even if the cluster is tight.
 
     Examples
     --------
@@ -156,7 +160,7 @@ def review_clusters(
     check_ids_below(labels, n_clusters)
     kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(x))
     if len(kept) == 0:
-        raise ValueError(f"All {len(x)} images were skipped: there is nothing to review.")
+        raise ValueError(f"All {len(x)} images were skipped, needed at least one with a cluster.")
 
     clusters = labels[kept]
     counts = np.bincount(clusters, minlength=n_clusters)
@@ -203,7 +207,7 @@ def review_clusters(
 def _similarity_to_mean(
     x: NDArray, kept: NDArray[np.intp], clusters: NDArray[np.int64], n_clusters: int
 ) -> NDArray[np.float32]:
-    """Cosine of each kept row to the mean of the unit rows of its cluster, (len(kept),)."""
+    """Return the cosine of each kept row to the mean of its cluster's unit rows, (len(kept),)."""
     sums = np.zeros((n_clusters, x.shape[1]))
     step = max(1, _BLOCK // x.shape[1])
     parts = [slice(start, start + step) for start in range(0, len(kept), step)]
@@ -217,7 +221,7 @@ def _similarity_to_mean(
 
 
 def _members(clusters: NDArray[np.int64], n_clusters: int) -> csr_array:
-    """One where a row is in a cluster, (K, rows)."""
+    """Return the membership matrix: 1 where a row is in a cluster, (K, rows)."""
     rows = np.arange(len(clusters))
     return csr_array((np.ones(len(clusters)), (clusters, rows)), shape=(n_clusters, len(clusters)))
 
@@ -232,7 +236,7 @@ def _unit(x: NDArray, rows: NDArray[np.intp]) -> NDArray[np.float64]:
 def _mean_by_cluster(
     values: NDArray[np.float32], clusters: NDArray[np.int64], n_clusters: int
 ) -> NDArray[np.float64]:
-    """Mean of the values of each cluster, NaN where it has none, (K,)."""
+    """Return the mean value of each cluster, NaN for clusters without values, (K,)."""
     known = ~np.isnan(values)
     counts = np.bincount(clusters[known], minlength=n_clusters)
     sums = np.bincount(clusters[known], values[known], minlength=n_clusters)
@@ -240,13 +244,13 @@ def _mean_by_cluster(
 
 
 def _deviations(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from the median in robust standard deviations; 0 where all are the same."""
+    """Return distances from the median in robust standard deviations; 0 if all are equal."""
     known = values[~np.isnan(values)]
     if len(known) == 0:
         return values
     distance = values - np.median(known)
     apart = np.abs(distance[~np.isnan(values)])
-    # the factors make these the standard deviation of a normal distribution; where more than half
-    # of the values are the same, the median of what they are apart is 0, and the mean says more
+    # The factors turn both into the standard deviation of a normal distribution. If more than half
+    # of the values are equal, the median absolute deviation is 0 and the mean is used.
     spread = 1.4826 * np.median(apart) or 1.2533 * apart.mean()
     return distance / spread if spread > 0 else distance * 0

@@ -1,4 +1,4 @@
-"""Agreement between clusters and known classes."""
+"""Agreement between clusters and class labels."""
 
 from dataclasses import dataclass
 
@@ -13,49 +13,50 @@ from .._checks import SKIPPED, check_1d, check_cluster_labels, check_same_length
 
 Counts = NDArray[np.int64]
 
-_IMAGES_PERMUTED = 2_000_000  # in all the random labelings behind the chance level of purity
+_IMAGES_PERMUTED = 2_000_000  # images in all random labelings for the chance level of purity
 _FEWEST_DRAWS, _MOST_DRAWS = 8, 400
 _IMAGES_AT_ONCE = 2**14
-_BLOCK = 2**20  # terms of the expected mutual information added together
+_BLOCK = 2**20  # terms of the expected mutual information summed at once
 
 
 @dataclass(frozen=True)
 class ClusteringScores:
-    """How clusters agree with classes; see `clustering_scores`.
+    """Agreement of clusters with class labels; see `clustering_scores`.
 
     Attributes
     ----------
     nmi : float
-        Normalised mutual information, arithmetic mean, in [0, 1]. Rises with the number of clusters
-        in use whatever they contain, so compare it at equal effective clusters.
+        Mutual information, normalised by the arithmetic mean of the entropies, in [0, 1]. It rises
+        with the number of clusters, even if these are random. Compare it at an equal number of
+        effective clusters.
     ami : float
         Mutual information adjusted for chance: at most 1, about 0 for random labels.
     ari : float
         Rand index adjusted for chance: at most 1, about 0 for random labels.
     accuracy : float
-        Share of images in a cluster matched to their class, in [0, 1], under the best one-to-one
-        matching. Images of unmatched clusters count as wrong: with more clusters than classes it
-        cannot reach 1, and with K far above them it is about n_classes / K at best. `purity` is its
-        many-to-one counterpart.
+        Share of images whose cluster is matched to their class, in [0, 1], under the best
+        one-to-one matching. Images in unmatched clusters count as wrong. With more clusters than
+        classes, the accuracy cannot reach 1; with many more balanced clusters, it is at most about
+        n_classes / K. `purity` is the score with many-to-one matching.
     purity : float
-        Share of images in a cluster whose commonest class is theirs, in [0, 1]: the accuracy when
-        each cluster is given its commonest class. Reaches 1 when every image has its own cluster.
+        Share of images whose class is the commonest in their cluster, in [0, 1]: the accuracy if
+        each cluster is assigned its commonest class. It is 1 if every image has its own cluster.
     purity_chance : float
-        Expected purity of random clusters of the same sizes, in (0, 1]: purity means something by
-        how far it lies above. The mean over random labelings; its standard error is below .0005
-        from 1,000 images on.
+        Expected purity of random clusters of the same sizes, in (0, 1]. Compare `purity` with it.
+        It is estimated as the mean over random labelings, with a standard error below .0005 for
+        1,000 images or more.
     homogeneity : float
-        1 - H(class | cluster) / H(class), in [0, 1]; 1 when no cluster mixes classes. Rises with
-        the number of clusters, as purity does.
+        1 - H(class | cluster) / H(class), in [0, 1]; 1 if no cluster mixes classes. It rises with
+        the number of clusters, like purity.
     completeness : float
-        1 - H(cluster | class) / H(cluster), in [0, 1]; 1 when no class is split. Falls with the
+        1 - H(cluster | class) / H(cluster), in [0, 1]; 1 if no class is split. It falls with the
         number of clusters.
     v_measure : float
-        Harmonic mean of homogeneity and completeness, in [0, 1]; the same number as `nmi`.
+        Harmonic mean of homogeneity and completeness, in [0, 1]; equal to `nmi`.
     n_samples : int
-        Images scored.
+        Number of scored images.
     n_skipped : int
-        Images left out, because their predicted label is -1.
+        Number of images left out because their predicted label is -1.
     """
 
     nmi: float
@@ -72,14 +73,14 @@ class ClusteringScores:
 
 
 def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
-    """Score cluster labels against known classes.
+    """Score cluster labels against class labels.
 
     Parameters
     ----------
     true : array-like of shape (n,)
-        Classes: integers or strings. No value is special.
+        Class labels, integers or strings. No value is special.
     pred : array-like of shape (n,)
-        Cluster ids from 0 up, with gaps or not; -1 marks an image that was skipped.
+        Cluster ids of at least 0, not necessarily consecutive; -1 marks a skipped image.
 
     Returns
     -------
@@ -88,19 +89,20 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
     Raises
     ------
     ValueError
-        If lengths differ, nothing is left to score, or ``pred`` holds anything but ids and -1.
+        If lengths differ, all images are skipped, or a value of ``pred`` is not a cluster id or -1.
 
     Notes
     -----
-    Everything comes from the table of used clusters and classes, held sparsely, so that 65,536
-    clusters by 1,000 classes are no burden. The one-to-one matching is exact (Jonker-Volgenant for
-    sparse tables), and so is the chance level of mutual information in AMI (Vinh, Epps and Bailey,
-    JMLR 2010), summed once for each pair of *different* sizes. Random labelings are permutations
-    of the classes, drawn with a fixed seed: the same labels have the same scores. Homogeneity,
-    completeness and V-measure: Rosenberg and Hirschberg, EMNLP 2007.
+    All scores are computed from a sparse contingency table of classes and nonempty clusters, which
+    stays small with 65,536 clusters and 1,000 classes. The one-to-one matching is exact
+    (Jonker-Volgenant for sparse tables). The chance level of mutual information in AMI (Vinh, Epps
+    and Bailey, JMLR 2010) is exact, too, and summed once for each pair of *different* sizes. The
+    random labelings are permutations of the classes with a fixed seed: the same labels always have
+    the same scores. Homogeneity, completeness and V-measure are those of Rosenberg and Hirschberg,
+    EMNLP 2007.
 
-    With one class only, homogeneity, purity and its chance level are 1, and completeness, NMI, AMI
-    and ARI are 0; with one cluster, too, every score is 1.
+    With a single class, homogeneity, purity and its chance level are 1, and completeness, NMI, AMI
+    and ARI are 0. With a single class and a single cluster, all scores are 1.
 
     Examples
     --------
@@ -118,7 +120,7 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
         )
     if true.dtype.kind == "f" and np.isnan(true).any():
         raise ValueError("true holds NaN, needed a class for every image. Leave such images out.")
-    # Codes rather than labels: scikit-learn warns about labels that look like measurements.
+    # Codes instead of labels: scikit-learn warns about labels that look like measurements.
     classes = np.unique(true[kept], return_inverse=True)[1]
     clusters = np.unique(pred[kept], return_inverse=True)[1]
     table = _table(classes, clusters)
@@ -145,7 +147,7 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
 
 
 def _table(classes: NDArray[np.intp], clusters: NDArray[np.intp]) -> csr_array:
-    """Images of each class in each cluster, (n_classes, n_clusters), without the zeros."""
+    """Return the sparse contingency table of classes and clusters, (n_classes, n_clusters)."""
     width = int(clusters.max()) + 1
     cells, counts = np.unique(classes * width + clusters, return_counts=True)
     shape = int(classes.max()) + 1, width
@@ -153,7 +155,7 @@ def _table(classes: NDArray[np.intp], clusters: NDArray[np.intp]) -> csr_array:
 
 
 def _entropy(sizes: NDArray[np.intp]) -> float:
-    """Entropy of a labeling, from the sizes of its groups, in nats."""
+    """Return the entropy of a labeling from the sizes of its groups, in nats."""
     p = sizes / sizes.sum()
     return max(0.0, float(-(p * np.log(p)).sum()))
 
@@ -161,7 +163,7 @@ def _entropy(sizes: NDArray[np.intp]) -> float:
 def _mutual_information(
     table: csr_array, in_classes: NDArray[np.intp], in_clusters: NDArray[np.intp]
 ) -> float:
-    """Sum of p log(p / (p_class p_cluster)) over the table, in nats."""
+    """Return the sum of p log(p / (p_class p_cluster)) over the table, in nats."""
     cells, n = table.tocoo(), in_classes.sum()
     row, column = cells.coords
     ratios = np.log(cells.data * float(n)) - np.log(in_classes[row]) - np.log(in_clusters[column])
@@ -169,7 +171,7 @@ def _mutual_information(
 
 
 def _share(part: float, whole: float, *, of_nothing: float = 1.0) -> float:
-    """Return part / whole, at most 1; where there is nothing to share, ``of_nothing``."""
+    """Return part / whole, at most 1; ``of_nothing`` if ``whole`` is 0."""
     return min(1.0, part / whole) if whole > 0 else of_nothing
 
 
@@ -180,22 +182,22 @@ def _adjusted(
     in_classes: NDArray[np.intp],
     in_clusters: NDArray[np.intp],
 ) -> float:
-    """AMI: how far mutual information lies from chance (0) to the mean of the entropies (1)."""
+    """Return the AMI: mutual information scaled from chance (0) to the mean entropy (1)."""
     n = int(in_classes.sum())
     if len(in_classes) == len(in_clusters) and len(in_classes) in (1, n):
-        return 1.0  # the same labeling twice, and nothing to adjust: chance would do as well
+        return 1.0  # both labelings are equal, and chance reaches the maximum
     expected = _expected_mutual_information(in_classes, in_clusters)
     room = (class_entropy + cluster_entropy) / 2 - expected
-    # Without room, as when either labeling sets every image apart, there is nothing above chance.
+    # If a labeling gives every image its own group, chance already reaches the maximum.
     return float((mutual - expected) / room) if abs(room) > 1e-12 else 0.0
 
 
 def _expected_mutual_information(
     in_classes: NDArray[np.intp], in_clusters: NDArray[np.intp]
 ) -> float:
-    """Mean mutual information of random labelings with these sizes (Vinh et al., eq. 24a), nats.
+    """Return the mean mutual information of random labelings (Vinh et al., eq. 24a), in nats.
 
-    A term depends on the size of its class and of its cluster only, and many have the same.
+    A term depends only on the sizes of its class and cluster, and many pairs share these sizes.
     """
     n = int(in_classes.sum())
     a, times_a = np.unique(in_classes, return_counts=True)
@@ -231,12 +233,12 @@ def _expected_mutual_information(
 
 
 def _matched(table: csr_array) -> int:
-    """Images in matched cells, at the best one-to-one matching of classes and clusters."""
+    """Count the images in matched cells of the best one-to-one matching."""
     if table.shape[0] > table.shape[1]:
         table = csr_array(table.T)
     n_rows = table.shape[0]
-    # Each row may stay alone, at the price of a cell without images. One more everywhere, as the
-    # solver takes a zero for a cell that is not there.
+    # Extra columns let each row stay unmatched, at the value of a cell without images. All values
+    # are increased by one, because the solver treats a zero as a missing cell.
     cells = csr_array((table.data + 1.0, table.indices, table.indptr), shape=table.shape)
     cells = csr_array(hstack([cells, eye_array(n_rows)]))
     row, column = min_weight_full_bipartite_matching(cells, maximize=True)
@@ -244,7 +246,7 @@ def _matched(table: csr_array) -> int:
 
 
 def _purity_chance(classes: NDArray[np.intp], in_clusters: NDArray[np.intp]) -> float:
-    """Mean purity of clusters of these sizes, filled at random."""
+    """Return the mean purity of random clusters of these sizes."""
     n, n_classes = len(classes), int(classes.max()) + 1
     if n_classes == 1 or len(in_clusters) == n:
         return 1.0

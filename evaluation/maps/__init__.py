@@ -1,4 +1,4 @@
-"""Embeddings on a plane."""
+"""Two-dimensional maps of embeddings."""
 
 from . import projection
 

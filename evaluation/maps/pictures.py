@@ -1,4 +1,4 @@
-"""One image of a user, as pixels to show."""
+"""Conversion of user images to RGB pixels for display."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ Picture = NDArray[np.uint8]
 
 
 def as_rgb(image: Any, position: int) -> Picture:
-    """Return an image as uint8 of shape (h, w, 3), transparent parts on white."""
-    if hasattr(image, "convert"):  # PIL: palettes and other modes are its own to translate
+    """Return an image as uint8 of shape (h, w, 3), with transparent parts on white."""
+    if hasattr(image, "convert"):  # PIL converts palettes and other modes
         image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
     array = np.asarray(image)
     if array.ndim == 2:
@@ -21,7 +21,7 @@ def as_rgb(image: Any, position: int) -> Picture:
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
             f"Image {position} has shape {np.asarray(image).shape}, needed (h, w) or (h, w, c) "
-            "with 1, 3 or 4 channels last. For channels first, use image.transpose(1, 2, 0)."
+            "with 1, 3 or 4 channels last. If channels come first, use image.transpose(1, 2, 0)."
         )
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())

@@ -1,4 +1,4 @@
-"""Embeddings on a plane, by t-SNE or UMAP."""
+"""Projections of embeddings to few dimensions, by t-SNE or UMAP."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,24 +25,25 @@ __all__ = ["Projection", "ProjectionDisplay", "project"]
 
 RandomState = int | np.random.RandomState | None
 
-FEWEST_ROWS = 4  # below, neither method has neighbourhoods to preserve
+FEWEST_ROWS = 4  # with fewer rows, there are no neighbourhoods to preserve
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Coordinates of embeddings on a plane; see `project`.
+    """Projected embeddings; see `project`.
 
     Attributes
     ----------
     coordinates : ndarray of shape (m, n_components), float32
-        Only relative positions mean something: axes have no unit and no direction.
+        Coordinates of the projected rows. Only relative positions have a meaning: the axes have no
+        unit and no direction.
     indices : ndarray of shape (m,), int64
-        Rows of the embeddings that were used, ascending: all, but those that are NaN throughout,
-        as skipped images have, and those not drawn.
+        Projected rows of the embeddings, ascending. Rows of NaN, which mark skipped images, and
+        rows outside the sample are missing.
     method : str
-        "tsne" or "umap".
+        Projection method, "tsne" or "umap".
     backend : str
-        Module that computed it: "openTSNE", "sklearn" or "umap".
+        Module that computed the projection: "openTSNE", "sklearn" or "umap".
     """
 
     coordinates: NDArray[np.float32]
@@ -63,31 +64,34 @@ def project(
     y: ArrayLike | None = None,
     random_state: RandomState = None,
 ) -> Projection:
-    """Project embeddings to few dimensions, keeping neighbours together.
+    """Project embeddings to few dimensions so that neighbours stay close together.
 
     Parameters
     ----------
     embeddings : array-like of shape (n, d)
-        Real rows. Those that are NaN throughout, as skipped images have, are left out; at least 4
-        others, which are finite.
+        Embeddings, real numbers. Rows of NaN, which mark skipped images, are left out. At least 4
+        finite rows are needed.
     method : {"tsne", "umap"}, default="tsne"
-        t-SNE by openTSNE where it is installed, else by scikit-learn; UMAP by umap-learn.
+        Projection method. t-SNE uses openTSNE if it is installed, otherwise scikit-learn. UMAP uses
+        umap-learn.
     n_components : {1, 2, 3}, default=2
-        Dimensions of the result. t-SNE in three always runs in scikit-learn.
+        Number of dimensions of the result. t-SNE in three dimensions always uses scikit-learn.
     metric : {"cosine", "euclidean"}, default="cosine"
-        For cosine, rows are L2-normalised: their squared Euclidean distance is then 2 (1 - cosine).
+        Distance between rows. For "cosine", rows are L2-normalised: their squared Euclidean
+        distance is then 2 (1 - cosine).
     perplexity : float, default=30
-        Effective number of neighbours in t-SNE; lowered to (m - 1) / 3 where m rows allow no more.
+        Effective number of neighbours in t-SNE, at most (m - 1) / 3 for m rows. Larger values are
+        lowered.
     n_neighbors : int, default=15
-        Neighbours in UMAP; lowered to m - 1.
+        Number of neighbours in UMAP, at most m - 1. Larger values are lowered.
     max_samples : int, optional
-        Use at most this many rows, drawn without replacement.
+        Maximum number of rows. More rows are sampled without replacement.
     y : array-like of shape (n,), optional
-        Classes or clusters. The draw then keeps their shares, and at least one row of each as long
-        as ``max_samples`` allows.
+        Class or cluster labels for stratified sampling. Every class keeps at least one row if
+        ``max_samples`` allows it.
     random_state : int, RandomState or None, default=None
-        An int gives the same draw and the same projection every time. None is unpredictable, and
-        lets UMAP use several threads.
+        Seed of the sample and of the projection. With None, results differ between calls and UMAP
+        uses several threads.
 
     Returns
     -------
@@ -98,18 +102,19 @@ def project(
     ValueError
         If there are too few rows, or a value is out of range.
     ImportError
-        If umap-learn is not installed and asked for.
+        If ``method`` is "umap" and umap-learn is not installed.
 
     Notes
     -----
-    t-SNE: van der Maaten and Hinton, JMLR 2008. UMAP: McInnes, Healy and Melville, 2018.
+    t-SNE is described by van der Maaten and Hinton, JMLR 2008, and UMAP by McInnes, Healy and
+    Melville, 2018.
     """
     x = check_rows(embeddings, "embeddings")
     check_choice(method, "method", ("tsne", "umap"))
     check_choice(metric, "metric", ("cosine", "euclidean"))
     n_components = check_count(n_components, "n_components")
     if n_components > 3:
-        raise ValueError(f"n_components={n_components}, needed 1, 2 or 3: this is for plots.")
+        raise ValueError(f"n_components={n_components}, needed 1, 2 or 3 dimensions for a plot.")
     perplexity = check_positive(perplexity, "perplexity")
     n_neighbors = check_count(n_neighbors, "n_neighbors", minimum=2)
     if y is not None:
@@ -121,8 +126,8 @@ def project(
     if len(indices) < FEWEST_ROWS:
         others = " that are not NaN" if len(indices) < len(x) else ""
         raise ValueError(
-            f"embeddings have {len(indices)} rows{others}, needed at least {FEWEST_ROWS}: fewer "
-            "have no neighbourhoods to preserve."
+            f"embeddings have {len(indices)} rows{others}, needed at least {FEWEST_ROWS} for a "
+            "projection. Pass more images."
         )
 
     seed = _seed(random_state)
@@ -148,13 +153,13 @@ def project(
 def _tsne(
     rows: NDArray[np.float32], n_components: int, perplexity: float, seed: int | None
 ) -> tuple[Any, str]:
-    if seed is None:  # given None, both would draw from NumPy's global generator
+    if seed is None:  # with None, both libraries would use NumPy's global generator
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     if n_components < 3 and importable("openTSNE"):
         from openTSNE import TSNE
 
-        # One thread: several add up in any order, so that one seed draws several pictures, and on
-        # a busy machine they took longer.
+        # One thread: several threads sum in varying order, so that results would differ with the
+        # same seed. On a busy machine they also took longer.
         tsne = TSNE(
             n_components=n_components,
             perplexity=perplexity,  # pyright: ignore[reportArgumentType]
@@ -176,16 +181,16 @@ def _umap(
         n_components=n_components,
         n_neighbors=n_neighbors,
         random_state=seed,
-        # UMAP is reproducible on one thread only, and warns when it has to say so itself.
+        # UMAP is reproducible only on one thread, and warns if it has to set this itself.
         n_jobs=-1 if seed is None else 1,
-        # The spectral start solves for eigenvectors that a handful of rows does not have.
+        # The spectral initialisation needs more eigenvectors than few rows have.
         init="spectral" if len(rows) > 10 * n_components else "random",
     )
     return reducer.fit_transform(rows), "umap"
 
 
 def _seed(random_state: RandomState) -> int | None:
-    """One integer for every draw of a call, or None."""
+    """Return one integer seed for all random draws of a call, or None."""
     if random_state is None:
         return None
     return int(check_random_state(random_state).randint(2**31 - 1))

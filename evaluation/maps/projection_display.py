@@ -1,4 +1,4 @@
-"""The scatter plot of projected embeddings, coloured by label."""
+"""Scatter plot of projected embeddings, coloured by label."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -18,7 +18,7 @@ _MOST_NAMED = len(_style.CLASSES)
 
 
 class _HasCoordinates(Protocol):
-    """What this module needs of a `Projection`."""
+    """The attributes of a `Projection` that this module uses."""
 
     @property
     def coordinates(self) -> NDArray[np.float32]: ...
@@ -29,35 +29,35 @@ class _HasCoordinates(Protocol):
 class ProjectionDisplay:
     """Scatter plot of projected embeddings, coloured by label.
 
-    Up to 20 labels have a colour each and are named; more take colours around a wheel, in an order
-    that sets neighbouring ids apart, unnamed. Images labelled -1 are gray. Use `from_predictions`
-    to create one.
+    Up to 20 labels have distinct colours and are written on the map. More labels take colours from
+    a colour wheel, in an order that separates neighbouring ids, and are not written. Images with
+    the label -1 are gray. Use `from_predictions` to create a display.
 
     Parameters
     ----------
     coordinates : ndarray of shape (m, 2)
-        Where each image lies.
+        Coordinates of the points.
     labels : ndarray of shape (m,)
-        Its label.
+        Label of each point.
     images : ndarray or sequence of images, optional
-        Images to show some of on the map.
+        Images, some of which are shown on the map.
     image_rows : ndarray of shape (m,), optional
-        Position in ``images`` of the image of each point; that of the point by default.
+        Position in ``images`` of the image of each point; the position of the point by default.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes drawn on.
     figure_ : matplotlib Figure
-        Its figure.
+        Figure that contains the axes.
     scatter_ : matplotlib PathCollection
-        The points.
+        Points of the plot.
     texts_ : list of matplotlib Text
-        Names written on the points.
+        Labels written on the points.
     thumbnails_ : list of matplotlib AxesImage
         Images on the map.
     thumbnail_indices_ : ndarray of shape (t,), int
-        The points whose images these are.
+        Points whose images are shown.
     """
 
     def __init__(
@@ -89,24 +89,25 @@ class ProjectionDisplay:
         Parameters
         ----------
         coordinates : Projection or array-like of shape (m, 2)
-            Result of `project`, or coordinates from elsewhere.
+            Result of `project`, or other coordinates.
         labels : array-like of shape (m,) or (n,)
-            Classes or clusters, integers or strings. With a `Projection`, either one for each
-            point or one for each row of the embeddings it was made from.
+            Class or cluster labels, integers or strings. With a `Projection`, one per point or one
+            per row of the projected embeddings.
         images : ndarray of shape (m, h, w) or (m, h, w, c), or sequence of m images, optional
-            Images to show on the map, for each point or, as labels, for each row of the embeddings.
-            Arrays are uint8, or float in [0, 1], with 1 (gray), 3 or 4 channels last; a sequence
-            may mix such arrays and PIL images of any size. Only the images shown are read.
+            Images to show on the map. With a `Projection`, one per point or one per row of the
+            projected embeddings. Arrays are uint8, or float in [0, 1], with 1 (gray), 3 or 4
+            channels last; a sequence may mix such arrays and PIL images of any size. Only the
+            images shown are read.
         n_thumbnails : int, default=150
-            Images on the map at most: the map is divided into square cells, and each that holds a
-            point shows the image nearest to its centre, framed in the colour of its label.
+            Maximum number of images on the map. The map is divided into square cells. Each cell
+            with a point shows the image nearest to its centre, framed in the colour of its label.
         names : {"auto", "points", "legend", "none"}, default="auto"
-            Where to write labels: on the points, at the median of each; in a legend; nowhere.
-            ``"auto"`` writes on the points up to 20 labels, and nowhere beyond.
+            Where to write labels: "points" writes each label at the median of its points, "legend"
+            in a legend, "none" nowhere. "auto" is "points" for up to 20 labels, otherwise "none".
         title : str, optional
             Title of the axes.
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
 
         Returns
         -------
@@ -115,8 +116,8 @@ class ProjectionDisplay:
         Raises
         ------
         ValueError
-            If there are not as many labels or images as points, points are not on a plane or not
-            finite, or an image is not one.
+            If the numbers of labels, images and points differ, the points do not have two finite
+            coordinates, or an image has an invalid shape, dtype or value.
         """
         labels = check_1d(labels, "labels")
         n_thumbnails = check_count(n_thumbnails, "n_thumbnails")
@@ -125,8 +126,8 @@ class ProjectionDisplay:
         points = check_rows(given, "coordinates")
         if points.shape[1] != 2:
             raise ValueError(
-                f"coordinates have {points.shape[1]} columns, needed 2. Embeddings come here "
-                "through project(embeddings)."
+                f"coordinates have {points.shape[1]} columns, needed 2. To plot embeddings, use "
+                "project(embeddings) first."
             )
         check_finite(points, "coordinates")
         labels = labels[_rows(len(labels), len(points), indices, "labels")]
@@ -150,9 +151,9 @@ class ProjectionDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; a new figure by default.
+            Axes to draw on; those of a new figure by default.
         n_thumbnails : int, default=150
-            Images on the map at most, if there are images.
+            Maximum number of images on the map; see `from_predictions`.
         names : {"auto", "points", "legend", "none"}, default="auto"
             Where to write labels; see `from_predictions`.
         title : str, optional
@@ -169,7 +170,7 @@ class ProjectionDisplay:
         if names == "auto":
             names = "points" if len(distinct) <= _MOST_NAMED else "none"
 
-        # Shuffled, so that the last class drawn does not bury the others; the same way each time.
+        # Shuffled with a fixed seed, so that the last class drawn does not hide the others.
         order = np.random.default_rng(0).permutation(len(codes))
         self.scatter_ = ax.scatter(
             *self.coordinates[order].T,
@@ -195,7 +196,7 @@ class ProjectionDisplay:
         return self
 
     def _draw_thumbnails(self, ax: "Axes", colors: NDArray, n_thumbnails: int) -> None:
-        """Draw an image a cell of the map, framed in the colour of its point, (m, 4)."""
+        """Draw one image per cell of the map, framed in the colour of its point, (m, 4)."""
         self.thumbnails_, self.thumbnail_indices_ = [], np.empty(0, np.intp)
         images = self.images
         if images is None:
@@ -211,7 +212,7 @@ class ProjectionDisplay:
             colors[chosen],
         )
         self.thumbnail_indices_ = chosen
-        # Each image has moved the limits to its own.
+        # Each image has changed the limits of the axes.
         reach = np.stack([centers - side / 2, centers + side / 2])
         ax.dataLim.update_from_data_xy(np.concatenate([reach.reshape(-1, 2), self.coordinates]))
         ax.autoscale(True)
@@ -223,7 +224,7 @@ class ProjectionDisplay:
         texts = []
         for code, label in enumerate(distinct):
             points = self.coordinates[codes == code]
-            # The median of a ring or of two islands lies off them: move to the nearest point.
+            # The median of a ring or of two islands is outside of them: move to the nearest point.
             median = np.median(points, axis=0)
             x, y = points[np.argmin(((points - median) ** 2).sum(axis=1))]
             texts.append(
@@ -250,20 +251,20 @@ def _rows(n: int, n_points: int, indices: NDArray | None, name: str) -> NDArray[
     if indices is not None and n > indices.max():
         return indices
     raise ValueError(
-        f"{n} {name} for {n_points} points, needed one each. If the projection used a part of the "
-        f"rows, pass {name}[projection.indices]."
+        f"{n} {name} for {n_points} points, needed one each. If the projection used only some of "
+        f"the rows, pass {name}[projection.indices]."
     )
 
 
 def _colors(distinct: NDArray) -> NDArray[np.float64]:
-    """One RGBA colour for each distinct label, (n_labels, 4)."""
+    """Return an RGBA colour for each distinct label, (n_labels, 4)."""
     mpl = _style.require("matplotlib", extra="eval", purpose="Plotting")
     skipped = distinct == -1 if distinct.dtype.kind in "if" else np.zeros(len(distinct), bool)
     n = int((~skipped).sum())
     if n <= _MOST_NAMED:
         chosen = mpl.colors.to_rgba_array(_style.CLASSES[:n])
     else:
-        # Steps of the golden ratio around the wheel: any few neighbouring ids lie far apart.
+        # Steps of the golden ratio around the colour wheel separate neighbouring ids.
         wheel = (np.arange(n) * 0.6180339887) % 1
         lightness = np.array([0.72, 0.9, 0.55])[np.arange(n) % 3]
         hsv = np.stack([wheel, np.full(n, 0.72), lightness], axis=1)
@@ -275,7 +276,7 @@ def _colors(distinct: NDArray) -> NDArray[np.float64]:
 
 
 def _point_area(n: int) -> float:
-    """Area in points squared: the ink of a plot stays about the same from 100 images to 50,000."""
+    """Return the marker area in points squared, such that the total ink hardly depends on n."""
     return float(np.clip(22_000 / n, 1.5, 60))
 
 

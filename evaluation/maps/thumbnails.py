@@ -1,4 +1,4 @@
-"""Images on a map: one for each cell of a grid, so that none hides another."""
+"""Images on a map: one per cell of a grid, so that they do not overlap."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,35 +12,35 @@ from .pictures import Picture, fit_into
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SHARE = 0.9  # of the side of a cell; the rest is gap
-_LARGEST = 96  # pixels of the longer side
+_SHARE = 0.9  # side of an image as a share of the side of its cell; the rest is a gap
+_LARGEST = 96  # longer side of an image in pixels
 
 
 def choose(points: NDArray, n_thumbnails: int) -> tuple[NDArray[np.intp], NDArray, float]:
-    """Choose the image nearest to the centre of each square cell that holds any.
+    """Choose the image nearest to the centre of each nonempty square cell.
 
-    The grid is the finest of which at most ``n_thumbnails`` cells hold a point, coarser ones having
-    been tried first.
+    Grids are tried from coarse to fine. The last one with at most ``n_thumbnails`` nonempty cells
+    is used.
 
     Parameters
     ----------
     points : ndarray of shape (m, 2)
-        Where the images lie.
+        Coordinates of the images.
     n_thumbnails : int
-        At least 1.
+        Maximum number of images, at least 1.
 
     Returns
     -------
     chosen : ndarray of shape (t,), int
-        Positions in ``points``, t <= n_thumbnails.
+        Positions in ``points`` of the chosen images, t <= n_thumbnails.
     centers : ndarray of shape (t, 2)
         Centres of their cells.
     side : float
-        Of a cell, in the units of the points.
+        Side of a cell, in the units of the points.
     """
     low, extent = points.min(axis=0), float(np.ptp(points, axis=0).max()) or 1.0
     best = _of_grid(points, low, extent)
-    # As many cells a side as there would be thumbnails, were all points on a line.
+    # Points on a line need at most this many cells per side.
     for n_cells in range(2, n_thumbnails + 1):
         found = _of_grid(points, low, extent / n_cells)
         if len(found[0]) > n_thumbnails:
@@ -50,7 +50,7 @@ def choose(points: NDArray, n_thumbnails: int) -> tuple[NDArray[np.intp], NDArra
 
 
 def _of_grid(points: NDArray, low: NDArray, side: float) -> tuple[NDArray[np.intp], NDArray, float]:
-    """As `choose`, of the grid of cells of this side that begins at ``low``."""
+    """Choose images as `choose` does, for one grid with this side and corner ``low``."""
     n_cells = np.maximum(np.ceil(np.ptp(points, axis=0) / side - 1e-6), 1)
     cells = np.minimum((points - low) // side, n_cells - 1)  # points on the far border are inside
     centers = low + (cells + 0.5) * side
@@ -69,7 +69,7 @@ def draw(
     side: float,
     colors: NDArray,
 ) -> list[Any]:
-    """Draw the pictures on their cells, each in a frame of its colour, (t, 4)."""
+    """Draw the pictures in their cells, each with a frame of its colour, (t, 4)."""
     patches = _style.require("matplotlib.patches", extra="eval", purpose="Plotting")
     drawn = []
     for i, (x, y), color in zip(chosen.tolist(), centers.tolist(), colors, strict=True):

@@ -1,6 +1,6 @@
-"""The single-precision searches that propose neighbours: FAISS, or products of torch.
+"""Single-precision searches that propose neighbours: FAISS, or matrix products of torch.
 
-Names: ``queries`` (rows, d), ``database`` (n, d), ``width`` candidates a query.
+Names: ``queries`` (rows, d), ``database`` (n, d), ``width`` candidates per query.
 """
 
 import warnings
@@ -15,15 +15,16 @@ from .._optional import importable, require
 Backend = Literal["auto", "faiss", "torch"]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-# Given query rows and a width w: the w most similar database rows, up to rounding, in any order.
+# Function of query rows and a width w: the w most similar database rows, up to rounding, in any
+# order.
 Propose = Callable[[Floats, int], tuple[Floats, Ints]]
 
 _BLOCK = 2**24  # similarities held at once: 64 MB
-_WIDEST_ON_GPU = 2048  # the most neighbours FAISS selects there
+_WIDEST_ON_GPU = 2048  # maximum number of neighbours that FAISS selects on a GPU
 
 
 def proposer(rows: Floats, backend: Backend) -> tuple[Propose, float]:
-    """Return the fast search over ``rows`` and how far it rounds the inputs."""
+    """Return the fast search over ``rows`` and the relative rounding of its inputs."""
     if backend == "auto":
         backend = "faiss" if importable("faiss") else "torch"
     return _faiss_proposer(rows) if backend == "faiss" else _torch_proposer(rows)
@@ -63,8 +64,8 @@ def _torch_proposer(rows: Floats) -> tuple[Propose, float]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     database = torch.from_numpy(rows).to(device)
-    # A user may have allowed products of TF32 or bfloat16 numbers, with 11 and 8 significant bits:
-    # two inputs, half a unit in the last place each, and as much again for safety.
+    # The user may have allowed products of TF32 or bfloat16 numbers, with 11 and 8 significant
+    # bits. The bound is half a unit in the last place for each of two inputs, doubled for safety.
     rounding = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
 
     @torch.inference_mode()
@@ -84,6 +85,6 @@ def _torch_proposer(rows: Floats) -> tuple[Propose, float]:
         assert best is not None  # the database has at least k rows, and k is at least 1
         return best[0].cpu().numpy(), best[1].cpu().numpy()
 
-    with warnings.catch_warnings(action="ignore"):  # torch 2.9 warns of its name
+    with warnings.catch_warnings(action="ignore"):  # torch 2.9 warns that this name is deprecated
         precision = torch.get_float32_matmul_precision()
     return propose, rounding[precision]

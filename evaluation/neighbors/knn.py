@@ -1,8 +1,8 @@
-"""The weighted k-nearest-neighbour protocol: how well neighbours predict a class.
+"""Weighted k-nearest-neighbour evaluation: how well the neighbours of an image predict its class.
 
-As in DINO and the work before it (Wu et al., "Unsupervised Feature Learning via Non-Parametric
-Instance Discrimination", CVPR 2018): the k most similar training rows by cosine each vote
-exp(similarity / temperature) for their class.
+The protocol is that of DINO and of Wu et al., "Unsupervised Feature Learning via Non-Parametric
+Instance Discrimination", CVPR 2018. Each of the k training rows with the highest cosine similarity
+votes exp(similarity / temperature) for its class.
 """
 
 from collections.abc import Sequence
@@ -34,23 +34,25 @@ PROTOCOL = (10, 20, 100, 200)
 
 @dataclass(frozen=True)
 class KNNScores:
-    """How well neighbours predict a class; see `knn_scores`.
+    """Accuracy of weighted k-nearest-neighbour classification; see `knn_scores`.
 
     Attributes
     ----------
     accuracy : dict of int to float
-        Share of test images whose class is predicted, in [0, 1], for each number of neighbours.
+        Share of test images whose class is predicted correctly, in [0, 1], for each number of
+        neighbours.
     n_train : int
-        Training images used. In leave-one-out, each chooses among the others.
+        Number of training images. In leave-one-out, the neighbours of an image are chosen among
+        the others.
     n_test : int
-        Test images scored.
+        Number of scored test images.
     n_skipped : int
-        Images of either set left out, because their row is NaN.
+        Number of images of both sets left out because their row is NaN.
     n_unseen : int
-        Test images scored wrong whatever their neighbours are: no training image that they choose
-        among has their class.
+        Number of test images that cannot be right because no training image (in leave-one-out, no
+        other image) has their class. They count as wrong.
     n_classes : int
-        Classes of the training images.
+        Number of classes of the training images.
     """
 
     accuracy: dict[int, float]
@@ -71,27 +73,28 @@ def knn_scores(
     temperature: float = 0.07,
     backend: Backend = "auto",
 ) -> KNNScores:
-    """Measure weighted k-nearest-neighbour classification, and count what it rests on.
+    """Measure the accuracy of weighted k-nearest-neighbour classification, with image counts.
 
     Parameters
     ----------
     train : array-like of shape (n_train, d)
-        Embeddings of the training images. Rows that are NaN throughout, as skipped images have,
-        are left out and counted.
+        Embeddings of the training images. Rows of NaN, which mark skipped images, are left out and
+        counted.
     y_train : array-like of shape (n_train,)
-        Their classes, integers or strings.
+        Class labels of the training images, integers or strings.
     test : array-like of shape (n_test, d), optional
-        Embeddings of the test images, read in batches, so a memory map works. Without them the
-        training rows are classified, each by its neighbours among the others (leave-one-out).
+        Embeddings of the test images. They are read in batches and may be a memory map. Without
+        ``test``, each training row is classified by the others (leave-one-out).
     y_test : array-like of shape (n_test,), optional
-        Their classes. A class that ``y_train`` lacks counts as wrong, and in ``n_unseen``.
+        Class labels of the test images. Images of a class that is not in ``y_train`` count as wrong
+        and are counted in ``n_unseen``.
     k : int or sequence of int, optional
-        Number of neighbours; several cost one search. By default those of 10, 20, 100 and 200, the
-        numbers of DINO, for which there are rows enough.
+        Number of neighbours. Several numbers need only one search. By default 10, 20, 100 and 200,
+        the numbers of DINO, without those that exceed the available rows.
     temperature : float, default=0.07
-        Each neighbour votes exp(similarity / temperature).
+        Temperature of the votes: each neighbour votes exp(similarity / temperature).
     backend : {"auto", "faiss", "torch"}, default="auto"
-        See `nearest_neighbors`; it does not change the result.
+        Search library, see `nearest_neighbors`. It does not change the result.
 
     Returns
     -------
@@ -100,16 +103,17 @@ def knn_scores(
     Raises
     ------
     ValueError
-        If shapes disagree, no row is left, a row holds NaN or infinity among numbers, or a ``k``
-        asked for exceeds the rows to choose from.
+        If shapes disagree, all rows are skipped, a row is partly NaN or holds infinity, or ``k``
+        exceeds the available rows.
 
     Notes
     -----
-    Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021; Wu et
-    al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018.
+    The protocol is that of Caron et al., "Emerging Properties in Self-Supervised Vision
+    Transformers", ICCV 2021, and Wu et al., "Unsupervised Feature Learning via Non-Parametric
+    Instance Discrimination", CVPR 2018.
 
-    With one class only every prediction is that class: the accuracy is the share of test images
-    that have it, and tells nothing.
+    With a single class, every prediction is this class. The accuracy is then the share of test
+    images of this class and carries no information.
 
     Examples
     --------
@@ -124,7 +128,7 @@ def knn_scores(
     if (test is None) != (y_test is None):
         missing, given = ("test", "y_test") if test is None else ("y_test", "test")
         raise ValueError(
-            f"{given} came without {missing}: needed both, or neither for leave-one-out."
+            f"{given} came without {missing}. Pass both, or neither for leave-one-out."
         )
     train, y_train, seen = _checked_set(train, y_train, "train")
     ignored = int((~seen).sum())
@@ -141,7 +145,7 @@ def knn_scores(
 
     classes, codes, sizes = np.unique(y_train, return_inverse=True, return_counts=True)
     own = np.searchsorted(classes, y_test).clip(max=len(classes) - 1)
-    # By leave-one-out an image must share its class with another one.
+    # In leave-one-out, another image must have the same class.
     known = (classes[own] == y_test) & (sizes[own] > int(alone))
     right = dict.fromkeys(ks, 0)
     rows = np.flatnonzero(looked_up)
@@ -196,31 +200,33 @@ def knn_accuracy(
     Parameters
     ----------
     train : array-like of shape (n_train, d)
-        Embeddings of the training images. Rows that are NaN throughout, as skipped images have,
-        are left out; `knn_scores` counts them.
+        Embeddings of the training images. Rows of NaN, which mark skipped images, are left out;
+        `knn_scores` counts them.
     y_train : array-like of shape (n_train,)
-        Their classes.
+        Class labels of the training images.
     test : array-like of shape (n_test, d), optional
-        Embeddings of the test images. Without them the training rows are classified, each by its
-        neighbours among the others (leave-one-out).
+        Embeddings of the test images. Without ``test``, each training row is classified by the
+        others (leave-one-out).
     y_test : array-like of shape (n_test,), optional
-        Their classes. A class that ``y_train`` lacks counts as wrong.
+        Class labels of the test images. Images of a class that is not in ``y_train`` count as
+        wrong.
     k : int or sequence of int, default=20
-        Number of neighbours. Several, such as (10, 20, 100, 200), cost one search.
+        Number of neighbours. Several numbers, such as (10, 20, 100, 200), need only one search.
     temperature : float, default=0.07
-        Each neighbour votes exp(similarity / temperature).
+        Temperature of the votes: each neighbour votes exp(similarity / temperature).
     backend : {"auto", "faiss", "torch"}, default="auto"
-        See `nearest_neighbors`; it does not change the result.
+        Search library, see `nearest_neighbors`. It does not change the result.
 
     Returns
     -------
     accuracy : float or dict of int to float
-        In [0, 1]: a float for one ``k``, else a dictionary ``{k: accuracy}`` in the order given.
+        Accuracy in [0, 1]: a float for one ``k``, a dictionary ``{k: accuracy}`` in the given order
+        for several.
 
     Raises
     ------
     ValueError
-        If shapes disagree, a set is empty, or ``k`` exceeds the rows to choose from.
+        If shapes disagree, a set is empty, or ``k`` exceeds the available rows.
 
     Examples
     --------
@@ -234,7 +240,7 @@ def knn_accuracy(
 
 
 def _checked_ks(k: Any) -> list[int]:
-    """Return the numbers of neighbours asked for."""
+    """Return ``k`` as a list of distinct integers."""
     ks = [check_count(each, "k") for each in (k if isinstance(k, Sequence | np.ndarray) else [k])]
     if not ks:
         raise ValueError("k is an empty sequence, needed at least one number of neighbours.")
@@ -242,14 +248,14 @@ def _checked_ks(k: Any) -> list[int]:
 
 
 def _that_fit(ks: list[int] | None, n_train: int, alone: bool) -> list[int]:
-    """Return the numbers of neighbours to use, each at most the rows there are to choose from."""
+    """Return the numbers of neighbours to use, each at most the number of available rows."""
     available, others = n_train - alone, " other" if alone else ""
     if ks is None:
         ks = [each for each in PROTOCOL if each <= available]
         if not ks:
             raise ValueError(
                 f"There are {available}{others} rows to choose neighbours from, needed at least "
-                f"{PROTOCOL[0]}. Pass a smaller k, or more rows."
+                f"{PROTOCOL[0]} for the default k. Pass a smaller k, or more rows."
             )
     elif max(ks) > available:
         raise ValueError(
@@ -262,7 +268,7 @@ def _that_fit(ks: list[int] | None, n_train: int, alone: bool) -> list[int]:
 def _checked_set(
     x: ArrayLike, y: ArrayLike, name: str
 ) -> tuple[NDArray, NDArray, NDArray[np.bool_]]:
-    """Return rows, classes, and which rows are there, (n,)."""
+    """Return rows, class labels, and a mask of the rows that are not skipped, (n,)."""
     y, x = check_1d(y, f"y_{name}"), check_rows(x, name)
     check_same_length(x, y, name, f"y_{name}")
     there = ~missing_rows(x)

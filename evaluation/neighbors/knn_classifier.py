@@ -17,17 +17,18 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
     """Weighted k-nearest-neighbour classifier for embeddings.
 
     Each of the ``n_neighbors`` training rows of highest cosine similarity votes
-    ``exp(similarity / temperature)`` for its class. Neighbours are exact; equal similarities are
-    taken lowest training row first, and equal votes go to the first class in sorted order.
+    ``exp(similarity / temperature)`` for its class. Neighbours are exact. Among equal similarities,
+    the lowest training row comes first; among equal votes, the first class in sorted order wins.
 
     Parameters
     ----------
     n_neighbors : int, default=20
-        Number of voters, at most the number of training rows.
+        Number of neighbours that vote, at most the number of training rows.
     temperature : float, default=0.07
-        Above 0. Lower values trust the nearest neighbour more; DINO uses 0.07.
+        Temperature of the votes, above 0. Lower values give more weight to the nearest neighbours.
+        DINO uses 0.07.
     backend : {"auto", "faiss", "torch"}, default="auto"
-        See `nearest_neighbors`; it does not change the result.
+        Search library, see `nearest_neighbors`. It does not change the result.
 
     Attributes
     ----------
@@ -36,7 +37,7 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
     n_features_in_ : int
         Number of features seen by ``fit``.
     feature_names_in_ : ndarray of shape (n_features,)
-        Column names, when ``X`` has string ones.
+        Column names of ``X``, if they are strings.
 
     Examples
     --------
@@ -54,7 +55,7 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         self.backend: Backend = backend
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Remember the training rows.
+        """Store the training rows.
 
         Parameters
         ----------
@@ -78,20 +79,20 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         if n_neighbors > len(X):
             raise ValueError(
-                f"n_neighbors={n_neighbors} exceeds n_samples={len(X)}: each neighbour is a "
-                "different training row. Lower n_neighbors, or fit more rows."
+                f"n_neighbors={n_neighbors} exceeds n_samples={len(X)}. Lower n_neighbors, or fit "
+                "more rows."
             )
         self.classes_, self._codes = np.unique(y, return_inverse=True)
         self._rows = X
         return self
 
     def predict(self, X: Any) -> NDArray:
-        """Return the class with most votes for each row.
+        """Return the class with the most votes for each row.
 
         Parameters
         ----------
         X : array-like of shape (n_queries, d)
-            Real, finite rows. Beside the training rows, memory is bounded for any number of them.
+            Real, finite rows. They are processed in batches, so that memory is bounded.
 
         Returns
         -------

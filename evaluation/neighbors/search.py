@@ -1,10 +1,10 @@
-"""Exact nearest neighbours by inner product, the same to the last bit whatever computes them.
+"""Exact nearest neighbours by inner product, bit for bit the same with every backend.
 
-A fast single-precision search proposes a few more rows than are wanted; the proposals are scored
-again in double precision, ranked, and cut. A bound on the rounding error of the fast search then
-either proves that nothing better was left out, or sends the query to a slower exhaustive pass. Fast
-searches alone cannot promise this: matrix products round identical rows differently depending on
-where they stand, and neither FAISS nor ``torch.topk`` orders ties.
+A fast single-precision search proposes slightly more rows than needed. The proposals are scored
+again in double precision, ranked and truncated. A bound on the rounding error of the fast search
+then proves that no better row was left out; if it cannot, the query takes a slower exhaustive
+search. Fast searches alone are not exact: matrix products round identical rows differently in
+different positions, and neither FAISS nor ``torch.topk`` orders ties.
 
 Names: ``queries`` (rows, d), ``database`` (n, d), ``similarities`` and ``indices`` (rows, k).
 """
@@ -24,7 +24,7 @@ __all__ = ["Backend", "Floats", "Ints", "nearest_neighbors"]
 Metric = Literal["cosine", "dot"]
 
 _BLOCK = 2**23  # elements of the largest temporary: 32 MB in single precision
-_PREPARED = 2**17  # elements made ready at once: they stay in cache
+_PREPARED = 2**17  # elements prepared at once: they fit into the cache
 _INDEX_BITS = np.int64(0xFFFFFFFF)
 
 
@@ -40,43 +40,45 @@ def nearest_neighbors(
 ) -> tuple[Floats, Ints]:
     """Find the k most similar rows of a database for each query, exactly.
 
-    Similarities are computed in double precision from single-precision rows, and rounded to single
-    precision. They are sorted in descending order; equal ones by index, lowest first, also where
-    they straddle the k-th place. The answer depends on neither the backend nor the batch size.
+    Similarities are computed in double precision from single-precision rows and rounded to single
+    precision. They are sorted in descending order, ties by ascending index, including ties at the
+    k-th place. The result depends on neither the backend nor the batch size.
 
     Parameters
     ----------
     queries : array-like of shape (n_queries, d)
-        Real, finite rows. Read in batches, so a memory map works.
+        Real, finite rows. They are read in batches and may be a memory map.
     database : array-like of shape (n, d)
         Real, finite rows.
     k : int
         Number of neighbours, in [1, n]; with ``exclude_self``, in [1, n - 1].
     metric : {"cosine", "dot"}, default="cosine"
-        Inner product of L2-normalised rows, or of the rows as they are. A row of zeros has cosine 0
-        with everything.
+        Similarity: inner product of L2-normalised rows ("cosine") or of the given rows ("dot"). A
+        row of zeros has cosine 0 with every row.
     backend : {"auto", "faiss", "torch"}, default="auto"
-        What proposes candidates. FAISS uses a GPU if it was built for one and one is present, torch
-        if CUDA is available. ``"auto"`` takes FAISS where it is installed, else torch.
+        Library that proposes candidates. FAISS uses a GPU if it was built for GPUs and one is
+        available, torch if CUDA is available. "auto" uses FAISS if it is installed, otherwise
+        torch.
     batch_size : int, default=4096
-        Queries handled at once. Beside the database in single precision, memory is bounded by a
-        few hundred megabytes for any number of rows.
+        Number of queries processed at once. In addition to the database in single precision, the
+        search uses a few hundred megabytes at most, for any number of rows.
     exclude_self : bool, default=False
-        For queries that *are* the database: leave row i out of the neighbours of query i.
+        Whether to leave row i out of the neighbours of query i. Use it if the queries are the
+        database.
 
     Returns
     -------
     similarities : ndarray of shape (n_queries, k), float32
-        In [-1, 1] up to rounding for ``"cosine"``; unbounded for ``"dot"``.
+        Similarities to the neighbours, in [-1, 1] up to rounding for "cosine", unbounded for "dot".
     indices : ndarray of shape (n_queries, k), int64
-        Rows of ``database``.
+        Row numbers of the neighbours in ``database``.
 
     Raises
     ------
     ValueError
         If shapes disagree, ``k`` exceeds the database, or a row holds NaN or infinity.
     ImportError
-        If the backend asked for is not installed.
+        If the requested backend is not installed.
 
     Examples
     --------
@@ -92,20 +94,20 @@ def nearest_neighbors(
     k = check_count(k, "k")
     if queries.shape[1] != database.shape[1]:
         raise ValueError(
-            f"queries have {queries.shape[1]} features and the database {database.shape[1]}: "
+            f"queries have {queries.shape[1]} features and the database {database.shape[1]}, "
             "needed the same number. Embed both with the same model."
         )
     if exclude_self and len(queries) != len(database):
         raise ValueError(
-            f"exclude_self=True with {len(queries)} queries and {len(database)} database rows: "
-            "needed the same in both. Leave it out when the queries are other images."
+            f"exclude_self=True with {len(queries)} queries and {len(database)} database rows, "
+            "needed the same rows in both. Use exclude_self=False if the queries are other images."
         )
     available = len(database) - bool(exclude_self)
     if k > available:
         others = " other" if exclude_self else ""
         raise ValueError(
-            f"k={k} exceeds the {available}{others} rows of the database. Lower k, or search in "
-            "more rows."
+            f"k={k} exceeds the {available}{others} rows of the database. Lower k, or pass a "
+            "larger database."
         )
 
     index = Index.of(database, metric=metric, backend=backend)
@@ -121,13 +123,13 @@ def nearest_neighbors(
 
 @dataclass(frozen=True)
 class Index:
-    """A database ready to be searched."""
+    """A database prepared for searches."""
 
     rows: Floats
     metric: Metric
-    largest: float  # the norm of the longest row
+    largest: float  # largest norm of a row
     propose: Propose
-    rounding: float  # how far the fast search rounds its inputs
+    rounding: float  # relative rounding of inputs in the fast search
 
     @classmethod
     def of(
@@ -139,32 +141,32 @@ class Index:
         name: str = "database",
         positions: NDArray[np.int64] | None = None,
     ) -> "Index":
-        """Make a database ready; its ``name`` and ``positions`` are what errors speak of."""
+        """Prepare a database; errors mention ``name`` and ``positions``."""
         rows = _prepare(database, metric, name, positions=positions)
         propose, rounding = _proposer(rows, backend)
-        # Rounded to single precision, a row of length 1 is no longer than this.
+        # Bound on the norm of a unit row after rounding to single precision.
         largest = 1 + 2.0**-23 if metric == "cosine" else float(_norms(rows).max())
         return cls(rows, metric, largest, propose, rounding)
 
     def prepare(self, queries: NDArray, name: str, positions: NDArray[np.int64]) -> Floats:
-        """Make queries ready; ``positions`` are theirs in the whole array, for errors."""
+        """Prepare queries; ``positions`` are their rows in the whole array, for errors."""
         return _prepare(queries, self.metric, name, positions=positions)
 
     def error(self, queries: Floats) -> NDArray[np.float64]:
-        """Return how far a fast similarity may lie from the exact one, (rows,)."""
+        """Return a bound on the error of the fast similarities, (rows,)."""
         norms = _norms(queries)
         if norms.max(initial=0.0) * self.largest > np.finfo(np.float32).max:
             raise ValueError(
                 "The inner products overflow single precision. Scale the rows down, or use "
                 'metric="cosine".'
             )
-        # A sum of d products is off by at most (d + 1) roundoffs of |q| |x|, in any order; the
-        # other three cover the rounding of the scores compared here.
+        # The error of a sum of d products is at most (d + 1) roundoffs of |q| |x|, in any order.
+        # The other three roundoffs cover the scores that are compared with it.
         relative = (queries.shape[1] + 4) * 2.0**-24 + self.rounding
         return relative * norms * self.largest + np.finfo(np.float32).tiny
 
     def search(self, queries: Floats, k: int, *, own: Ints | None = None) -> tuple[Floats, Ints]:
-        """Return the k nearest rows of each query, (rows, k), leaving out its ``own``."""
+        """Return the k nearest rows of each query, (rows, k), without its ``own`` row."""
         wanted = k + (own is not None)
         found = _search(queries, self.rows, wanted, self.propose, self.error(queries))
         return found if own is None else _without(own, *found)
@@ -172,7 +174,7 @@ class Index:
     def search_roughly(
         self, queries: Floats, k: int, *, own: Ints | None = None
     ) -> tuple[Floats, Ints]:
-        """As `search`, of similarities that may be off by `error`, and are sorted by these."""
+        """Return neighbours like `search`, by fast similarities with errors up to `error`."""
         wanted = k + (own is not None)
         similarities, indices = self.propose(queries, wanted)
         order = np.argsort(-similarities, axis=1, kind="stable")
@@ -183,7 +185,7 @@ class Index:
 def _search(
     queries: Floats, rows: Floats, k: int, propose: Propose, error: NDArray[np.float64]
 ) -> tuple[Floats, Ints]:
-    """Propose, score again, rank; then prove each answer or replace it."""
+    """Propose candidates, score and rank them, then prove each result or replace it."""
     similarities = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
     left = np.arange(len(queries))
@@ -201,21 +203,22 @@ def _search(
 
 
 def _widths(k: int, n: int) -> list[int]:
-    """Numbers of candidates to try in turn before going through all n rows.
+    """Return the numbers of candidates to try before the exhaustive search.
 
-    One spare row proves nearly every query at k = 1, the assignment step of k-means; more
-    neighbours lie closer together at the k-th place. The second, wider try is for embeddings in a
-    narrow cone and for small groups of duplicates: it costs a third of the exhaustive pass.
+    One additional candidate proves nearly every query at k = 1, the assignment step of k-means.
+    With more neighbours, the similarities around the k-th place are closer together. The second,
+    wider search helps with embeddings in a narrow cone and small groups of duplicates. It costs a
+    third of the exhaustive search.
     """
     first = 2 if k == 1 else k + 8 + k // 8
     return [min(n, first)] if first >= n else [first, min(n, 2 * first + 32)]
 
 
 def _score(queries: Floats, rows: Floats, candidates: Ints) -> Floats:
-    """Double-precision similarity of each query to its own candidates, (rows, width).
+    """Return similarities of queries to their candidates from double precision, (rows, width).
 
-    By einsum rather than a matrix product: its result for a pair of rows does not depend on where
-    they stand, so identical rows score identically.
+    This uses einsum instead of a matrix product: its result for a pair of rows does not depend on
+    their positions, so identical rows have identical scores.
     """
     scores = np.empty(candidates.shape, np.float32)
     step = max(1, _BLOCK // 2 // (candidates.shape[1] * rows.shape[1]))
@@ -227,13 +230,13 @@ def _score(queries: Floats, rows: Floats, candidates: Ints) -> Floats:
 
 
 def _exhaustive(queries: Floats, rows: Floats, k: int) -> tuple[Floats, Ints]:
-    """Score every database row in double precision and keep the first k by rank."""
+    """Score all database rows in double precision and keep the first k by rank."""
     doubles = queries.astype(np.float64)
     step = max(k, _BLOCK // max(len(queries), rows.shape[1]))
     best = np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), step):
         block = rows[start : start + step].astype(np.float64)
-        # Rounding to single precision absorbs the position-dependent last bit of the product.
+        # Rounding to single precision removes the position-dependent last bit of the product.
         scores = (doubles @ block.T).astype(np.float32)
         keys = _keys(scores, np.arange(start, start + len(block)))
         best = _largest(np.concatenate([best, keys], axis=1), k)
@@ -241,15 +244,15 @@ def _exhaustive(queries: Floats, rows: Floats, k: int) -> tuple[Floats, Ints]:
 
 
 def _rank(similarities: Floats, indices: Ints, k: int) -> tuple[Floats, Ints]:
-    """Sort by descending similarity, equal ones by ascending index, and keep k."""
+    """Sort by descending similarity, ties by ascending index, and keep k."""
     return _unpack(np.sort(_keys(similarities, indices), axis=1)[:, : -k - 1 : -1])
 
 
 def _keys(similarities: Floats, indices: Ints) -> Ints:
-    """Pack (similarity, index) into one integer whose descending order is the ranking.
+    """Pack (similarity, index) into one integer such that descending order is the ranking.
 
-    The high half is the float's bit pattern, made monotonic for negatives; the low half the index,
-    reversed. The keys are distinct, so any sort or partition of them obeys the rule for ties.
+    The high half is the bit pattern of the float, made monotonic for negative numbers. The low half
+    is the reversed index. All keys are distinct, so any sort or partition orders ties correctly.
     """
     bits = (similarities + np.float32(0)).view(np.int32)  # adding 0 makes -0.0 equal to 0.0
     monotonic = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
@@ -273,7 +276,7 @@ def _largest(keys: Ints, k: int) -> Ints:
 
 
 def _without(own: Ints, similarities: Floats, indices: Ints) -> tuple[Floats, Ints]:
-    """Drop each query's own row from its neighbours, or the last one if it is not among them."""
+    """Drop the own row of each query from its neighbours, or the last one if it is missing."""
     drop = indices == own[:, None]
     drop[~drop.any(axis=1), -1] = True
     shape = (len(own), indices.shape[1] - 1)
@@ -281,7 +284,7 @@ def _without(own: Ints, similarities: Floats, indices: Ints) -> tuple[Floats, In
 
 
 def _norms(rows: Floats) -> NDArray[np.float64]:
-    """L2 norm of each row in double precision, (rows,)."""
+    """Return the L2 norm of each row in double precision, (rows,)."""
     return np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64, casting="safe"))
 
 

@@ -1,6 +1,6 @@
-"""Votes of neighbours, counted from fast similarities where their rounding cannot matter.
+"""Weighted votes of neighbours, from fast similarities where rounding cannot change the result.
 
-Names: ``codes`` are classes counted from 0; ``ks`` numbers of neighbours.
+Names: ``codes`` are classes numbered from 0; ``ks`` are numbers of neighbours.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .search import Backend, Floats, Index
 
 TOGETHER = 4096
-"""Queries looked up at once."""
+"""Number of queries searched at once."""
 
 _BLOCK = 2**22  # votes (rows x classes) held at once
 
@@ -28,9 +28,9 @@ def predicted_codes(
     rows: NDArray[np.intp] | None = None,
     alone: bool = False,
 ) -> Iterator[tuple[NDArray[np.intp], list[NDArray[np.intp]]]]:
-    """Predict a batch of queries at a time: their positions, and for each k their classes.
+    """Predict classes in batches: yield the positions of the queries and their classes for each k.
 
-    ``rows`` are the queries to look at, all by default; positions count these.
+    ``rows`` selects the queries, all by default. Positions are positions in ``rows``.
     """
     index = Index.of(rows_of_train, metric="cosine", backend=backend, name="train")
     rows = np.arange(len(queries)) if rows is None else rows
@@ -53,10 +53,10 @@ def _vote(
     temperature: float,
     own: NDArray[np.intp] | None,
 ) -> list[NDArray[np.intp]]:
-    """Class with most votes of each query, (rows,), for each k.
+    """Return the class with the most votes for each query, (rows,), for each k.
 
-    From similarities in single precision where their rounding cannot change the winner, and from
-    exact ones where it could.
+    Single-precision similarities are used where rounding cannot change the winner, and exact ones
+    elsewhere.
     """
     k, available = max(ks), len(index.rows) - (own is not None)
     similarities, indices = index.search_roughly(queries, min(k + 1, available), own=own)
@@ -84,11 +84,11 @@ def _certain_winners(
     n_classes: int,
     temperature: float,
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Class with most votes, and whether no error of the similarities could change it; (rows,).
+    """Return the class with the most votes and whether rounding cannot change it, (rows,) each.
 
-    Two things may be wrong: each vote, by a factor exp(error / temperature), and which rows vote.
-    Only voters within twice the error of the first row that does not vote could give way, each to a
-    row of at most that similarity.
+    Rounding has two effects: a vote may be off by a factor exp(error / temperature), and the wrong
+    rows may vote. Only voters within twice the error of the first row that does not vote can be
+    wrong, and each would be replaced by a row of at most that similarity.
     """
     winners, certain = np.empty(len(codes), np.intp), np.empty(len(codes), bool)
     step = max(1, _BLOCK // n_classes)
@@ -101,7 +101,7 @@ def _certain_winners(
         most = votes[rows, winner]
         votes[rows, winner] = -1.0
         second = np.maximum(votes.max(axis=1), 0.0)
-        # Farther than this, the bounds say nothing, and exp overflows.
+        # Beyond this limit the bounds are useless and exp may overflow.
         factor = np.exp(np.minimum(4 * error[part] / temperature, 50.0))
         moved = 0.0
         if k < similarities.shape[1]:
@@ -115,7 +115,7 @@ def _certain_winners(
 def votes_of(
     similarities: NDArray[np.floating], codes: NDArray[Any], n_classes: int, temperature: float
 ) -> NDArray[np.float64]:
-    """Sum the votes for each class, (rows, n_classes), scaled so that the nearest votes 1."""
+    """Sum the votes for each class, (rows, n_classes), scaled so that the nearest vote is 1."""
     logits = similarities.astype(np.float64) / temperature
     weights = np.exp(logits - logits[:, :1])  # neighbours are sorted: the first is the largest
     cells = np.arange(len(codes))[:, None] * n_classes + codes
@@ -127,7 +127,7 @@ def votes_of(
 def _winners(
     similarities: Floats, codes: NDArray[Any], n_classes: int, temperature: float
 ) -> NDArray[np.intp]:
-    """Code of the class with most votes, (rows,)."""
+    """Return the code of the class with the most votes, (rows,)."""
     winners = np.empty(len(codes), np.intp)
     step = max(1, _BLOCK // n_classes)
     for start in range(0, len(codes), step):

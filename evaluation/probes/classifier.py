@@ -1,8 +1,9 @@
-"""A linear classifier on frozen features, as the linear evaluation of embeddings trains it.
+"""Linear classifier on frozen features, for the linear evaluation of embeddings.
 
-By SGD as published (DINO, and the work before it): momentum .9, no weight decay, a cosine to 0, 100
-epochs of batches of 1,024, a grid of learning rates of which held-out training rows choose. Or by
-L-BFGS: scikit-learn's logistic regression, for features of few images.
+One solver is SGD as in the published protocol (DINO and earlier work): momentum .9, no weight
+decay, a cosine schedule to 0, 100 epochs, batches of 1,024 rows, and a grid of learning rates from
+which held-out training rows choose one. The other solver is L-BFGS, by scikit-learn's logistic
+regression, for small sets of images.
 
 Names: ``d`` features, ``C`` classes, ``R`` learning rates.
 """
@@ -32,52 +33,54 @@ if TYPE_CHECKING:
 Solver = Literal["auto", "lbfgs", "sgd"]
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-# n * d * C up to which "auto" is L-BFGS. It took less time than SGD with six rates at every size
-# that was tried, to 4e8, but it holds logits of all rows, where SGD holds those of a batch.
+# Largest n * d * C for which "auto" is L-BFGS. L-BFGS was faster than SGD with six rates at every
+# size that was tried, up to 4e8, but it holds the logits of all rows and SGD those of one batch.
 _SMALL = 10**9
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
-    """Linear classifier for embeddings that stay as they are.
+    """Linear classifier for frozen embeddings.
 
     Parameters
     ----------
     solver : {"auto", "lbfgs", "sgd"}, default="auto"
-        "sgd" is the published protocol, all learning rates in one pass. "lbfgs" is scikit-learn's
-        :class:`~sklearn.linear_model.LogisticRegression`. "auto" is "lbfgs" where rows times
-        features times classes are at most 1e9, else "sgd"; with :meth:`fit_views` "sgd".
+        Optimisation algorithm. "sgd" is the published protocol; it trains all learning rates in one
+        pass. "lbfgs" is scikit-learn's :class:`~sklearn.linear_model.LogisticRegression`. "auto" is
+        "lbfgs" if rows times features times classes are at most 1e9, otherwise "sgd". With
+        :meth:`fit_views`, "auto" is "sgd".
     C : float, default=1.0
-        For "lbfgs": inverse strength of the penalty on the squared weights. Search for it with
+        Inverse strength of the penalty on the squared weights, for "lbfgs". Search for it with
         :class:`~sklearn.model_selection.GridSearchCV`.
     max_iter : int, default=1000
-        For "lbfgs": the most iterations.
+        Maximum number of iterations, for "lbfgs".
     learning_rates : float or sequence of float, default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-        For "sgd": rates at the start for a batch of 256; applied is rate * batch / 256, ``batch``
-        being at most the number of training rows.
+        Initial learning rates for a batch of 256 rows, for "sgd". The applied rate is
+        rate * batch / 256, where ``batch`` is at most the number of training rows.
     epochs : int, default=100
-        For "sgd": passes over the training rows.
+        Number of passes over the training rows, for "sgd".
     batch_size : int, default=1024
-        For "sgd": rows a step.
+        Number of rows per step, for "sgd".
     weight_decay : float, default=0.0
-        For "sgd": on the weights, not on the intercepts.
+        Weight decay, for "sgd". It applies to the weights, not to the intercepts.
     validation_fraction : float, default=0.1
-        For "sgd": share of the training rows, class by class, that is held out to choose the rate
-        by, in (0, 1). With a single rate nothing is held out.
+        Share of the training rows of each class, in (0, 1), that is held out to choose the learning
+        rate, for "sgd". With a single rate, no rows are held out.
     refit : bool, default=False
-        For "sgd": train again with the chosen rate, on all rows. Without it the classifier is the
-        chosen head, which never saw the rows that chose it; a refit costs a training with one rate
-        more.
+        Whether to train again on all rows with the chosen rate, for "sgd". Without a refit, the
+        classifier is the chosen head, which was trained without the held-out rows. A refit costs
+        one more training with a single rate.
     standardize : bool or "auto", default="auto"
-        Centre each feature and divide it by its standard deviation, both of the training rows;
-        ``coef_`` and ``intercept_`` are for the features as given all the same. "auto" is True for
-        "sgd", whose rates mean little unless features have one scale (unit vectors of 256
-        features are .06 large), and False for "lbfgs", whose C is then that of scikit-learn. Small
-        features are held back by a C of 1: let it be True for them, which also ends sooner.
+        Whether to standardise each feature by its mean and standard deviation over the training
+        rows. ``coef_`` and ``intercept_`` always apply to the features as given. "auto" is True for
+        "sgd", because suitable learning rates depend on the scale of the features (features of
+        256-dimensional unit vectors are about .06). "auto" is False for "lbfgs", so that C means
+        the same as in scikit-learn. With small features, C=1 penalises too strongly; set
+        ``standardize=True``, which also converges sooner.
     random_state : int, RandomState or None, default=None
-        Of the held-out rows and the order of the batches. Nothing else is random: heads start at
-        zero, and the problem is convex.
+        Seed of the held-out rows and of the order of the batches. The rest is deterministic: heads
+        start at zero, and the problem is convex.
     device : str or torch.device, default="auto"
-        For "sgd". "auto" is CUDA where there is one, else Apple's MPS, else the CPU.
+        Device for "sgd". "auto" is CUDA if available, otherwise Apple's MPS, otherwise the CPU.
 
     Attributes
     ----------
@@ -86,30 +89,32 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     coef_ : ndarray of shape (C, d), or (1, d) for two classes
         Weights, for the features as given.
     intercept_ : ndarray of shape (C,) or (1,)
+        Intercepts, for the features as given.
     solver_ : {"lbfgs", "sgd"}
-        What "auto" was.
+        Solver that was used.
     learning_rate_ : float
-        The chosen one of ``learning_rates``; NaN for "lbfgs".
+        Chosen learning rate; NaN for "lbfgs".
     validation_scores_ : ndarray of shape (R,)
-        Accuracy of each rate on the held-out rows, in [0, 1]; NaN where there was no choice: a
-        single rate, or "lbfgs", where R is 1.
+        Accuracy of each learning rate on the held-out rows, in [0, 1]. NaN if there was nothing to
+        choose: with a single rate, or with "lbfgs", where R is 1.
     n_iter_ : int
-        Iterations of "lbfgs", or epochs.
+        Number of iterations of "lbfgs" or of epochs of "sgd".
     n_features_in_ : int
         Number of features seen by ``fit``.
     feature_names_in_ : ndarray of shape (d,)
-        Column names, when ``X`` has string ones.
+        Column names of ``X``, if they are strings.
 
     Notes
     -----
-    The rate of highest accuracy on held-out rows is chosen; of equal ones, that of lowest loss
-    there. Where each class has a single row, none can be held out, and the training rows choose.
-    A ``learning_rate_`` at an end of the grid asks for a wider one.
+    The chosen learning rate has the highest accuracy on the held-out rows; among equal accuracies,
+    it has the lowest loss there. If each class has a single row, no row can be held out, and the
+    training rows are used for the choice. If ``learning_rate_`` is the first or last of
+    ``learning_rates``, try a wider range.
 
     References
     ----------
-    .. [1] M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021,
-       for the protocol. Theirs are the settings; weights here start at zero.
+    .. [1] M. Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021.
+       The protocol and its settings are from this paper; here the weights start at zero.
 
     Examples
     --------
@@ -151,7 +156,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.device = device
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on embeddings.
+        """Train on fixed embeddings.
 
         Parameters
         ----------
@@ -167,30 +172,30 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there is one class only, rows are not finite, or a parameter is out of range.
+            If there is only one class, rows are not finite, or a parameter is out of range.
         FloatingPointError
             If the heads of all learning rates diverge.
 
         Warns
         -----
         ConvergenceWarning
-            If "lbfgs" ends at ``max_iter``.
+            If "lbfgs" reaches ``max_iter``.
         """
         return self._fit(X, y, None)
 
     def fit_views(self, views: Views, X: Any, y: Any) -> Self:
-        """Train on fresh embeddings of augmented images in every epoch, by SGD.
+        """Train by SGD on new embeddings of augmented images in every epoch.
 
         Parameters
         ----------
         views : callable
-            ``views(epoch, rows)`` gives the embeddings (len(rows), d) of augmented images: epochs
-            count from 1, ``rows`` are places in ``X``, an ndarray of int.
+            Function ``views(epoch, rows)`` that returns embeddings (len(rows), d) of augmented
+            images. Epochs are counted from 1; ``rows`` is an integer ndarray of positions in ``X``.
         X : array-like of shape (n_samples, d)
-            Embeddings of the same images without augmentation: what features are standardised by,
-            and where the rates are compared, on held-out rows.
+            Embeddings of the same images without augmentation. They determine the standardisation,
+            and the held-out ones are used to choose the learning rate.
         y : array-like of shape (n_samples,)
-            Class labels, of at least two classes.
+            Class labels of at least two classes.
 
         Returns
         -------
@@ -199,12 +204,12 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            As :meth:`fit`, or if the views are not finite or of another shape.
+            For the reasons given in :meth:`fit`, or if views are not finite or have another shape.
         """
         return self._fit(X, y, views)
 
     def decision_function(self, X: Any) -> NDArray:
-        """Logits of the classes; for two classes, that of the second over the first.
+        """Return the logits of the classes; for two classes, the logit of the second one.
 
         Parameters
         ----------
@@ -213,7 +218,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        logits : ndarray of shape (n_queries, C) or (n_queries,)
+        logits : ndarray of shape (n_queries, C), or (n_queries,) for two classes
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
@@ -221,7 +226,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X: Any) -> NDArray:
-        """Softmax of the logits.
+        """Return the probabilities of the classes, the softmax of the logits.
 
         Parameters
         ----------
@@ -239,7 +244,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return softmax(logits, axis=1)
 
     def predict(self, X: Any) -> NDArray:
-        """Return the class of the highest logit for each row.
+        """Return the class with the highest logit for each row.
 
         Parameters
         ----------
@@ -261,8 +266,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
-                f"y holds one class only, {classes[0]}: a probe tells classes apart and needs at "
-                "least two. Look at how the rows were chosen."
+                f"y holds one class only, {classes[0]}, needed at least two. Check how the rows "
+                "were chosen."
             )
         solver: str = self.solver
         if solver == "auto":
@@ -294,12 +299,12 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return self
 
     def _check_parameters(self, views: Views | None) -> SgdSettings:
-        """Check everything that does not depend on the data; give the settings of SGD."""
+        """Check the parameters and return the settings of SGD."""
         check_choice(self.solver, "solver", ("auto", "lbfgs", "sgd"))
         if views is not None and self.solver == "lbfgs":
             raise ValueError(
-                'solver="lbfgs" sees the same rows in every step, and cannot train on views: '
-                'use solver="sgd", or "auto".'
+                'solver="lbfgs" needs the same rows in every step and cannot train on views. '
+                'Use solver="sgd" or "auto".'
             )
         check_positive(self.C, "C")
         for name in ("max_iter", "epochs", "batch_size"):
@@ -314,8 +319,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             raise ValueError(f"weight_decay={decay!r}, needed a finite number of at least 0.")
         if not isinstance(held, Real) or not 0 < float(held) < 1:
             raise ValueError(
-                f"validation_fraction={held!r}, needed a share of the rows between 0 and 1: "
-                "something has to choose the rate. Give a single one, and nothing is held out."
+                f"validation_fraction={held!r}, needed a share of the rows between 0 and 1. To "
+                "hold out no rows, pass a single learning rate."
             )
         if self.standardize != "auto" and not isinstance(self.standardize, bool | np.bool_):
             raise ValueError(f"standardize={self.standardize!r}, needed True, False or 'auto'.")

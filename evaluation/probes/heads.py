@@ -1,12 +1,12 @@
-"""Linear heads of several learning rates, trained side by side by one SGD.
+"""Linear heads with several learning rates, trained together by one SGD.
 
-The heads see the same batches and lie beside each other in one matrix, so a step is one product
-forward and one back, whatever their number. Their losses are added up, and no weight is in more
-than one of them: each head goes the way it would go alone. The gradient of softmax and
-cross-entropy is written out, (p - onehot) / B, so nothing is kept for a backward pass. Logits have
-the rows of the batch on their last axis: both products are then of matrices as they lie, and the
-softmax over classes runs along whole rows of memory (with the classes last they took 1.06 to 2
-times as long, from 100 classes to 2, six heads on one CPU thread).
+The heads see the same batches and are stored in one matrix, so a step needs one matrix product
+forward and one backward for all heads. The total loss is the sum over the heads, which share no
+weights: each head is trained as if it were alone. The gradient of softmax and cross-entropy is
+explicit, (p - onehot) / B, so nothing is stored for a backward pass. The last axis of the logits is
+the batch: neither product then needs a copy of a matrix, and the softmax over classes accesses
+contiguous memory. With the classes on the last axis, a step took 1.06 (100 classes) to 2 times (2
+classes) as long, with six heads on one CPU thread.
 
 Axes: ``R`` heads, ``C`` classes, ``d`` features, ``B`` rows of a batch.
 """
@@ -25,12 +25,14 @@ _BLOCK = 2**22  # logits held at once while scoring
 
 
 class Heads(NamedTuple):
-    """Heads of R learning rates.
+    """Linear heads, one per learning rate.
 
     Attributes
     ----------
     weights : Tensor of shape (R, C, d)
+        Weights of the heads.
     biases : Tensor of shape (R, C)
+        Biases of the heads.
     """
 
     weights: Tensor
@@ -38,13 +40,14 @@ class Heads(NamedTuple):
 
 
 class HeadScores(NamedTuple):
-    """What each head is worth on some rows.
+    """Scores of the heads on some rows.
 
     Attributes
     ----------
     accuracy : ndarray of shape (R,)
+        Accuracy of each head, in [0, 1].
     loss : ndarray of shape (R,)
-        Mean cross-entropy; infinite for a head that is not finite.
+        Mean cross-entropy of each head; infinite if the head is not finite.
     """
 
     accuracy: NDArray[np.float64]
@@ -63,34 +66,35 @@ def train_heads(
     seed: int,
     device: torch.device,
 ) -> Heads:
-    """Train a head a learning rate, from zero, by SGD with momentum .9.
+    """Train one head per learning rate, starting from zero, by SGD with momentum .9.
 
-    The published protocol of linear evaluation: cross-entropy, and rates that fall to 0 by a
-    cosine, set once an epoch.
+    This is the published protocol of linear evaluation: cross-entropy, and a cosine schedule of the
+    learning rate to 0, updated once per epoch.
 
     Parameters
     ----------
     rows : callable
-        From an epoch, counted from 1, to its rows (n, d): always the same, or fresh views of the
-        same images.
+        Function that maps an epoch, counted from 1, to its rows (n, d): always the same rows, or
+        new views of the same images.
     codes : Tensor of shape (n,), int64
-        Their classes, in [0, n_classes).
+        Classes of the rows, in [0, n_classes).
     n_classes : int
+        Number of classes C.
     rates : sequence of R floats
-        Learning rates as SGD applies them, at the start.
+        Initial learning rates, as applied by SGD.
     epochs, batch_size : int
-        The last batch of an epoch may be smaller.
+        Number of epochs and rows per batch. The last batch of an epoch may be smaller.
     weight_decay : float
-        Added to the gradient, as a multiple of the weights; biases are not decayed.
+        Multiple of the weights that is added to the gradient. Biases are not decayed.
     seed : int
-        The order of an epoch is a function of (seed, epoch).
+        Seed of the batches. The order of the rows in an epoch is a function of (seed, epoch).
     device : torch.device
-        Where the heads are trained. Rows go there a batch at a time.
+        Device on which the heads are trained. Rows are moved there one batch at a time.
 
     Returns
     -------
     Heads
-        On the device, of the dtype of the rows.
+        Trained heads on the device, with the dtype of the rows.
     """
     n_rates, heads = len(rates), None
     with torch.no_grad():
@@ -114,7 +118,7 @@ def train_heads(
 
 
 class _Descent(NamedTuple):
-    """Weights (R C, d), biases (R C, 1), the averages of their gradients, and room for one."""
+    """State of SGD: weights (R C, d), biases (R C, 1), averaged gradients, a gradient buffer."""
 
     weights: Tensor
     biases: Tensor
@@ -132,7 +136,7 @@ class _Descent(NamedTuple):
     def step(
         self, x: Tensor, codes: Tensor, n_rates: int, steps: Tensor, weight_decay: float
     ) -> None:
-        """Take a step of every head on a batch (B, d)."""
+        """Take one step of all heads on a batch (B, d)."""
         logits = torch.addmm(self.biases, self.weights, x.T).view(n_rates, -1, len(x))
         residuals = logits.softmax(dim=1)  # (R, C, B)
         residuals[:, codes, torch.arange(len(x), device=x.device)] -= 1
@@ -149,7 +153,7 @@ class _Descent(NamedTuple):
 
 @torch.no_grad()
 def score_heads(heads: Heads, rows: Tensor, codes: Tensor) -> HeadScores:
-    """Score every head on rows (n, d) of classes (n,)."""
+    """Score all heads on rows (n, d) with classes (n,)."""
     device, (n_rates, n_classes, d) = heads.weights.device, heads.weights.shape
     weights, biases = heads.weights.view(-1, d), heads.biases.view(-1, 1)
     right = torch.zeros(n_rates, dtype=torch.int64, device=device)
@@ -165,7 +169,7 @@ def score_heads(heads: Heads, rows: Tensor, codes: Tensor) -> HeadScores:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Device by its name; "auto" is CUDA where there is one, else Apple's MPS, else the CPU."""
+    """Return the device; "auto" is CUDA if available, otherwise Apple's MPS, otherwise the CPU."""
     if device == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return found if found is not None and found.type in ("cuda", "mps") else torch.device("cpu")
@@ -175,6 +179,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
             f"device={device!r} cannot be used ({error}), needed a device of this machine, such as "
-            '"cpu" or "cuda". "auto" takes what there is.'
+            '"cpu" or "cuda". Use "auto" to choose an available device.'
         ) from error
     return resolved

@@ -1,7 +1,7 @@
-"""Linear evaluation: how well a linear classifier on frozen embeddings predicts a class.
+"""Linear evaluation: the accuracy of a linear classifier on frozen embeddings.
 
-With all training rows or with few of them, several times over; on embeddings as they are, or, as
-published, on those of freshly augmented images in every epoch.
+The classifier is trained on all training rows or on few-shot samples with several seeds, and on
+fixed embeddings or, as in the published protocol, on newly augmented images in every epoch.
 """
 
 from __future__ import annotations
@@ -37,34 +37,37 @@ _BLOCK = 2**22  # logits held at once while scoring
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """Accuracy of a linear probe, over seeds.
+    """Accuracy of a linear probe over several seeds; see `linear_probe_scores`.
 
     Attributes
     ----------
     top1 : float
         Share of the test rows whose class has the highest logit, in [0, 1]; mean over the seeds.
     top5 : float
-        Share whose class is among the ``k`` highest logits, in [0, 1]; mean over the seeds.
+        Share of the test rows whose class is among the ``k`` highest logits, in [0, 1]; mean over
+        the seeds.
     top1_std, top5_std : float
-        Standard deviations over the seeds (of a sample, n - 1); NaN for a single seed.
+        Sample standard deviations over the seeds (divisor n - 1); NaN for a single seed.
     k : int
-        5, or the number of classes where they are fewer.
+        5, or the number of classes if it is smaller.
     fraction : float
-        Share of the training rows that was used, class by class.
+        Share of the training rows of each class that was used.
     seeds : tuple of int
+        Seeds of the runs.
     top1_of_seeds, top5_of_seeds : tuple of float
+        Accuracies of the runs, one per seed.
     learning_rates : tuple of float
-        The chosen one, a seed; NaN for "lbfgs".
+        Chosen learning rates, one per seed; NaN for "lbfgs".
     solver : str
-        "lbfgs" or "sgd".
+        Solver that was used, "lbfgs" or "sgd".
     n_train, n_test : int
-        Rows that were used in each run.
+        Number of training and test rows in each run.
     n_classes : int
-        Classes in training.
+        Number of classes in the training rows.
     n_skipped_train, n_skipped_test : int
-        Rows of NaN, those of skipped images: left out, and counted here.
+        Number of rows left out because they are NaN, which marks skipped images.
     n_unseen : int
-        Test rows of a class that is not in training: they count as wrong.
+        Number of test rows of a class that is not in the training rows. They count as wrong.
     """
 
     top1: float
@@ -126,43 +129,46 @@ def linear_probe_scores(
 ) -> ProbeScores | dict[float, ProbeScores]:
     """Measure the accuracy of a linear classifier trained on embeddings.
 
-    Nothing is chosen by the test rows: the learning rate is, by training rows that are held out.
+    The learning rate is chosen by held-out training rows. The test rows are used only for the
+    final accuracy.
 
     Parameters
     ----------
     train : array-like of shape (n_train, d)
-        Embeddings of the training images. Rows that are NaN throughout, those of images that were
-        skipped, are left out together with their labels, and counted.
+        Embeddings of the training images. Rows of NaN, which mark skipped images, are left out
+        with their labels, and counted.
     y_train : array-like of shape (n_train,)
-        Their classes, at least two.
+        Class labels of the training images, of at least two classes.
     test : array-like of shape (n_test, d)
-        Embeddings of the test images, those of skipped ones NaN as well.
+        Embeddings of the test images. Rows of NaN are left out and counted, too.
     y_test : array-like of shape (n_test,)
-        Their classes. One that ``y_train`` lacks counts as wrong, and its rows are counted.
+        Class labels of the test images. Images of a class that is not in ``y_train`` count as wrong
+        and are counted in ``n_unseen``.
     fraction : float or sequence of float, default=1.0
-        Share of the training rows to train on, in (0, 1], as (0.01, 0.1, 1.0): drawn class by
-        class, at least one row of each.
+        Shares of the training rows to train on, in (0, 1], such as (0.01, 0.1, 1.0). The rows are
+        drawn class by class, at least one of each class.
     seeds : int or sequence of int, optional
-        Of the rows that are drawn and the ``random_state`` of the probe; a training each. Default
-        is 0 for a fraction of 1, and 0 to 4 for smaller ones.
+        Seeds of the drawn rows and of the probe, with one training per seed. The default is 0 for a
+        fraction of 1, and 0 to 4 for smaller fractions.
     views : callable, optional
-        ``views(epoch, rows)`` gives the embeddings (len(rows), d) of augmented training images, by
-        their places in ``train``: see `LinearProbe.fit_views`. ``train`` then chooses the rate.
+        Function ``views(epoch, rows)`` that returns embeddings (len(rows), d) of augmented training
+        images, by their positions in ``train``; see `LinearProbe.fit_views`. ``train`` is then used
+        only to standardise features and to choose the learning rate.
     solver : {"auto", "lbfgs", "sgd"}, default="auto"
-        See `LinearProbe`.
+        Solver, see `LinearProbe`.
     **parameters
         Further parameters of `LinearProbe`.
 
     Returns
     -------
     scores : ProbeScores or dict of float to ProbeScores
-        For one ``fraction``, else a dictionary ``{fraction: scores}`` in the order given.
+        Scores for a single ``fraction``, or a dictionary ``{fraction: scores}`` in the given order.
 
     Raises
     ------
     ValueError
-        If shapes disagree, a set is empty, a row holds NaN or infinity here and there, there is
-        one class only in training, or a parameter is out of range.
+        If shapes disagree, a set is empty, a row is partly NaN or holds infinity, the training rows
+        have only one class, or a parameter is out of range.
 
     Examples
     --------
@@ -178,12 +184,12 @@ def linear_probe_scores(
     if not fractions:
         raise ValueError("fraction is an empty sequence, needed at least one share of the rows.")
     if "random_state" in parameters:
-        raise ValueError("random_state is what seeds are for: give them, an int or several.")
+        raise ValueError("random_state cannot be passed here. Use seeds, an integer or several.")
     if seeds is not None:
         seeds = [seeds] if not isinstance(seeds, Sequence | np.ndarray) else seeds
         seeds = [check_count(seed, "seeds", minimum=0) for seed in seeds]
         if not seeds:
-            raise ValueError("seeds is an empty sequence, needed at least one.")
+            raise ValueError("seeds is an empty sequence, needed at least one seed.")
     x, y, kept = _usable(train, y_train, "train")
     x_test, y_test, kept_test = _usable(test, y_test, "test")
     check_comparable(x, y, x_test, y_test)
@@ -204,7 +210,7 @@ def linear_probe_scores(
 
 @dataclass(frozen=True)
 class _Data:
-    """Rows without those of skipped images, the places of the training rows, and all there were."""
+    """Usable rows and classes, positions of the training rows, and the numbers of given rows."""
 
     x: NDArray
     y: NDArray
@@ -218,7 +224,7 @@ class _Data:
 def _scores(
     data: _Data, fraction: float, seeds: tuple[int, ...], views: Views | None, probe: LinearProbe
 ) -> ProbeScores:
-    """Train and test once a seed."""
+    """Train and test once per seed."""
     classes, codes = np.unique(data.y, return_inverse=True)
     k = min(_TOP, len(classes))
     found, rates, n_train = [], [], 0
@@ -257,9 +263,9 @@ def _scores(
 
 
 def _ranks(probe: LinearProbe, x: NDArray, y: NDArray) -> NDArray[np.float64]:
-    """How many classes come before the true one, (n,); infinite where training had no such class.
+    """Count the classes ranked before the true one, (n,); infinite if it was not in training.
 
-    Equal logits are ranked in the order of the classes, as ``predict`` takes the first.
+    Equal logits are ranked in the order of the classes, because ``predict`` returns the first.
     """
     classes = probe.classes_
     codes = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
@@ -278,16 +284,16 @@ def _ranks(probe: LinearProbe, x: NDArray, y: NDArray) -> NDArray[np.float64]:
 
 
 def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, NDArray[np.bool_]]:
-    """Rows and classes without those of skipped images, and which they are, (n_given,)."""
+    """Return rows and classes without skipped images, and a mask of the kept rows, (n_given,)."""
     labels, rows = check_1d(y, f"y_{name}"), check_rows(x, name)
     check_same_length(rows, labels, name, f"y_{name}")
     kept = ~missing_rows(rows)
     if not kept.any():
         raise ValueError(
-            f"{name} holds NaN only, needed at least one row of an image that could be read."
+            f"{name} holds NaN only, needed at least one row of an image that was not skipped."
         )
     check_classification_targets(labels)
-    # NaN here and there: not a skipped image, and named by its row in the whole array
+    # a row that is partly NaN is an error; the message gives its number in the whole array
     check_finite(np.where(kept[:, None], rows, 0) if not kept.all() else rows, name)
     return (rows, labels, kept) if kept.all() else (rows[kept], labels[kept], kept)
 

@@ -1,4 +1,4 @@
-"""What a probe is trained with: the settings of SGD, and features brought to one scale."""
+"""Settings of SGD and standardisation of features, for linear probes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 Views = Callable[[int, NDArray[np.intp]], Any]
-"""From an epoch and places of images to embeddings (rows, d) of their augmented views."""
+"""Function of an epoch and positions of images; returns embeddings (rows, d) of augmented views."""
 
-_BLOCK = 2**20  # elements that are in double precision at once
+_BLOCK = 2**20  # elements held in double precision at once
 
 
 @dataclass(frozen=True)
 class SgdSettings:
-    """Of `LinearProbe`, which documents them; checked."""
+    """Checked settings of SGD; `LinearProbe` documents them."""
 
     rates: tuple[float, ...]
     epochs: int
@@ -34,12 +34,13 @@ class SgdSettings:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Features about their mean, in units of their deviation.
+    """Standardisation of features to mean 0 and standard deviation 1.
 
     Attributes
     ----------
     mean, deviation : ndarrays of shape (d,), float64
-        A feature that is constant up to rounding has deviation 1.
+        Mean and standard deviation of each feature. The deviation of a feature that is constant up
+        to rounding is set to 1.
     """
 
     mean: NDArray[np.float64]
@@ -47,7 +48,7 @@ class Scaling:
 
     @classmethod
     def of(cls, X: NDArray) -> Scaling:
-        """Measure it on rows (n, d)."""
+        """Compute mean and deviation of rows (n, d)."""
         mean = X.mean(axis=0, dtype=np.float64)
         squares = np.zeros_like(mean)
         for block in _blocks(X):
@@ -59,7 +60,7 @@ class Scaling:
     def __call__(
         self, X: NDArray, dtype: DTypeLike, rows: NDArray[np.intp] | None = None
     ) -> NDArray:
-        """Scale rows, or some of them; differences are in double precision, whatever ``dtype``."""
+        """Scale all or some rows; differences are in double precision for every ``dtype``."""
         scaled = np.empty((len(X) if rows is None else len(rows), X.shape[1]), dtype)
         for block in _blocks(scaled):
             some = X[block if rows is None else rows[block]]
@@ -69,7 +70,7 @@ class Scaling:
     def undo(
         self, weights: NDArray, intercept: NDArray
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights (C, d) and intercepts (C,) on features as given, from those on scaled ones."""
+        """Convert weights (C, d) and intercepts (C,) from scaled features to features as given."""
         weights = weights / self.deviation
         return weights, intercept - weights @ self.mean
 

@@ -1,4 +1,4 @@
-"""A probe by SGD: heads of all learning rates in one pass, one of them chosen on held-out rows."""
+"""SGD for linear probes: one head per learning rate, of which held-out rows choose one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ class Chosen(NamedTuple):
     Attributes
     ----------
     weights : ndarray of shape (C, d), float64
-        On the features as they were trained on.
+        Weights, for the standardised features.
     intercept : ndarray of shape (C,), float64
+        Intercepts, for the standardised features.
     rate : float
+        Chosen learning rate.
     scores : ndarray of shape (R,)
-        Accuracy of every rate on the held-out rows; NaN for a single one.
+        Accuracy of each rate on the held-out rows; NaN for a single rate.
     """
 
     weights: NDArray[np.float64]
@@ -46,21 +48,22 @@ def train_and_choose(
     scaling: Scaling | None,
     views: Views | None,
 ) -> Chosen:
-    """Train a head a rate, and choose the one of highest accuracy on held-out rows.
+    """Train one head per rate, and choose the one with the highest accuracy on held-out rows.
 
-    Of equal ones it is that of lowest loss.
+    Among equal accuracies, the head with the lowest loss is chosen.
 
     Parameters
     ----------
     X : ndarray of shape (n, d)
-        What held-out rows are scored on, and what is trained on where there are no ``views``.
+        Embeddings that score the heads and, without ``views``, train them.
     codes : ndarray of shape (n,)
         Classes, in [0, C).
     settings : SgdSettings
+        Settings of the training.
     scaling : Scaling or None
-        Of the features; None leaves them as they are.
+        Standardisation of the features; None leaves them unchanged.
     views : callable or None
-        See `LinearProbe.fit_views`.
+        Function that returns embeddings of augmented images; see `LinearProbe.fit_views`.
 
     Raises
     ------
@@ -86,14 +89,14 @@ def train_and_choose(
     )
     if not (np.isfinite(weights).all() and np.isfinite(intercept).all()):
         raise FloatingPointError(
-            f"The head of learning rate {rates[best]:g}, the best, diverged. Lower learning_rates, "
-            "or let standardize=True bring the features to one scale."
+            f"The best head, with learning rate {rates[best]:g}, diverged. Lower learning_rates, "
+            "or set standardize=True to scale the features."
         )
     return Chosen(weights, intercept, rates[best], scores)
 
 
 class _Rows(NamedTuple):
-    """Rows and their classes, scaled, as tensors."""
+    """Access to rows, scaled, and their classes, as tensors."""
 
     X: NDArray
     codes: NDArray[np.intp]
@@ -104,13 +107,13 @@ class _Rows(NamedTuple):
         return torch.from_numpy(self.codes[rows].astype(np.int64))
 
     def of(self, rows: NDArray[np.intp]) -> Tensor:
-        """Rows of ``X``."""
+        """Return scaled rows of ``X``."""
         if self.scaling:
             return torch.from_numpy(self.scaling(self.X, np.float32, rows))
         return torch.from_numpy(self.X[rows].astype(np.float32, copy=False))
 
     def epochs(self, rows: NDArray[np.intp]) -> Callable[[int], Tensor]:
-        """What is trained on, from an epoch: always the same rows, or their views."""
+        """Return a function from an epoch to its training rows: the same rows, or their views."""
         if self.views is not None:
             return partial(self._of_views, self.views, rows)
         same = self.of(rows)
@@ -121,8 +124,8 @@ class _Rows(NamedTuple):
         fresh = check_rows(views(epoch, rows), name)
         if fresh.shape != (len(rows), self.X.shape[1]):
             raise ValueError(
-                f"{name} has shape {fresh.shape}, needed {(len(rows), self.X.shape[1])}: an "
-                "embedding for each of rows, in their order, of the features that X has."
+                f"{name} has shape {fresh.shape}, needed {(len(rows), self.X.shape[1])}: one "
+                "embedding per row, in the order of rows, with as many features as X."
             )
         check_finite(fresh, name)
         scaled = self.scaling(fresh, np.float32) if self.scaling else fresh.astype(np.float32)
@@ -132,7 +135,7 @@ class _Rows(NamedTuple):
 def _train(
     data: _Rows, rows: NDArray[np.intp], rates: Sequence[float], settings: SgdSettings
 ) -> Heads:
-    """Heads of some rates, on some rows or on their views."""
+    """Train heads with the given rates on the given rows or on their views."""
     batch_size = min(settings.batch_size, len(rows))
     return train_heads(
         data.epochs(rows),

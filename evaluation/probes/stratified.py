@@ -1,6 +1,6 @@
-"""Rows drawn class by class: samples, few-shot subsets, and rows held out to choose by.
+"""Stratified draws of rows: samples, few-shot subsets and held-out rows.
 
-Names: ``codes`` (n,), the classes as 0 to C - 1, each of them present.
+Names: ``codes`` (n,) are classes numbered from 0 to C - 1; each class has at least one row.
 """
 
 import numpy as np
@@ -10,10 +10,10 @@ Codes = NDArray[np.intp]
 
 
 def draw_rows(n: int, wanted: int, y: NDArray | None, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Draw ``wanted`` of ``n`` rows, each class in proportion to its share, ascending.
+    """Draw ``wanted`` of ``n`` rows in proportion to the classes ``y``; return them ascending.
 
-    At least one row of each class, as long as there are places enough; any rows where ``y``, the
-    classes, is None.
+    Each class keeps at least one row if ``wanted`` allows it. Without ``y``, the draw is not
+    stratified.
     """
     if y is None:
         return np.sort(rng.choice(n, wanted, replace=False))
@@ -23,20 +23,22 @@ def draw_rows(n: int, wanted: int, y: NDArray | None, rng: np.random.Generator) 
 
 
 def few_shot(codes: Codes, fraction: float, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Draw a share of the rows, as many of each class as its share, and at least one.
+    """Draw a share of the rows in proportion to the classes, at least one row per class.
 
     Parameters
     ----------
     codes : ndarray of shape (n,)
+        Classes of the rows.
     fraction : float
-        In (0, 1]; 1 draws every row.
+        Share of the rows, in (0, 1]; 1 draws all rows.
     rng : numpy.random.Generator
+        Generator of the draw.
 
     Returns
     -------
     rows : ndarray of shape (m,)
-        In ascending order; ``m`` is ``round(fraction * n)``, or the number of classes if that is
-        more.
+        Drawn rows in ascending order; ``m`` is ``round(fraction * n)``, or the number of classes if
+        that is larger.
     """
     counts = np.bincount(codes)
     wanted = max(len(counts), round(fraction * len(codes)))
@@ -46,19 +48,22 @@ def few_shot(codes: Codes, fraction: float, rng: np.random.Generator) -> NDArray
 def hold_out(
     codes: Codes, fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Part the rows in those to train on and those to choose by; no class loses its last row.
+    """Split the rows into training rows and held-out rows; each class keeps a training row.
 
     Parameters
     ----------
     codes : ndarray of shape (n,)
+        Classes of the rows.
     fraction : float
-        In (0, 1), the share to hold out: at least one row, unless every class has only one.
+        Share of the rows to hold out, in (0, 1). At least one row is held out, unless every class
+        has only one.
     rng : numpy.random.Generator
+        Generator of the draw.
 
     Returns
     -------
     kept, held : ndarrays of shapes (n - m,) and (m,)
-        In ascending order.
+        Training rows and held-out rows, in ascending order.
     """
     counts = np.bincount(codes)
     wanted = max(1, round(fraction * len(codes)))
@@ -72,7 +77,7 @@ def _shares(
     least: NDArray[np.intp],
     most: NDArray[np.intp],
 ) -> NDArray[np.intp]:
-    """Rows of each class, (C,), in proportion by largest remainders, within bounds."""
+    """Return the number of rows per class, (C,), by largest remainders within bounds."""
     exact = counts * (total / counts.sum())
     shares = np.clip(np.floor(exact).astype(np.intp), least, most)
     while (missing := total - shares.sum()) > 0 and (open_ := shares < most).any():
@@ -85,9 +90,9 @@ def _shares(
 
 
 def _draw(codes: Codes, shares: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
-    """So many rows of each class, at random."""
+    """Draw the given number of rows of each class at random."""
     shuffled = rng.permutation(len(codes))
     by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
     starts = np.cumsum(np.bincount(codes)) - np.bincount(codes)
-    place = np.arange(len(codes)) - starts[codes[by_class]]  # of a row among those of its class
+    place = np.arange(len(codes)) - starts[codes[by_class]]  # rank within its class
     return np.sort(by_class[place < shares[codes[by_class]]])

@@ -1,1 +1,1 @@
-"""A clustering as one HTML file."""
+"""The report: a clustering in one HTML file."""

@@ -1,4 +1,4 @@
-"""Line charts of a report as SVG, in the colours of the page, legible to a screen reader."""
+"""Line charts of the report, as SVG with the colours of the page and a text for screen readers."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 _WIDE, _NARROW, _HEIGHT = 560, 330, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 28
-_MOST_STEPS = 600  # corners of a line: more are not seen
-_FEWEST_FOR_A_LINE = 3  # two measurements, before and after, say nothing of what is between
+_MOST_STEPS = 600  # points of a line; more points make no visible difference
+_FEWEST_FOR_A_LINE = 3  # two measurements, before and after, do not tell what happened between them
 
 
 def meanings_list(history: Sequence[Mapping[str, Any]], meanings: Mapping[str, str]) -> str:
-    """What the words on the charts of a training say, as a list of terms; "" if there is none."""
+    """Return a list of the terms on the training charts with their meanings; "" if it is empty."""
     terms = "".join(
         f"<div><dt>{escape(_words(name))}</dt><dd>{escape(meanings[name])}</dd></div>"
         for name in _measured(history)
@@ -25,12 +25,14 @@ def meanings_list(history: Sequence[Mapping[str, Any]], meanings: Mapping[str, s
 
 
 def occupancy_chart(sizes: Mapping[str, NDArray[np.float64]]) -> str:
-    """Relative sizes in descending order, on a logarithmic scale; the optimum is 1.
+    """Draw the relative cluster sizes in descending order, on a logarithmic scale.
+
+    A balanced clustering is a line at 1.
 
     Parameters
     ----------
     sizes : mapping of str to ndarray of shape (K,)
-        Relative sizes of each model's clusters, by the model's name.
+        Relative cluster sizes of each model, by the name of the model.
     """
     largest = max(float(each.max()) for each in sizes.values())
     smallest = min(float(each[each > 0].min()) for each in sizes.values())
@@ -52,7 +54,7 @@ def occupancy_chart(sizes: Mapping[str, NDArray[np.float64]]) -> str:
         (0.0, 1.0),
         (low, high),
         (across, ticks),
-        label=f"Relative size of the clusters, the largest first. {told}.",
+        label=f"Relative size of the clusters, largest first. {told}.",
         caption="clusters, largest first",
         width=_WIDE,
         rule=0.0,
@@ -60,17 +62,17 @@ def occupancy_chart(sizes: Mapping[str, NDArray[np.float64]]) -> str:
 
 
 def history_charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """One chart for each quantity of a training: (title, svg, names of its lines).
+    """Draw a chart for each quantity of a training: (title, svg, names of the lines).
 
-    Quantities whose names begin alike and differ in a suffix ("empty_fraction",
-    "empty_fraction_balanced") share a chart, as do those that end in "loss" or "entropy". What was
-    measured fewer than twice is left out.
+    Quantities that share a name and differ in a suffix ("empty_fraction",
+    "empty_fraction_balanced") share a chart. So do all quantities that end in "loss", and all that
+    end in "entropy". A quantity with fewer than two measurements is left out.
 
     Parameters
     ----------
     history : sequence of mappings
-        An entry an epoch: numbers by name, NaN or anything else where nothing was measured.
-        "epoch" is the axis; without it, the place of the entry.
+        One entry per epoch: numbers by name, NaN or any other type where nothing was measured.
+        "epoch" is the horizontal axis; without it, the position of the entry.
     """
     epochs = np.array([float(entry.get("epoch", i)) for i, entry in enumerate(history)])
     series: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
@@ -86,7 +88,7 @@ def _names(history: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measured(history: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
-    """Values of each quantity that was measured twice at the least, NaN where it was not."""
+    """Return the values of each quantity with two or more measurements, NaN where it has none."""
     values = {
         name: np.array([_number(entry.get(name)) for entry in history]) for name in _names(history)
     }
@@ -117,7 +119,7 @@ def _history_chart(
 
 
 def _family(name: str, names: Sequence[str]) -> str:
-    """Title of the chart a quantity belongs to."""
+    """Return the title of the chart that a quantity belongs to."""
     for ending in ("loss", "entropy"):
         if name.endswith(ending):
             return ending.capitalize()
@@ -144,7 +146,7 @@ def _chart(
     width: int = _NARROW,
     rule: float | None = None,
 ) -> str:
-    """Draw lines over a frame that has ticks at given places; colours are classes of the page."""
+    """Draw lines over a frame with the given ticks; CSS classes of the page set the colours."""
     right, bottom = width - _RIGHT, _HEIGHT - _BOTTOM
 
     def x_of(value: Any) -> Any:

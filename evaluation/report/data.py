@@ -1,4 +1,4 @@
-"""What the script of a report reads: numbers packed into text, in JSON."""
+"""The data that the script of the report reads: JSON, with arrays as base64 text."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from ..clusters.review import ClusterReview
 from ..maps.projection import Projection
 from .images import Thumbnails
 
-_N_NEIGHBORS = 6  # of each image, in its details
+_N_NEIGHBORS = 6  # neighbours in the details of an image
 _NONE = 0xFFFFFFFF
 
 
@@ -28,7 +28,7 @@ def page_data(
     duplicates: Sequence[NDArray[np.int64]],
     outliers: NDArray[np.int64],
 ) -> str:
-    """JSON that the script of the page reads; images by their place among those that are shown."""
+    """Return the JSON for the script of the page; it numbers the shown images from 0."""
     shown = projection.indices
     places, span = _on_the_page(projection.coordinates)
     place = np.full(len(labels), -1)
@@ -77,7 +77,7 @@ def page_data(
 def _neighbors(
     review: ClusterReview, place: NDArray[np.int64], shown: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Places of the nearest shown neighbours of each shown image, (m, 6), filled up."""
+    """Return the nearest shown neighbours of each shown image, (m, 6), padded with ``_NONE``."""
     found = np.full((len(shown), _N_NEIGHBORS), _NONE)
     row_of = {int(i): row for row, i in enumerate(review.searched)}
     for here, i in enumerate(shown):
@@ -90,7 +90,7 @@ def _neighbors(
 
 
 def _on_the_page(coordinates: NDArray[np.float32]) -> tuple[NDArray, NDArray[np.float64]]:
-    """Places in 16 bits, about the middle and downwards, one unit for both axes; their span."""
+    """Return centred 16-bit positions (y downwards, one unit for both axes) and their span."""
     places = coordinates.astype(np.float64) * [1, -1]
     low, high = places.min(axis=0), places.max(axis=0)
     unit = float((high - low).max()) or 1.0
@@ -101,10 +101,10 @@ def _on_the_page(coordinates: NDArray[np.float32]) -> tuple[NDArray, NDArray[np.
 def _common_class(
     labels: NDArray[np.int64], codes: NDArray[np.intp], n_clusters: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Class that most images of each cluster have, and their share, both (K,); 0 where empty."""
+    """Return the commonest class of each cluster and its share, both (K,); 0 where empty."""
     kept = labels != SKIPPED
     pairs, counts = np.unique(np.stack([labels[kept], codes[kept]]), axis=1, return_counts=True)
-    order = np.lexsort((-pairs[1], counts))  # of equal ones the first class is written last
+    order = np.lexsort((-pairs[1], counts))  # among equal counts, the first class is written last
     common, most = np.zeros(n_clusters, np.int64), np.zeros(n_clusters)
     common[pairs[0, order]], most[pairs[0, order]] = pairs[1, order], counts[order]
     sizes = np.bincount(labels[kept], minlength=n_clusters)
@@ -112,12 +112,12 @@ def _common_class(
 
 
 def _packed(values: NDArray[Any], dtype: Any) -> str:
-    """Little-endian numbers, base64."""
+    """Encode an array as base64 of little-endian numbers."""
     array = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
     return base64.b64encode(array.tobytes()).decode("ascii")
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside of a script element whatever the names in it hold."""
+    """Encode as JSON that is safe inside a script element, whatever the names contain."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

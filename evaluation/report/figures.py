@@ -1,4 +1,4 @@
-"""Tables of a report: the headline figures beside their baselines, and the parameters."""
+"""Tables of the report: the main figures beside their baselines, and the parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -14,12 +14,12 @@ from ..clusters.review import ClusterReview, review_clusters
 from ..clusters.scores import clustering_scores
 from ..neighbors.knn import knn_accuracy
 
-_K = 20  # neighbours of the accuracy
-_MOST_QUERIES = 20_000  # rows of leave-one-out
+_K = 20  # neighbours for the k-NN accuracy
+_MOST_QUERIES = 20_000  # rows for leave-one-out
 
 
 class Model(NamedTuple):
-    """A clustering to compare, with the embeddings it was made from, where they are known."""
+    """A clustering to compare, with its embeddings where they are known."""
 
     name: str
     labels: NDArray[np.int64]
@@ -44,28 +44,43 @@ def _plain(value: float) -> str:
 
 _COLUMNS = {
     "clusters": _Column(
-        "clusters", "how many there are, K, empty ones included", lambda v: f"{v:,}"
+        "clusters", "number of clusters K, empty clusters included", lambda v: f"{v:,}"
     ),
     "empty": _Column("empty", "share of clusters without an image", percent),
     "largest": _Column(
-        "largest", "size of the largest cluster, where 1 is balanced", lambda v: f"{v:.1f}"
+        "largest",
+        "size of the largest cluster, divided by the mean size: 1 is balanced",
+        lambda v: f"{v:.1f}",
     ),
     "effective": _Column(
-        "effective clusters", "number of equal clusters of the same entropy", lambda v: f"{v:,.1f}"
+        "effective clusters",
+        "number of equally large clusters with the same entropy",
+        lambda v: f"{v:,.1f}",
     ),
     "tightness": _Column(
-        "tightness", "mean cosine of an image to the mean direction of its cluster", _plain
-    ),
-    "doubt": _Column("doubt", "share of nearest neighbours that are in other clusters", percent),
-    "nmi": _Column("NMI", "normalised mutual information with the classes", _plain),
-    "accuracy": _Column(
-        "ACC",
-        "images right under the best one-to-one matching: low where clusters outnumber classes",
+        "within-cluster similarity",
+        "mean cosine similarity of an image to the mean direction of its cluster",
         _plain,
     ),
-    "purity": _Column("purity", "images whose class is the commonest in their cluster", _plain),
+    "doubt": _Column(
+        "neighbour mixing",
+        "share of an image's nearest neighbours that are in other clusters, mean over the images",
+        percent,
+    ),
+    "nmi": _Column("NMI", "normalised mutual information of clusters and classes", _plain),
+    "accuracy": _Column(
+        "ACC",
+        "share of correct images when each class is matched to one cluster; "
+        "low where there are more clusters than classes",
+        _plain,
+    ),
+    "purity": _Column(
+        "purity", "share of images whose class is the most common one in their cluster", _plain
+    ),
     "knn": _Column(
-        f"k-NN ({_K})", "classes predicted by the nearest neighbours, each image left out", _plain
+        f"k-NN ({_K})",
+        f"share of images whose class is predicted correctly from their {_K} nearest neighbours",
+        _plain,
     ),
 }
 
@@ -73,9 +88,9 @@ _COLUMNS = {
 def figures_table(
     models: Sequence[Model], review: ClusterReview, y: NDArray | None
 ) -> tuple[str, str]:
-    """Rows of models by columns of figures, and what the columns say.
+    """Return a table with a row per model and a column per figure, and a list of their meanings.
 
-    The first model is the one that was reviewed.
+    The review belongs to the first model.
     """
     measured = [
         _measure(model, review if place == 0 else None, y) for place, model in enumerate(models)
@@ -140,7 +155,7 @@ def _mean(values: NDArray[np.float32]) -> float:
 
 
 def parameters_table(params: Mapping[str, Any]) -> str:
-    """Names and values as they are written in Python."""
+    """Return a table of parameter names and values; "" if there are none."""
     rows = "".join(
         f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(_value(value))}</td></tr>'
         for name, value in params.items()

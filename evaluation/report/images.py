@@ -1,4 +1,4 @@
-"""Thumbnails of a report, many in one encoded picture: a page of few pictures opens fast."""
+"""Thumbnails of the report, many in one encoded picture: a page with few pictures opens fast."""
 
 import base64
 import io
@@ -14,33 +14,35 @@ from ..maps.pictures import Picture, as_rgb, fit_into
 
 _LARGEST_TILE, _SMALLEST_TILE = 128, 32
 _EXACT_TILE = 32
-_SHEET_SIDE = 2048  # pixels; a phone decodes it without trouble
-_BUDGET = 14 * 2**20  # bytes of encoded pictures, a third more as text
-_PROBED = 256  # images whose size tells that of all
+_SHEET_SIDE = 2048  # pixels; phones can decode this size
+_BUDGET = 14 * 2**20  # bytes of all encoded pictures; base64 makes them a third larger
+_PROBED = 256  # images from which the size of all thumbnails is estimated
 _QUALITY = 75
 _GRAY = 128
 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """Thumbnails on sheets, row by row.
+    """Thumbnails, arranged on sheets row by row.
 
     Attributes
     ----------
     sheets : list of str
-        Pictures encoded as WebP, base64.
+        WebP pictures in base64.
     exact : bool
-        Whether every pixel is kept, as of images so small that each is seen as a square.
+        Whether every pixel is kept, which is so for images of at most 32 pixels. The page then
+        draws pixels as sharp squares.
     tile : int
-        Side of the square each thumbnail has for itself, in pixels; it lies in the upper left.
+        Side of the square that holds a thumbnail, in pixels. The thumbnail is in its upper left.
     columns : int
         Squares in a row of a sheet.
     per_sheet : int
-        Squares on each sheet but the last.
+        Squares on each sheet except the last.
     widths, heights : ndarray of shape (m,), uint8
-        Of each thumbnail, in pixels.
+        Width and height of each thumbnail, in pixels.
     contrasts : ndarray of shape (m,), uint8
-        Largest less smallest pixel of each, in [0, 255], in the channel where they differ most.
+        Largest minus smallest pixel value of each thumbnail, in [0, 255], in the channel with the
+        largest difference.
     """
 
     sheets: list[str]
@@ -54,26 +56,26 @@ class Thumbnails:
 
 
 def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> Thumbnails:
-    """Shrink the images at the given positions, and put them on sheets.
+    """Shrink the images at the given positions and put them on sheets.
 
     Parameters
     ----------
     images : ndarray or sequence of images
-        As for `ContactSheetDisplay`.
+        Images in one of the forms that `ContactSheetDisplay` takes.
     positions : ndarray of shape (m,)
-        Which ones, m at least 1.
+        Positions of the images to show, m at least 1.
 
     Returns
     -------
     Thumbnails
-        Their side follows m and what is in them, so that all together stay near 14 MB; 32 pixels
-        at the least.
+        The side of the thumbnails depends on m and on the content of the images, so that all
+        sheets together stay near 14 MB. It is at least 32 pixels, unless the images are smaller.
     """
     largest = _side_for(images, positions)
     small = _shrunk(images, positions, largest)
     tile = max(max(each.shape[:2]) for each in small)
-    exact = tile <= _EXACT_TILE and tile < largest  # nothing has been shrunk
-    tile += 0 if exact else -tile % 16  # blocks of the codec end where tiles do
+    exact = tile <= _EXACT_TILE and tile < largest  # no image was shrunk
+    tile += 0 if exact else -tile % 16  # blocks of the codec end at the borders of the tiles
     columns = max(1, _SHEET_SIDE // tile)
     per_sheet = columns**2
     sheets = [
@@ -88,7 +90,7 @@ def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64
 def _shrunk(
     images: Sequence[Any] | NDArray, positions: NDArray[np.int64], largest: int
 ) -> list[Picture]:
-    """Images as they are, or with a longest side of ``largest`` pixels."""
+    """Return the images with a longest side of at most ``largest`` pixels."""
     small = []
     for position in positions:
         picture = as_rgb(images[int(position)], int(position))
@@ -97,7 +99,7 @@ def _shrunk(
 
 
 def _side_for(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> int:
-    """Longest side of a thumbnail, a multiple of 16, with which all fit into the budget."""
+    """Return the longest side of a thumbnail, a multiple of 16, so that all fit the budget."""
     if len(positions) <= _PROBED:
         return _LARGEST_TILE
     probed = positions[np.linspace(0, len(positions) - 1, _PROBED).astype(int)]

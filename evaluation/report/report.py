@@ -1,4 +1,4 @@
-"""A clustering as one HTML file that opens anywhere: figures, a map, every cluster, what is odd."""
+"""The report: figures, a map, all clusters and odd images of a clustering, in one HTML file."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -32,36 +32,37 @@ from .images import Thumbnails, make_thumbnails
 from .sample import choose
 
 _N_OUTLIERS = 24
-_MOST_BLANK = 8  # of these
-_NOISE = 12  # of pixels in [0, 255], between the largest and the smallest
-_MOST_DUPLICATES = 200  # groups
+_MOST_BLANK = 8  # outliers that may be there because they have one colour
+_NOISE = 12  # largest minus smallest pixel value, in [0, 255], of an image of one colour
+_MOST_DUPLICATES = 200  # groups of near-duplicates
 
 Baseline = Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
 
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What a report holds; see `write_report`.
+    """Summary of a report; see `write_report`.
 
     Attributes
     ----------
     path : Path
-        The file.
+        Path of the HTML file.
     n_bytes : int
-        Its size.
+        Size of the file in bytes.
     n_images : int
-        Images that have a cluster.
+        Number of images that have a cluster.
     n_shown : int
-        Of those, the ones that are on the map, with a thumbnail.
+        Number of images on the map.
     n_skipped : int
-        Images left out, because they were skipped.
+        Number of skipped images, which the report leaves out.
     suspects : tuple of int
         Clusters that may be junk.
     outliers : tuple of int
-        Positions of 24 images at the most: up to 8 of one colour, of those that are shown, then
-        the farthest from their neighbours.
+        Positions of at most 24 outliers: first up to 8 shown images of one colour, then the images
+        farthest from their nearest neighbours.
     duplicates : tuple of tuples of int
-        Positions of the near-duplicates, a tuple a group, the largest first; 200 at the most.
+        Positions of the near-duplicates, one tuple per group, the largest group first; at most 200
+        groups.
     """
 
     path: Path
@@ -95,46 +96,49 @@ def write_report(
 ) -> ReportSummary:
     """Write a clustering as one self-contained HTML file.
 
-    It opens offline, holds no address of anything outside of it, and runs nothing but its own
-    script. The same input gives the same file.
+    The page opens offline, refers to nothing outside the file, and runs only its own script. The
+    same input gives the same file.
 
     Parameters
     ----------
     path : str or path-like
-        The file, replaced if it is there. Whether it can be written is tried first.
+        HTML file to write; an existing file is replaced. The function checks that it can write the
+        file before it computes anything.
     embeddings : array-like of shape (n, d)
-        Real rows; one of NaN throughout is an image that was skipped.
+        Embeddings, real numbers. A row of NaN marks a skipped image.
     labels : array-like of shape (n,)
-        Cluster ids in [0, n_clusters); -1 marks an image that was skipped.
+        Cluster ids in [0, n_clusters); -1 marks a skipped image.
     n_clusters : int, optional
-        K; one more than the largest label by default.
+        Number of clusters K; one more than the largest label by default.
     images : ndarray or sequence of n images, optional
-        As for `ContactSheetDisplay`; a sequence is read item by item: what is shown, and what may
-        be a near-duplicate. Without them the map has points and clusters have names.
+        Images in one of the forms that `ContactSheetDisplay` takes. From a sequence, only the
+        images that are shown and the candidates for near-duplicates are read. Without images, the
+        map shows points and the clusters show names.
     names : sequence of n str, optional
-        What each image is called, such as its file; by default its position.
+        Name of each image, such as its file name; its position by default.
     y : array-like of shape (n,), optional
-        Classes, where they are known.
+        Class labels, where they are known.
     linkage : array-like of shape (K - 1, 4), optional
-        A tree over the clusters as scipy makes it, such as an estimator's ``linkage_``: the report
-        then cuts it into as many groups as its reader asks for.
+        Tree of the clusters in SciPy's linkage format, such as ``linkage_`` of an estimator. With
+        it, the reader of the report can merge the clusters into any number of groups.
     history : sequence of mappings, optional
-        Numbers of each epoch, by name; see `history_charts`.
+        Figures of each epoch, by name, for the charts of the training.
     history_meanings : mapping of str to str, optional
-        What those numbers say, by name.
+        Explanations of these figures, by name.
     params : mapping, optional
-        Parameters that made the clusters.
+        Parameters that produced the clusters.
     baseline : mapping, optional
-        What to compare with: a name, and labels of the same images or a pair of labels and
-        embeddings. Theirs are as many clusters as their largest label says.
+        Other clusterings of the same images, by name: labels, or a pair of labels and embeddings.
+        The number of clusters of each is one more than its largest label.
     projection : Projection, optional
-        The map, made by `project`; t-SNE of what is shown by default.
+        Map of the images, made by `project`; t-SNE of the shown images by default.
     title : str, default="Clusters"
         Heading of the page.
     max_images : int, default=10_000
-        Images on the map at the most. Of more, the typical, the odd and a random draw are taken.
+        Maximum number of images on the map. A larger collection is represented by typical images,
+        odd images and a random draw.
     random_state : int, default=0
-        Of the map and of the draw.
+        Seed of the map and of the random draw.
 
     Returns
     -------
@@ -143,9 +147,9 @@ def write_report(
     Raises
     ------
     ValueError
-        If lengths differ, a value is out of range, or every image was skipped.
+        If lengths differ, a value is out of range, or all images were skipped.
     OSError
-        If the file cannot be written; raised before anything is computed.
+        If the file cannot be written. This is checked before anything is computed.
     """
     file = check_writable(path)
     x, labels = check_rows(embeddings, "embeddings"), check_cluster_labels(labels, "labels")
@@ -179,7 +183,7 @@ def write_report(
         projection = _map(x, shown, random_state)
     shown = projection.indices
     thumbnails = None if images is None else make_thumbnails(images, shown)
-    if thumbnails is not None:  # whatever they are neighbours of, nobody wants blank pictures
+    if thumbnails is not None:  # blank pictures are odd, however near their neighbours are
         outliers = np.append(np.setdiff1d(_blank(shown, thumbnails), outliers), outliers)
         outliers = outliers[:_N_OUTLIERS]
     figures, meanings = figures_table(models, review, y)
@@ -226,17 +230,17 @@ def write_report(
 
 
 def _blank(shown: NDArray[np.int64], thumbnails: Thumbnails) -> NDArray[np.int64]:
-    """Positions of pictures of one colour but for noise; a few, for there may be calm seas."""
+    """Return positions of at most 8 pictures of one colour, apart from noise."""
     flattest = np.argsort(thumbnails.contrasts, kind="stable")[:_MOST_BLANK]
     return shown[flattest[thumbnails.contrasts[flattest] <= _NOISE]]
 
 
 def _classes(y: NDArray, labels: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Return the classes as text, or raise if an image that has a cluster has none."""
+    """Return the classes as text, or raise if an image with a cluster has no class."""
     if any(each is None or each != each for each in y[labels != SKIPPED].tolist()):
         raise ValueError(
             "y holds NaN or None, needed a class for every image that has a cluster. Leave y out, "
-            'or name the unknown: np.where(known, y, "unknown").'
+            'or give these images a class of their own: np.where(known, y, "unknown").'
         )
     return y.astype(str)
 
@@ -247,8 +251,8 @@ def _tree(linkage: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
     tree = np.asarray(linkage, np.float64)
     if len(tree) != n_clusters - 1 or (len(tree) and not is_valid_linkage(tree)):
         raise ValueError(
-            f"linkage has shape {tree.shape}, needed a valid one of scipy's over {n_clusters} "
-            f"clusters: ({n_clusters - 1}, 4). Pass the estimator's linkage_ as it is."
+            f"linkage has shape {tree.shape}, needed a valid SciPy linkage of {n_clusters} "
+            f"clusters, of shape ({n_clusters - 1}, 4). Pass the estimator's linkage_ unchanged."
         )
     return tree
 
@@ -261,7 +265,7 @@ def _duplicates(
 
 
 def _map(x: NDArray, shown: NDArray[np.int64], random_state: int) -> Projection:
-    """t-SNE of the rows that are shown; of few, or of one over and over, a line."""
+    """Return a t-SNE map of the shown rows; a line if there are few rows or all are equal."""
     if len(shown) < FEWEST_ROWS or not np.ptp(x[shown], axis=0).any():
         line = np.stack([np.arange(len(shown)), np.zeros(len(shown))], axis=1)
         return Projection(line.astype(np.float32), shown, "none", "none")
@@ -270,17 +274,17 @@ def _map(x: NDArray, shown: NDArray[np.int64], random_state: int) -> Projection:
 
 
 def _check_projection(projection: Projection, labels: NDArray[np.int64]) -> None:
-    """Raise if a map is not of images that have clusters."""
+    """Raise if a map has invalid coordinates or images without a cluster."""
     shown, places = projection.indices, projection.coordinates
     if places.shape != (len(shown), 2) or not len(shown) or not np.isfinite(places).all():
         raise ValueError(
-            f"projection has coordinates of shape {places.shape} and {len(shown)} indices: needed "
-            "two finite numbers for each of at least one image."
+            f"projection has coordinates of shape {places.shape} and {len(shown)} indices, needed "
+            "two finite numbers for each index, and at least one image."
         )
     if shown.min() < 0 or shown.max() >= len(labels) or (labels[shown] == SKIPPED).any():
         raise ValueError(
-            f"projection holds images that were skipped, or are not among the {len(labels)} given: "
-            "make it of the rows that have a cluster."
+            f"projection holds images that were skipped or are not among the {len(labels)} given. "
+            "Project only rows that have a cluster."
         )
 
 
@@ -296,13 +300,16 @@ def _models(baseline: Baseline | None, labels: NDArray[np.int64]) -> list[Model]
         n_clusters = int(theirs.max()) + 1
         theirs = np.where(labels == SKIPPED, SKIPPED, theirs)
         if (theirs == SKIPPED).all():
-            raise ValueError(f"labels of {name!r} are -1 wherever labels are not: nothing is left.")
+            raise ValueError(
+                f"labels of {name!r} are -1 for every image that has a cluster in labels, needed "
+                "at least one image with a cluster in both."
+            )
         models.append(Model(str(name), theirs, embeddings, n_clusters))
     return models
 
 
 def _pair(given: Any) -> tuple[Any, Any]:
-    """Labels and embeddings, or labels alone, which may be a tuple too."""
+    """Return labels and embeddings, or labels and None; labels alone may be a tuple."""
     if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 1:
         return given
     return given, None
@@ -312,14 +319,14 @@ def _summary(review: ClusterReview, n_shown: int) -> str:
     n_images = int(review.counts.sum())
     parts = [f"{n_images:,} images in {review.n_clusters:,} clusters"]
     if n_shown < n_images:
-        parts.append(f"{n_shown:,} of them are shown here")
+        parts.append(f"The page shows {n_shown:,} of them; the figures cover all")
     if review.n_skipped:
         parts.append(f"{review.n_skipped:,} more could not be used and are left out")
-    return "; ".join(parts) + "."
+    return ". ".join(parts) + "."
 
 
 def _figure(svg: str, lines: Sequence[str]) -> str:
-    """Return a chart with the names of its lines under it, where there are several."""
+    """Return a chart, with a legend if it has several lines."""
     keys = "".join(
         f'<li class="key line-{place % 6}">{escape(name)}</li>' for place, name in enumerate(lines)
     )

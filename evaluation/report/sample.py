@@ -1,4 +1,4 @@
-"""Which images of a large collection a report shows: the typical, the odd, and a random draw."""
+"""The images of a large collection that a report shows: typical, odd and random ones."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .._checks import SKIPPED
 from ..clusters.review import ClusterReview
 from ..probes.stratified import draw_rows
 
-_TYPICAL = 12  # of each cluster
+_TYPICAL = 12  # images of each cluster
 
 
 def choose(
@@ -21,11 +21,11 @@ def choose(
     y: NDArray | None,
     random_state: int,
 ) -> NDArray[np.int64]:
-    """Positions of the images to show, ascending: all of them where they are few enough.
+    """Return the positions of the images to show, ascending.
 
-    Else up to half of the places go to the most typical images of each cluster, a quarter to
-    outliers and near-duplicates, and the rest to a random draw that keeps the shares of classes, or
-    of clusters.
+    All images are shown if there are at most ``max_images``. Otherwise up to half of the places go
+    to the most typical images of each cluster and up to a quarter to outliers and near-duplicates.
+    A random draw fills the rest, in proportion to the classes or, without classes, the clusters.
     """
     kept = np.flatnonzero(labels != SKIPPED)
     if len(kept) <= max_images:
@@ -44,7 +44,7 @@ def choose(
 def _most_typical(
     labels: NDArray[np.int64], typicality: NDArray[np.float32], most: int
 ) -> NDArray[np.int64]:
-    """The ``most`` images nearest to the mean of each cluster, first the nearest of all."""
+    """Return the ``most`` images nearest to each cluster mean, the nearest ones first."""
     kept = np.flatnonzero(labels != SKIPPED)
     order = kept[np.lexsort((-typicality[kept], labels[kept]))]
     firsts = np.flatnonzero(np.r_[True, np.diff(labels[order]) > 0])

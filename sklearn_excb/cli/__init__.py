@@ -1,1 +1,1 @@
-"""The command sklearn-excb, a module a family of subcommands."""
+"""The command ``sklearn-excb``; each module defines some of its subcommands."""

@@ -1,4 +1,4 @@
-"""The command ``sklearn-excb``: fit a folder of images, and use what was fitted."""
+"""The command ``sklearn-excb``: fit a folder of images, predict clusters and export models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn_excb.cli.evaluation import COMMANDS, add_commands, load_run
 from sklearn_excb.settings.recipes import RECIPES
 
 _BYTES = "surrogateescape"
-_STOPPED = 130  # as shells have it after Ctrl-C
+_STOPPED = 130  # exit status of a program stopped by Ctrl-C
 
 
 def _number_or_auto(text: str) -> int | str:
@@ -28,7 +28,7 @@ def _number_or_auto(text: str) -> int | str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Options by their whole names: of a short one nobody knows what the next version has."""
+    """Parser that takes options by full name only: a later version may make a prefix ambiguous."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs, allow_abbrev=False)
@@ -36,73 +36,83 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="sklearn-excb", description="Balanced clusters of image collections, without labels."
+        prog="sklearn-excb", description="Cluster image collections evenly, without labels."
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
     fit = commands.add_parser("fit", help="cluster a folder of images and save the estimator")
-    fit.add_argument("folder", help="folder of images, searched through, or a tar archive")
+    fit.add_argument("folder", help="folder of images, with its subfolders, or a tar archive")
     fit.add_argument("--out", help="folder for the fitted estimator")
     fit.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     fit.add_argument(
         "--dry-run",
         action="store_true",
-        help="take a few steps, print what the fit would do and take, and change nothing",
+        help="run a few steps, print parameters, memory and duration of the fit, save nothing",
     )
-    fit.add_argument("--devices", type=_number_or_auto, help="GPUs or processes that fit together")
-    fit.add_argument("--recipe", help=f"named parameters: {', '.join(RECIPES)}")
+    fit.add_argument("--devices", type=_number_or_auto, help="number of GPUs or processes to use")
+    fit.add_argument("--recipe", help=f"named set of parameters: {', '.join(RECIPES)}")
     for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
         fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
-    fit.add_argument("--backbone", help='"auto", "cnn", a timm or a torchvision: model')
+    fit.add_argument(
+        "--backbone", help='"auto", "cnn", the name of a timm model, or torchvision:NAME'
+    )
     start = fit.add_mutually_exclusive_group()
     start.add_argument(
         "--pretrained",
         action="store_const",
         const=True,
-        help="start from weights that others trained, those that timm or torchvision names",
+        help="start from the pretrained weights that timm or torchvision has for the backbone",
     )
     start.add_argument(
-        "--weights", dest="pretrained", metavar="FILE", help="or from those in a file"
+        "--weights", dest="pretrained", metavar="FILE", help="start from the weights in this file"
     )
     fit.add_argument(
         "--freeze-backbone",
         action="store_const",
         const=True,
-        help="keep these weights and train the clusters only",
+        help="keep the weights of the backbone fixed and train only the head",
     )
     fit.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
-    fit.add_argument("--seed", type=int, dest="random_state", help="seed of every draw")
+    fit.add_argument("--seed", type=int, dest="random_state", help="seed of all random draws")
     fit.add_argument(
         "--checkpoint-dir",
-        help="folder for the state of the training: the same command goes on from there",
+        help="folder for checkpoints; the same command resumes from the last one",
     )
     fit.add_argument("--quiet", action="store_true", help="no progress bar")
 
     predict = commands.add_parser("predict", help="assign images to the clusters of a fit")
     predict.add_argument("run", help="folder that fit wrote")
-    predict.add_argument("folder", help="folder of images, searched through, or a tar archive")
-    predict.add_argument("--n-clusters", type=int, help="groups to merge the clusters into")
+    predict.add_argument("folder", help="folder of images, with its subfolders, or a tar archive")
+    predict.add_argument(
+        "--n-clusters", type=int, help="number of groups to merge the clusters into"
+    )
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
 
-    export = commands.add_parser("export", help="write a fit as files that need no sklearn_excb")
+    export = commands.add_parser(
+        "export", help="export a fit to files that can be used without sklearn_excb"
+    )
     export.add_argument("run", help="folder that fit wrote")
-    export.add_argument("--onnx", help="file for all of inference, as in clusters.onnx")
+    export.add_argument("--onnx", help="file for the ONNX model, for example clusters.onnx")
     export.add_argument(
         "--embedding",
         choices=["projection", "backbone", "similarity"],
-        help="which embedding the ONNX file gives (default: that of the fit)",
+        help="embedding that the ONNX model returns (default: the one that the fit is set to)",
     )
     export.add_argument(
         "--dtype",
         choices=["float32", "uint8", "float64"],
-        help="of the input of the ONNX file (default: float32)",
+        help="dtype of the input of the ONNX model (default: float32)",
     )
-    export.add_argument("--backbone", help="file for its weights, as in backbone.safetensors")
+    export.add_argument(
+        "--backbone", help="file for the weights of the backbone, for example backbone.safetensors"
+    )
 
     for command in (fit, predict):
         command.add_argument(
-            "--on-error", choices=["raise", "skip"], help="what becomes of images that are broken"
+            "--on-error",
+            choices=["raise", "skip"],
+            help="stop at an image that cannot be used, or skip it",
         )
     add_commands(lambda name, does: commands.add_parser(name, help=does, description=does))
     return parser
@@ -132,14 +142,14 @@ def _fit(arguments: argparse.Namespace) -> int:
     given["verbose"] = 0 if arguments.quiet else 1
     folder = arguments.out or ""
     if not folder and not arguments.dry_run:
-        raise ValueError("Name a folder for what is fitted, --out FOLDER, or add --dry-run.")
+        raise ValueError("Add --out FOLDER to save the fitted estimator, or --dry-run.")
     _check_writable(Path(folder))
-    # where a run has states the same line goes on, and that of another is refused by them
+    # with checkpoints the same command resumes, and checkpoints of another run are refused
     goes_on = arguments.checkpoint_dir and has_checkpoints(arguments.checkpoint_dir)
     may_replace = arguments.overwrite or goes_on or arguments.dry_run
     if not may_replace and is_saved(folder):
         raise FileExistsError(
-            f"{folder} holds an estimator that was fitted before. Name another folder, or add "
+            f"{folder} already holds a fitted estimator. Choose another folder, or add "
             "--overwrite to replace it."
         )
     if arguments.recipe:
@@ -185,7 +195,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
         Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)
-        # names of files may hold bytes that are no text: they go out as they came
+        # file names may hold bytes that are not valid text: write them unchanged
         with open(arguments.csv, "w", newline="", encoding="utf-8", errors=_BYTES) as file:
             _write(file, table)
     else:
@@ -201,9 +211,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
     files = [file for file in (arguments.onnx, arguments.backbone) if file]
     if not files:
-        raise ValueError("There is nothing to write: name a file, --onnx FILE or --backbone FILE.")
+        raise ValueError("There is nothing to write. Add --onnx FILE or --backbone FILE.")
     if not arguments.onnx and (arguments.embedding or arguments.dtype):
-        raise ValueError("--embedding and --dtype are of an ONNX file: name it, --onnx FILE.")
+        raise ValueError("--embedding and --dtype need an ONNX file. Add --onnx FILE.")
     for file in files:
         output_files.check_writable(file)
     estimator = ExCBEstimator.load(arguments.run)
@@ -223,19 +233,23 @@ def _write(file: Any, table: list[tuple[str, int]]) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    """Fail before the work, not after it, if the folder cannot be made or written to."""
+    """Raise an error early if the folder cannot be created or written to."""
     nearest = folder.absolute()
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is a file: {folder} cannot be a folder.")
+        raise NotADirectoryError(
+            f"{folder} cannot be created because {nearest} is a file. Choose another folder."
+        )
     if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"{folder} cannot be written to: no permission in {nearest}.")
+        raise PermissionError(
+            f"{folder} cannot be written: no write permission in {nearest}. Choose another folder."
+        )
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Our warnings as errors are shown, without a line of code that means nothing to users."""
+    """Show warnings of this package like error messages, without a line of source code."""
     before = warnings.formatwarning
 
     def written(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
@@ -255,20 +269,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        Words after the command's name; those of the process by default.
+        Command-line arguments after the name of the command; ``sys.argv[1:]`` by default.
 
     Returns
     -------
     int
-        0, or 2 after an error of the user's, which is printed to standard error; 130 if Ctrl-C
-        ended a training, of which what was learned until then is saved.
+        Exit status: 0 after success, 2 after an error, which is printed to standard error, 130 if
+        Ctrl-C stopped a training. In the last case the estimator is saved as trained so far.
     """
     arguments = _parser().parse_args(argv)
     run = {"fit": _fit, "predict": _predict, "export": _export, **COMMANDS}[arguments.command]
     try:
         with _plain_warnings():
             return run(arguments)
-    except BrokenPipeError:  # whoever read the table has seen enough
+    except BrokenPipeError:  # the reader of the table closed the pipe
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the flush at exit
         return 0
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:

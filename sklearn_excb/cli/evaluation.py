@@ -1,4 +1,4 @@
-"""The commands that look at what was fitted: embed, evaluate, report, compare."""
+"""The commands that use fitted estimators: embed, evaluate, report, compare."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Add = Callable[[str, str], argparse.ArgumentParser]
 
 
 def add_commands(add: Add) -> None:
-    """Describe the commands.
+    """Add the parsers of the commands.
 
     Parameters
     ----------
     add : callable
-        Of a name and what the command does; gives a parser for its words.
+        Function that takes the name and the help text of a command and returns its parser.
     """
     embed = add("embed", "write the embeddings of images as a .npy file")
     _add_run_and_folder(embed)
@@ -29,51 +29,61 @@ def add_commands(add: Add) -> None:
         "--embedding",
         choices=["projection", "backbone", "similarity"],
         default="projection",
-        help="which embedding (default: projection)",
+        help="embedding to write (default: projection)",
     )
-    embed.add_argument("--names", help="file for a table with the path of each row")
+    embed.add_argument("--names", help="CSV file for the paths of the images, in row order")
 
-    report = add("report", "write a page to look at: a map, every cluster, what is odd")
+    report = add("report", "write an HTML report: a map, all clusters, odd images")
     _add_run_and_folder(report)
-    report.add_argument("-o", "--out", required=True, help="file for the page, as in report.html")
-    report.add_argument("--title", help="heading (default: the name of the folder)")
-    report.add_argument("--max-images", type=int, default=10_000, help="on the map, at the most")
+    report.add_argument("-o", "--out", required=True, help="HTML file, for example report.html")
+    report.add_argument("--title", help="heading of the page (default: the name of the folder)")
     report.add_argument(
-        "--classes", action="store_true", help="the folder of each image is its class"
+        "--max-images", type=int, default=10_000, help="maximum number of images on the map"
     )
     report.add_argument(
-        "--json", help='file for the figures and the names of what is odd, "-" for standard output'
+        "--classes", action="store_true", help="use the folder of each image as its class"
     )
-    report.add_argument("--no-baseline", action="store_true", help="no k-means to compare with")
+    report.add_argument(
+        "--json",
+        help='file for the summary and the names of outliers and near-duplicates, "-" for standard '
+        "output",
+    )
+    report.add_argument(
+        "--no-baseline", action="store_true", help="leave out the comparison with k-means"
+    )
 
-    evaluate = add("evaluate", "measure clusters and embeddings; folders are classes")
+    evaluate = add("evaluate", "score clusters and embeddings; the folder of an image is its class")
     evaluate.add_argument("run", help="folder that fit wrote")
-    evaluate.add_argument("--train", required=True, help="folder of images, in folders of classes")
-    evaluate.add_argument("--test", help="another one, of images that are held out")
-    evaluate.add_argument("--json", help='file for the figures, "-" for standard output')
+    evaluate.add_argument("--train", required=True, help="folder with one subfolder per class")
+    evaluate.add_argument("--test", help="folder of held-out images, in the same form")
+    evaluate.add_argument("--json", help='file for the scores, "-" for standard output')
     _add_settings(evaluate)
 
-    compare = add("compare", "put the clusters of several fits side by side")
+    compare = add("compare", "compare the clusters of several fits")
     compare.add_argument("runs", nargs="+", help="folders that fit wrote")
-    compare.add_argument("-o", "--out", help="file for a plot of their sizes, as in sizes.png")
-    compare.add_argument("--json", help='file for the figures, "-" for standard output')
+    compare.add_argument(
+        "-o", "--out", help="file for a plot of the cluster sizes, for example sizes.png"
+    )
+    compare.add_argument("--json", help='file for the table, "-" for standard output')
 
 
 def _add_run_and_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder that fit wrote")
-    parser.add_argument("folder", help="folder of images, searched through, or a tar archive")
+    parser.add_argument("folder", help="folder of images, with its subfolders, or a tar archive")
     _add_settings(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     parser.add_argument(
-        "--on-error", choices=["raise", "skip"], help="what becomes of images that are broken"
+        "--on-error",
+        choices=["raise", "skip"],
+        help="stop at an image that cannot be used, or skip it",
     )
 
 
 def load_run(arguments: argparse.Namespace) -> Any:
-    """Load the estimator that is asked for, with the settings that are."""
+    """Load the estimator and apply the options of the command line."""
     from sklearn_excb import ExCBEstimator
 
     estimator = ExCBEstimator.load(arguments.run)
@@ -82,7 +92,7 @@ def load_run(arguments: argparse.Namespace) -> Any:
 
 
 def embed(arguments: argparse.Namespace) -> int:
-    """Write embeddings to a memory-mapped file, which is renamed when it is whole."""
+    """Write embeddings to a memory-mapped file and rename it when it is complete."""
     import numpy as np
 
     from sklearn_excb.data.open_source import open_source
@@ -92,7 +102,7 @@ def embed(arguments: argparse.Namespace) -> int:
     if arguments.names:
         output_files.check_writable(arguments.names)
     if arguments.names and Path(arguments.names).resolve() == out:
-        raise ValueError("--out and --names are the same file: name two.")
+        raise ValueError("--out and --names are the same file. Choose two different files.")
     estimator = load_run(arguments).set_params(embedding=arguments.embedding)
     names = open_source(arguments.folder, on_error=estimator.on_error).names or []
     shape = len(names), len(estimator.get_feature_names_out())
@@ -109,7 +119,7 @@ def embed(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the page, and say what is in it."""
+    """Write the report and print a summary of it."""
     from sklearn_excb import reporting
     from sklearn_excb.data.open_source import open_source
     from sklearn_excb.evaluation import output_files
@@ -153,7 +163,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Measure, print a table, and write JSON where it is asked for."""
+    """Print a table of scores, and write them as JSON if ``--json`` is given."""
     from sklearn_excb import reporting
     from sklearn_excb.evaluation import output_files
 
@@ -174,7 +184,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print a table of several fits, and draw the sizes of their clusters."""
+    """Print a table of several fits, and plot the cluster sizes if ``--out`` is given."""
     from sklearn_excb import ExCBEstimator, reporting
     from sklearn_excb.evaluation import output_files
 
@@ -200,7 +210,7 @@ COMMANDS = {"embed": embed, "report": report, "evaluate": evaluate, "compare": c
 
 
 def flattened(found: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """Numbers of nested mappings, by their names put together."""
+    """Return the numbers of nested mappings, with the joined keys as names."""
     rows = []
     for name, value in found.items():
         whole = f"{before} {name}".strip().replace("_", " ")

@@ -18,17 +18,25 @@ _MEANS = (
     *("teacher_entropy", "student_entropy"),
     "relabelled_fraction",
 )
-MEANINGS = {  # explanations of the values of an entry, for readers of a report
-    "loss": "mean of projector and predictor loss; starts near log K, where nothing is learned yet",
-    "projector_loss": "cross-entropy of the projector's assignments with the teacher's",
-    "predictor_loss": "cross-entropy of the predictor's assignments with the teacher's",
-    "teacher_entropy": "uncertainty of the teacher: 1 if clusters are equally likely, 0 if certain",
-    "student_entropy": "uncertainty of the student, likewise",
+MEANINGS = {  # explanations of the keys of an entry, shown in the report
+    "loss": "mean of the projector and predictor losses; training starts near log K, and a loss "
+    "that stays there means that nothing is learned",
+    "projector_loss": "cross-entropy between the teacher's assignments and those of the student's "
+    "projections",
+    "predictor_loss": "cross-entropy between the teacher's assignments and those of the student's "
+    "predictions",
+    "teacher_entropy": "mean entropy of the teacher's assignments: 1 if all clusters are equally "
+    "probable, 0 if the assignments are certain",
+    "student_entropy": "mean entropy of the student's assignments, on the same scale",
     "relabelled_fraction": "share of the labels that balancing changed",
-    "empty_fraction": "share of empty clusters by plain inference, before and after training",
-    "empty_fraction_balanced": "the same share by the training labels of the epoch's crops",
-    "empty_fraction_plain": "the same share by the labels of these crops without balancing",
-    "empty_fraction_unsettled": "the same share by plain inference before the centroids settled",
+    "empty_fraction": "share of empty clusters when predict labels the training images, before and "
+    "after training",
+    "empty_fraction_balanced": "share of empty clusters in an epoch, by the balanced labels that "
+    "the network is trained on",
+    "empty_fraction_plain": "share of empty clusters in an epoch, by the labels that the same "
+    "crops have without balancing",
+    "empty_fraction_unsettled": "share of empty clusters after training, before the centroids "
+    "settle",
 }
 _OCCUPANCIES = ("empty_fraction", "largest_relative_size", "effective_clusters")
 

@@ -143,7 +143,7 @@ def test_only_the_images_shown_are_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": [0]}, "2 images and 1 labels, needed one label an image"),
+        ({"labels": [0]}, "2 images and 1 labels, needed one label per image"),
         ({"labels": [-1, -1]}, "All 2 labels are -1"),
         ({"labels": [-3, 0]}, "labels holds -3"),
         ({"scores": [1.0]}, "scores has 1 rows and labels has 2"),

@@ -472,7 +472,7 @@ def test_views_are_asked_by_places_in_the_whole_array(digits):
         ({"fraction": ()}, "fraction is an empty sequence"),
         ({"seeds": ()}, "seeds is an empty sequence"),
         ({"seeds": (0, -1)}, "seeds=-1, needed an integer of at least 0"),
-        ({"random_state": 0}, "random_state is what seeds are for"),
+        ({"random_state": 0}, "random_state cannot be passed"),
         ({"epochs": -3}, "epochs=-3, needed an integer"),
     ],
 )

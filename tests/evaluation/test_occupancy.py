@@ -96,7 +96,7 @@ def test_the_result_is_frozen_and_its_counts_read_only():
     ("labels", "n_clusters", "message"),
     [
         ([0, 3], 3, "labels hold 3 with n_clusters=3, needed ids below n_clusters"),
-        ([0, -2], 3, "labels holds -2, needed ids from 0 up, or -1"),
+        ([0, -2], 3, "labels holds -2, needed ids of at least 0, or -1"),
         ([-1, -1], 3, "All 2 labels are -1"),
         ([], 3, "labels is empty"),
         ([0], 0, "n_clusters=0, needed an integer of at least 1"),
@@ -186,8 +186,8 @@ def test_display_draws_what_was_measured():
     ("occupancies", "name", "message"),
     [
         ({}, None, "occupancies is an empty mapping"),
-        ({"a": [0, 1]}, None, "hold list for 'a', needed what cluster_occupancy returns"),
-        ({"a": cluster_occupancy([0], 1)}, "b", "name='b' came with a mapping"),
+        ({"a": [0, 1]}, None, "hold list for 'a', needed an Occupancy"),
+        ({"a": cluster_occupancy([0], 1)}, "b", "name='b' was given with a mapping"),
     ],
 )
 def test_display_of_measures_explains_bad_input(occupancies, name, message):
@@ -219,7 +219,7 @@ def test_small_shares_are_not_rounded_to_nothing():
     ("labels", "name", "message"),
     [
         ({}, None, "labels is an empty mapping"),
-        ({"a": [0]}, "b", "name='b' came with a mapping"),
+        ({"a": [0]}, "b", "name='b' was given with a mapping"),
         ({"a": [5]}, None, "labels hold 5 with n_clusters=2"),
     ],
 )

@@ -242,12 +242,12 @@ def test_whether_it_can_be_written_is_tried_first(tmp_path, monkeypatch):
     given = {"embeddings": np.eye(4), "labels": [0, 1, 2, 3]}
     with pytest.raises(IsADirectoryError, match="needed a file"):
         write_report(tmp_path, **given)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         write_report(tmp_path / "a" / "b.html", **given)
     with pytest.raises(OSError, match="proc"):
         write_report("/proc/report.html", **given)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="no plain file"):
+    with pytest.raises(OSError, match="not a regular file"):
         write_report(tmp_path / "pipe", **given)
 
 

@@ -324,4 +324,4 @@ def test_shares_of_classes_are_those_of_all_images(browser, tmp_path):
             told = f"{100 * counts.max() / counts.sum():.0f} % are {counts.argmax()}"
             assert page.evaluate(f"clusterFacts(report, {cluster})").endswith(told)
         page.fill("#search", "image")
-        assert page.inner_text("#found") == "100 images, of the 100 that are shown, in 20 clusters"
+        assert page.inner_text("#found") == "100 of the 100 shown images in 20 clusters"

@@ -1,10 +1,10 @@
-// The list of clusters: sorted, filtered, searched, some at a time.
+// The list of clusters, with sorting, filter and search; it shows some clusters at a time.
 
 const AT_ONCE = 60;
 const IN_A_ROW = 12;
 const IN_A_BOX = 60;
 
-// images side by side; one of them is a stop of the Tab key, arrows go to the others
+// images side by side: Tab stops at one of them, the arrow keys go to the others
 function strip(report, images, { onOpen, marked = new Set() }) {
   const made = element("ul", "strip");
   for (const image of images) {
@@ -31,12 +31,12 @@ function strip(report, images, { onOpen, marked = new Set() }) {
   return made;
 }
 
-// a strip of the first images, and a button for the others: thousands at once would halt the page
+// a strip of the first images, and a button for more: thousands at once would freeze the page
 function box(report, images, options, shown = IN_A_BOX) {
   const made = element("div");
   made.append(strip(report, images.slice(0, shown), options));
   if (images.length > shown) {
-    const more = element("button", "more", `Show more, of ${images.length.toLocaleString("en")}`);
+    const more = element("button", "more", `Show more of ${plural(images.length, "image")}`);
     more.type = "button";
     more.addEventListener("click", () => {
       made.replaceWith(box(report, images, options, shown + 10 * IN_A_BOX));
@@ -46,7 +46,7 @@ function box(report, images, options, shown = IN_A_BOX) {
   return made;
 }
 
-// by a number, those without one last
+// sort by a number, NaN last
 function ascending(key) {
   const of = (cluster) => (Number.isNaN(key(cluster)) ? Infinity : key(cluster));
   return (a, b) => {
@@ -69,7 +69,7 @@ class ClusterList {
     this.selected = -1;
     this.matches = new Set();
     if (report.leaves) {
-      this.sort.append(new Option("group, similar ones together", "group"));
+      this.sort.append(new Option("similar clusters together", "group"));
       this.rank = new Int32Array(report.K);
       report.leaves.forEach((leaf, rank) => { this.rank[leaf] = rank; });
     }
@@ -83,7 +83,7 @@ class ClusterList {
     });
   }
 
-  // clusters to show, in order, and the images whose name was searched
+  // clusters to show, in order, and the images whose name matches the search
   choose() {
     const { report } = this;
     const words = this.search.value.trim().toLowerCase();
@@ -115,8 +115,10 @@ class ClusterList {
     this.clusters = clusters;
     this.matches = matches;
     const told = plural(clusters.length, "cluster");
-    const part = report.n < report.total ? `, of the ${report.n.toLocaleString("en")} that are shown,` : "";
-    this.found.textContent = words ? `${plural(matches.size, "image")}${part} in ${told}` : told;
+    const images = report.n < report.total
+      ? `${matches.size.toLocaleString("en")} of the ${report.n.toLocaleString("en")} shown images`
+      : plural(matches.size, "image");
+    this.found.textContent = words ? `${images} in ${told}` : told;
     this.onSearch(matches);
     this.list.replaceChildren();
     this.show(AT_ONCE);
@@ -159,7 +161,7 @@ class ClusterList {
     for (const card of this.cards) this.mark(card, card.querySelector("h3 button"));
   }
 
-  // as selected or not, to the eye and to a screen reader
+  // show whether the card is selected, to the eye and to screen readers
   mark(card, button) {
     const selected = Number(card.dataset.cluster) === this.selected;
     card.classList.toggle("selected", selected);

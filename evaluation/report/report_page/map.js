@@ -1,11 +1,11 @@
-// The map: points on a canvas, images when they are far enough apart, one of them in focus.
+// The map: points on a canvas, or images where they are far enough apart; one may have the focus.
 
 const SHADES = ["#2f6bd8", "#ee7a2b", "#1f9e77", "#d6453d", "#8a5bd6", "#9c6b3f", "#e267ac", "#7d8a96", "#b3a41b", "#22aebf",
   "#8db4f2", "#f8be8c", "#8ad4b8", "#f2a09b", "#c5aef0", "#cfae8e", "#f4bcdb", "#b1b9c1", "#ded47a", "#92dce5"];
 
 function shade(number, total) {
   if (total <= SHADES.length) return SHADES[number];
-  const hue = (number / total) * 360; // neighbours in the order have neighbouring hues, but not the same lightness
+  const hue = (number / total) * 360; // neighbours in the order have similar hues and different lightness
   return `hsl(${hue.toFixed(1)} 62% ${[46, 58, 38][number % 3]}%)`;
 }
 
@@ -40,7 +40,7 @@ class ImageMap {
     }
     this.zoom = zoom;
     if (zoom === 1) this.center = { x: 0.5, y: 0.5 };
-    this.canvas.style.touchAction = zoom > 1 ? "none" : "pan-y"; // the page scrolls until there is a map to move
+    this.canvas.style.touchAction = zoom > 1 ? "none" : "pan-y"; // at zoom 1 a finger scrolls the page
     this.redraw();
   }
 
@@ -49,13 +49,13 @@ class ImageMap {
     return { width: this.canvas.clientWidth, height: this.canvas.clientHeight };
   }
 
-  // of both axes: the map fills the side it is short of, but for a margin
+  // one scale for both axes: the map fills the tighter dimension of the canvas, with a margin
   get scale() {
     const { width, height } = this.size;
     return Math.max(1, Math.min((width - 56) / this.report.span.x, (height - 56) / this.report.span.y)) * this.zoom;
   }
 
-  // from an image to its place on the canvas; sizes are read once, for many images
+  // function from an image to its position on the canvas; it reads the sizes once, for many images
   get toScreen() {
     const { width, height } = this.size;
     const { scale, center, report } = this;
@@ -117,7 +117,7 @@ class ImageMap {
     context.globalAlpha = 1;
     if (this.focus >= 0) {
       const [x, y] = toScreen(this.focus);
-      this.onPoint(this.focus, [x, y], false); // what it says stays beside it when the map moves
+      this.onPoint(this.focus, [x, y], false); // the tip stays beside its image when the map moves
       context.lineWidth = 3;
       context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--ink");
       context.beginPath();
@@ -156,7 +156,7 @@ class ImageMap {
     return best;
   }
 
-  // the nearest image in a direction; one that lies aside counts as farther away
+  // the nearest image in a direction; distance across the direction counts more
   beside(image, dx, dy) {
     const toScreen = this.toScreen;
     const [x, y] = toScreen(image);
@@ -195,7 +195,7 @@ class ImageMap {
       const box = canvas.getBoundingClientRect();
       return { x: event.clientX - box.left, y: event.clientY - box.top };
     };
-    const down = new Map(); // pointers that are down: one drags, two pinch
+    const down = new Map(); // pointers that are down: one drags, two zoom
     let drag = null;
     const begin = () => {
       const [first, second] = [...down.values()];
@@ -242,7 +242,7 @@ class ImageMap {
     });
     canvas.addEventListener("pointercancel", (event) => down.delete(event.pointerId));
     canvas.addEventListener("pointerleave", (event) => {
-      if (event.pointerType === "mouse" && !this.byKey) this.point(-1); // a finger leaves what it found
+      if (event.pointerType === "mouse" && !this.byKey) this.point(-1); // after a touch, the tip stays
     });
     canvas.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
@@ -254,7 +254,7 @@ class ImageMap {
   }
 
   press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // shortcuts of the browser
     const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const direction = directions[event.key];
     if (direction) {

@@ -1,4 +1,4 @@
-// Puts the parts of the page together.
+// The page: connects the map, the list of clusters and the details of an image.
 
 const report = readReport();
 const byId = (id) => document.getElementById(id);
@@ -14,7 +14,7 @@ function openDetails(image) {
     body.append(large);
   }
   const facts = [`similarity to its cluster ${report.typicality[image].toFixed(2)}`];
-  if (!Number.isNaN(report.doubt[image])) facts.push(`${percent(report.doubt[image])} of its neighbours are elsewhere`);
+  if (!Number.isNaN(report.doubt[image])) facts.push(`${percent(report.doubt[image])} of its neighbours are in other clusters`);
   if (report.class) facts.push(`class ${report.classes[report.class[image]]}`);
   body.append(element("p", "facts", facts.join(" · ")));
   const button = element("button", "", `Select cluster ${cluster}`);
@@ -30,7 +30,7 @@ function openDetails(image) {
     body.append(element("h3", "", "Most similar images"), strip(report, near, { onOpen: openDetails }));
   }
   if (!byId("details").open) byId("details").showModal();
-  byId("details-title").focus(); // read out, also where the image before had the focus
+  byId("details-title").focus(); // so that screen readers read the title, also when an open dialog changes its image
 }
 
 function showTip(image, at, announce) {
@@ -59,18 +59,18 @@ function select(cluster) {
   body.replaceChildren();
   if (cluster < 0) {
     byId("selection-title").textContent = "No cluster selected";
-    body.append(element("p", "note", "Select a point, or a cluster below."));
+    body.append(element("p", "note", "Select a point on the map or a cluster in the list below."));
     return;
   }
   byId("selection-title").textContent = `Cluster ${cluster}`;
   body.append(element("p", "facts", clusterFacts(report, cluster)));
   const members = report.members[cluster];
-  if (members.length < report.counts[cluster]) body.append(element("p", "facts", `${members.length} of them are in this file.`));
+  if (members.length < report.counts[cluster]) body.append(element("p", "facts", `This page shows ${members.length} of them.`));
   body.append(box(report, members, { onOpen: openDetails }));
   byId("announce").textContent = `Selected cluster ${cluster}: ${clusterFacts(report, cluster)}.`;
 }
 
-// select a cluster from elsewhere on the page, and go to where it is shown
+// select a cluster from elsewhere on the page, and scroll to its images
 function goTo(cluster) {
   select(cluster);
   byId("map").scrollIntoView();
@@ -87,7 +87,7 @@ const clusters = new ClusterList(report, {
   },
 });
 
-// what images can be coloured by: a name, the colour of an image and of a cluster, and a legend
+// what to colour images by: a name, the colour of an image and of a cluster, and a legend
 function colorings() {
   const order = new Int32Array(report.K).map((_, cluster) => cluster);
   if (report.leaves) report.leaves.forEach((leaf, rank) => { order[leaf] = rank; });
@@ -118,9 +118,9 @@ function colorings() {
     found.push(["class", () => [(image) => shade(report.class[image], total), () => "", legend]]);
   }
   const heat = (share) => (Number.isNaN(share) ? "#8a949c" : `hsl(${(220 - 200 * share).toFixed(0)} 65% 52%)`);
-  const ends = [[heat(0), "all neighbours in its cluster"], [heat(1), "none of them"]];
-  if (report.doubt.some(Number.isNaN)) ends.push([heat(NaN), "not searched"]);
-  found.push(["doubt", () => [(image) => heat(report.doubt[image]), (cluster) => heat(report.clusterDoubt[cluster]), ends]]);
+  const ends = [[heat(0), "all neighbours in the same cluster"], [heat(1), "all neighbours in other clusters"]];
+  if (report.doubt.some(Number.isNaN)) ends.push([heat(NaN), "neighbours not searched"]);
+  found.push(["neighbour mixing", () => [(image) => heat(report.doubt[image]), (cluster) => heat(report.clusterDoubt[cluster]), ends]]);
   return found;
 }
 

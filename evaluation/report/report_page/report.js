@@ -1,4 +1,4 @@
-// What the page knows: the numbers that were packed into it, and the images, by their places.
+// The data of the page: arrays unpacked from JSON, and the images, by position.
 
 function unpack(text, Type) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -11,7 +11,7 @@ const PACKED = {
   class: Uint32Array, commonClass: Uint32Array, commonShare: Float32Array, merges: Uint32Array, leaves: Uint32Array,
 };
 
-// what was not given is undefined: classes, the tree (merges, leaves), thumbnails
+// optional data may be undefined: classes, the tree (merges, leaves), thumbnails
 function readReport() {
   const report = JSON.parse(document.getElementById("data").textContent);
   for (const [name, Type] of Object.entries(PACKED)) if (report[name]) report[name] = unpack(report[name], Type);
@@ -28,7 +28,7 @@ function readReport() {
   return report;
 }
 
-// images of each cluster that are shown here, the most typical first
+// shown images of each cluster, the most typical first
 function membersByTypicality(report) {
   const members = Array.from(report.counts, () => []);
   report.label.forEach((label, image) => members[label].push(image));
@@ -67,7 +67,7 @@ function defineSheets(report) {
   document.body.classList.toggle("pixels", exact);
 }
 
-// where an image lies: sheet, left and top of its tile, width and height, in pixels
+// where the thumbnail of an image is: sheet, left and top of its tile, width and height, in pixels
 function place(report, image) {
   const { tile, columns, perSheet, widths, heights } = report.thumbnails;
   const within = image % perSheet;
@@ -87,7 +87,7 @@ function element(tag, className, text) {
   return made;
 }
 
-// an image as something to look at (span), or to press (button)
+// the thumbnail of an image, as a span or a button
 function picture(report, image, tag = "span") {
   const name = report.names[image];
   if (!report.thumbnails) return element(tag, "name", name);
@@ -109,27 +109,27 @@ function clusterFacts(report, cluster) {
   const facts = [plural(count, "image")];
   if (!count) return facts[0];
   facts.push(`relative size ${((count * report.K) / report.total).toFixed(2)}`);
-  facts.push(`tightness ${report.tightness[cluster].toFixed(2)}`);
-  facts.push(`doubt ${percent(report.clusterDoubt[cluster])}`);
+  facts.push(`similarity ${report.tightness[cluster].toFixed(2)}`);
+  facts.push(`mixing ${percent(report.clusterDoubt[cluster])}`);
   if (report.class) facts.push(`${percent(report.commonShare[cluster])} are ${report.classes[report.commonClass[cluster]]}`);
   return facts.join(" · ");
 }
 
-// the class most of some images have, in words; none where classes are not known
+// the most common class of some images, in words; nothing where classes are not known
 function commonClass(report, images) {
   if (!report.class || !images.length) return [];
   const counts = new Map();
   for (const image of images) counts.set(report.class[image], (counts.get(report.class[image]) || 0) + 1);
   const [code, count] = [...counts].reduce((best, next) => (next[1] > best[1] ? next : best));
-  const part = report.n < report.total ? " of those shown" : "";
+  const part = report.n < report.total ? " of the shown images" : "";
   return [`${percent(count / images.length)}${part} are ${report.classes[code]}`];
 }
 
-// group of each cluster when the tree is cut into `wanted` groups, numbered by the leaves' order
+// group of each cluster when the tree is cut into `wanted` groups, numbered in the order of the leaves
 function cutTree(report, wanted) {
   const { K, merges, leaves } = report;
   const root = Int32Array.from({ length: 2 * K - 1 }, (_, node) => node);
-  for (let merge = K - 1 - wanted; merge >= 0; merge -= 1) { // from above: a node knows its root before its parts ask
+  for (let merge = K - 1 - wanted; merge >= 0; merge -= 1) { // from the top down: a node has its root before its children need it
     root[merges[2 * merge]] = root[K + merge];
     root[merges[2 * merge + 1]] = root[K + merge];
   }
