@@ -35,7 +35,7 @@ from benchmarks.views import write_photos
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data.open_source import open_source
 from sklearn_excb.training.teacher_outputs import embed
-from sklearn_excb.views.batches import inference_inputs
+from sklearn_excb.views.whole_images import inference_inputs
 
 BATCH = 256  # images per batch of inference
 NUMBERS = (1_000, 10_000, 100_000)

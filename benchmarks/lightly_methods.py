@@ -33,7 +33,8 @@ from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build, facts_of, view_recipe
 from sklearn_excb.training.loop import in_precision
 from sklearn_excb.training.optimizer import Plan, TeacherRates, build_optimizer, set_rates
-from sklearn_excb.views.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.views.batches import Batch, ViewBatches
+from sklearn_excb.views.whole_images import inference_inputs
 
 DEVICE = torch.device("cpu")
 QUEUE_STARTS = 15 / 400  # share of the run before the queue starts, as in the paper

@@ -23,8 +23,9 @@ from sklearn_excb.inference.devices import inference_device
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.training.teacher_outputs import Embedding, embed
-from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
+from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.reading import n_ahead, number_of_jobs
 
 if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator

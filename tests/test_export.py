@@ -20,9 +20,9 @@ from sklearn_excb.cli.commands import main
 from sklearn_excb.networks.backbones import RowMLP, SmallCNN
 from sklearn_excb.saving import export
 from sklearn_excb.training.traceable import EndToEnd, WholeImages, _rounded
-from sklearn_excb.views.batches import whole_images
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import standardize
+from sklearn_excb.views.whole_images import whole_images
 
 SMALL = {"K": 6, "epochs": 2, "batch_size": 32, "n_local": 0, "head_width": 16, "random_state": 0}
 DIGITS = (load_digits().images[:120] / 16).astype(np.float32)

@@ -16,8 +16,8 @@ from sklearn_excb.data.folders import list_images
 from sklearn_excb.data.open_source import are_rows, open_source
 from sklearn_excb.data.sources import ArrayImages, typical_shape
 from sklearn_excb.exceptions import ImageError
-from sklearn_excb.views.batches import whole_images
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.whole_images import whole_images
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)

@@ -27,7 +27,7 @@ from sklearn_excb import ExCBEstimator, reporting
 from sklearn_excb.data.pixels import image_tensor
 from sklearn_excb.networks.heads import HeadShape, mlp
 from sklearn_excb.training import teacher_outputs
-from sklearn_excb.views.batches import whole_images
+from sklearn_excb.views.whole_images import whole_images
 from tests import published_files as files
 from tests.tiers import others_slow
 

@@ -17,8 +17,9 @@ from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.philox import permutation
 from sklearn_excb.runtime.threads import finished, reader_threads
 from sklearn_excb.views import augmentation
-from sklearn_excb.views.batches import ViewBatches, n_ahead
+from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.reading import n_ahead
 from sklearn_excb.views.view_maker import Drawn, begin_crops, begin_views, finish_crops
 
 RECIPE = ViewRecipe(

@@ -10,7 +10,6 @@ from torchvision.transforms.v2 import functional as F
 from sklearn_excb.data.resampling import crop_resize, resize_weights
 from sklearn_excb.views import color
 from sklearn_excb.views.augmentation import finish_views
-from sklearn_excb.views.batches import whole_images
 from sklearn_excb.views.multicrop import (
     ViewKind,
     ViewRecipe,
@@ -18,6 +17,7 @@ from sklearn_excb.views.multicrop import (
     draw_views,
     fit_boxes,
 )
+from sklearn_excb.views.whole_images import whole_images
 
 IMAGES = torch.rand(6, 3, 21, 17, generator=torch.Generator().manual_seed(0))
 RECIPE = ViewRecipe(32, 16, 2, 4, (0.5, 0.3), 0.1, (0.5,) * 3, (0.25,) * 3, flip=0.5)

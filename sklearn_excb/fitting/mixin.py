@@ -35,7 +35,7 @@ from sklearn_excb.runtime.rendezvous import join
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS, check_parameters
 from sklearn_excb.training.context import FitContext
-from sklearn_excb.views.batches import number_of_jobs
+from sklearn_excb.views.reading import number_of_jobs
 
 
 class FittingMixin(LearnedAttributes):

@@ -32,8 +32,9 @@ from sklearn_excb.training.history import entry
 from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.training.optimizer import Plan
 from sklearn_excb.training.settling import enough_to_settle, settle_teacher
-from sklearn_excb.views.batches import Batch, ViewBatches, inference_inputs
+from sklearn_excb.views.batches import Batch, ViewBatches
 from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
+from sklearn_excb.views.whole_images import inference_inputs
 
 _NO_END = sys.maxsize  # epochs: crops stay those of the first
 _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}

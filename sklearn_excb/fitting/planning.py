@@ -18,7 +18,7 @@ from sklearn_excb.runtime.launch import number_of_devices
 from sklearn_excb.runtime.rendezvous import place_of
 from sklearn_excb.settings.validation import check_parameters
 from sklearn_excb.training.context import FitContext
-from sklearn_excb.views.batches import number_of_jobs
+from sklearn_excb.views.reading import number_of_jobs
 
 if TYPE_CHECKING:  # a fit does not need it
     from sklearn_excb.fitting.dry_run import DryRun

@@ -24,7 +24,8 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.settings.validation import check_out, check_parameters
 from sklearn_excb.training.coarse_groups import check_n_groups, cut
 from sklearn_excb.training.teacher_outputs import Embedding, assign, embed
-from sklearn_excb.views.batches import inference_inputs, number_of_jobs
+from sklearn_excb.views.reading import number_of_jobs
+from sklearn_excb.views.whole_images import inference_inputs
 
 
 class InferenceMixin(TransformerMixin, LearnedAttributes):

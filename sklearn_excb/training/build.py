@@ -29,8 +29,9 @@ from sklearn_excb.settings.resolve import (
 )
 from sklearn_excb.settings.validation import check_rows_parameters, check_sizes, check_weights
 from sklearn_excb.training.context import FitContext
-from sklearn_excb.views.batches import ViewBatches, n_ahead, number_of_jobs
+from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.reading import n_ahead, number_of_jobs
 from sklearn_excb.views.row_views import RowRecipe, constant_feature, row_recipe
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,9 +17,9 @@ from sklearn_excb.data.pixels import to_unit
 from sklearn_excb.data.resampling import filter_weights
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.training.teacher_outputs import Embedding
-from sklearn_excb.views.batches import whole_side
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe
+from sklearn_excb.views.whole_images import whole_side
 
 
 class WholeImages(nn.Module):

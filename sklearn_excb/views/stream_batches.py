@@ -15,8 +15,9 @@ from sklearn_excb.data.sources import Source
 from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.runtime.threads import Map, read_ahead, reader_threads
 from sklearn_excb.runtime.transfers import StepLimiter
-from sklearn_excb.views.batches import AHEAD, Batch, ViewBatches
+from sklearn_excb.views.batches import Batch, ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.reading import AHEAD
 from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
 from sklearn_excb.views.row_views import RowRecipe
 
