@@ -51,14 +51,7 @@ def infer(estimator: ExCBEstimator, X: Any) -> Inferred:
             f"X of type {type(X).__name__} can be read only once, but reports and scores read it "
             "several times. Pass a list, an array, a folder or a data set that can be indexed."
         )
-    projections = _embed(estimator, X, "projection")
-    labels = np.full(len(projections), -1)
-    kept = ~np.isnan(projections[:, 0])
-    centroids = estimator.cluster_centers_
-    if hasattr(estimator, "cluster_gains_"):
-        centroids = centroids * estimator.cluster_gains_[:, None]
-    labels[kept] = _nearest(projections[kept], centroids)
-    return Inferred(projections, labels)
+    return Inferred(*estimator._project_and_label(X))
 
 
 def report(

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score
 
 from evaluation import clustering_scores, knn_accuracy
-from sklearn_excb import ExCBEstimator
+from sklearn_excb import ExCBEstimator, reporting
 from sklearn_excb.cli.commands import main
 from sklearn_excb.reporting import evaluate, report, short_names
 
@@ -134,6 +134,13 @@ def test_evaluate_gives_the_figures_of_evaluation(run, train, test, tmp_path, ca
     assert 0.3 < found["probe"]["top1"] <= found["probe"]["top5"] <= 1
     table = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert float(table["knn 10"]) == pytest.approx(found["knn"]["10"], abs=1e-3)
+
+
+def test_labels_and_embeddings_of_a_report_are_those_of_predict_and_transform(run, train):
+    excb = ExCBEstimator.load(run)
+    projections, labels = reporting.infer(excb, train)
+    np.testing.assert_array_equal(labels, excb.predict(train))
+    np.testing.assert_array_equal(projections, excb.transform(train))
 
 
 def test_without_classes_there_are_only_clusters(run, tmp_path, capsys):

@@ -183,6 +183,21 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         found[[within[image.index] for image in skipped]] = -1 if of == "predict" else np.nan
         return found, skipped
 
+    def _project_and_label(self, X: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return projections and labels, those of transform and predict, in one pass over X."""
+        source = self._open_indexed(X)
+        self._need_clusters("predict")
+        projections = np.empty((len(source), self.cluster_centers_.shape[1]), np.float32)
+        labels = np.empty(len(source), np.int64)
+
+        def infer(teacher: ClusterNetwork, inputs: Iterator[Tensor], some: slice) -> None:
+            assign(teacher, inputs, out=labels[some], projections=projections[some])
+
+        self._infer(source, np.arange(len(source)), infer)
+        skipped = skipped_of(source)
+        projections[[image.index for image in skipped]] = np.nan
+        return projections, fill_skipped(labels, skipped, fill=-1)
+
     def _infer(
         self,
         source: Source,

@@ -346,6 +346,5 @@ def _head_shape(release: Release, args: Mapping[str, Any], projector: State) -> 
 
 def listed(names: Iterable[str]) -> str:
     """List the first names, and the number of further names."""
-    names = list(names)
-    shown = ", ".join(names[:_SHOWN]) or "nothing"
+    shown = ", ".join((names := list(names))[:_SHOWN]) or "nothing"
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

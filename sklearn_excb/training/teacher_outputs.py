@@ -76,21 +76,24 @@ def assign(
     *,
     out: npt.NDArray[np.int64],
     sums: npt.NDArray[np.float32] | None = None,
+    projections: npt.NDArray[np.float32] | None = None,
 ) -> None:
-    """Write labels of a whole source to ``out`` (n_samples,): argmax of the plain similarity.
+    """Write the label of each sample to ``out``: the cluster of the largest plain similarity.
 
-    Times the gain of each cluster where the network has one.
+    Where the network has gains, the similarity to a cluster is multiplied by its gain.
 
     Parameters
     ----------
     teacher, batches
         As in :func:`outputs`.
     groups : ndarray of shape (K,), optional
-        What to write for each cluster, if not its number.
+        Numbers to write in the place of the clusters' own.
     out : ndarray of shape (n_samples,)
-        Where to write.
+        Array for the labels.
     sums : ndarray of shape (K, d), optional
-        To which the backbone's features of the images of each cluster are added.
+        Sum of the backbone's features in each cluster. The features are added to it.
+    projections : ndarray of shape (n_samples, D), float32, optional
+        Array for the projections that the labels come from.
     """
     done = 0
     for features, rows in _outputs(teacher, batches):
@@ -98,5 +101,7 @@ def assign(
         found = nearest(rows, centroids.weight, centroids.gain).cpu().numpy()
         if sums is not None:
             np.add.at(sums, found, features.cpu().numpy())
+        if projections is not None:
+            projections[done : done + len(rows)] = rows.cpu().numpy()
         out[done : done + len(rows)] = found if groups is None else groups[found]
         done += len(rows)
