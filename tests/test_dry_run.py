@@ -115,7 +115,7 @@ def test_errors_are_those_of_the_fit(parameters, message, tmp_path, monkeypatch)
     ],
     ids=["three images", "rows", "no epochs", "micro-batch", "stream"],
 )
-def test_whatever_can_be_fitted_can_be_rehearsed(X, parameters):
+def test_whatever_can_be_fitted_has_a_dry_run(X, parameters):
     found = small(**parameters).dry_run(X)
     assert np.isfinite(found.total_seconds)
     assert found.total_seconds > 0
@@ -133,7 +133,7 @@ def test_of_several_devices_each_has_its_share():
     assert "messages between devices are not in it" in str(shared)
 
 
-def test_a_backbone_that_cannot_be_followed_is_rehearsed_all_the_same():
+def test_a_backbone_that_cannot_be_followed_has_a_dry_run_all_the_same():
     class Looking(torch.nn.Module):
         def __init__(self):
             super().__init__()
