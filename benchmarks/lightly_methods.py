@@ -28,7 +28,7 @@ from benchmarks.figures import Outcome
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data import open_source as images
 from sklearn_excb.runtime.devices import resolve_precision
-from sklearn_excb.runtime.generator_state import seeded_generators
+from sklearn_excb.runtime.process_state import seeded_generators
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build, facts_of, view_recipe
 from sklearn_excb.training.loop import in_precision

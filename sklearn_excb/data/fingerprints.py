@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.data.sources import ArrayImages, ItemImages, Rows, Source, probes
-from sklearn_excb.runtime.generator_state import preserved_generators
+from sklearn_excb.runtime.process_state import preserved_generators
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
 from sklearn_excb.storage.weight_files import existing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn_excb.inference.fitted import Fitted
-from sklearn_excb.runtime.generator_state import seed_from
+from sklearn_excb.runtime.process_state import seed_from
 from sklearn_excb.runtime.rendezvous import join
 from sklearn_excb.settings.validation import check_parameters
 from sklearn_excb.training.context import FitContext

@@ -20,7 +20,6 @@ from sklearn_excb.fitting.timed_steps import Clock, PhaseTimer
 from sklearn_excb.method.kmeans import N_ITERATIONS, most_start_rows
 from sklearn_excb.networks.student_teacher import compiled
 from sklearn_excb.runtime.devices import available_memory
-from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.settings.validation import check_devices
 from sklearn_excb.storage.checkpoint_folder import CheckpointFolder
 from sklearn_excb.training.build import prepare
@@ -159,49 +158,46 @@ def dry_run(
     checkpoints = resume_previous(look_at_folder, partial(source_fingerprint, source), context)
     context, previous = checkpoints.context, checkpoints.previous
     parameters = context.parameters
-    with seeded_generators(context.seed):
-        model, batches = prepare(source, context)
-        networks, settings, facts = model.networks, model.settings, model.facts
-        n_done = 0 if previous is None else previous.first_step(settings, len(source))[0]
-        resolved, plan = settings.as_dict(), Plan.of(settings, len(source))
+    model, batches = prepare(source, context)
+    networks, settings, facts = model.networks, model.settings, model.facts
+    n_done = 0 if previous is None else previous.first_step(settings, len(source))[0]
+    resolved, plan = settings.as_dict(), Plan.of(settings, len(source))
 
-        n_together = max(n_devices, ranks.count)
-        check_devices(settings, n_together)
-        share = -(-settings.batch_size // n_together)
-        of_one, own = share_of_batch(share, settings, batches)
-        memory: MemoryEstimate | str
-        try:
-            of_one, memory = resolve_micro_batch(networks, of_one, own, parameters)
-            short = advice_if_short(memory, available_memory(device), own)
-        except ValueError as error:
-            memory, short = str(error), ""
-        if ranks.count > 1:
-            settings = replace(settings, micro_batch=min(ranks.objects(of_one.micro_batch)))
-        else:
-            settings, batches = of_one, own
-        trial = PhaseTimer(networks.to(device), settings, batches, clock)
-        seconds: dict[str, float] = {}
-        if settings.freeze_backbone:
-            seconds["features"] = len(source) * trial.seconds_per_image() / n_together
-            trial = trial.on_features()
-        a_comparison = trial.seconds_per_comparison() / n_together
-        if previous is None:
-            n = min(len(source), most_start_rows(settings.K))
-            seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_per_start_batch()
-            seconds["k-means"] = N_ITERATIONS * n * a_comparison
-        a_step, waiting = math.nan, math.nan
-        if plan.total_steps:
-            with compiled(networks, wanted=parameters["compile"]):
-                a_step, waiting = trial.steps()
-            seconds["training"] = (plan.total_steps - n_done) * a_step
-        an_image = trial.seconds_per_image() / n_together
-        if settings.epochs and settings.settle_passes:
-            n = len(settling_sample(len(source), settings.K))
-            seconds["settling"] = n * (
-                an_image + _COMPARISONS * settings.settle_passes * a_comparison
-            )
-        seconds["labels"] = len(source) * an_image * ((previous is None) + bool(settings.epochs))
-        faster = advice_if_long(sum(seconds.values()), parameters, facts, device)
+    n_together = max(n_devices, ranks.count)
+    check_devices(settings, n_together)
+    share = -(-settings.batch_size // n_together)
+    of_one, own = share_of_batch(share, settings, batches)
+    memory: MemoryEstimate | str
+    try:
+        of_one, memory = resolve_micro_batch(networks, of_one, own, parameters)
+        short = advice_if_short(memory, available_memory(device), own)
+    except ValueError as error:
+        memory, short = str(error), ""
+    if ranks.count > 1:
+        settings = replace(settings, micro_batch=min(ranks.objects(of_one.micro_batch)))
+    else:
+        settings, batches = of_one, own
+    trial = PhaseTimer(networks.to(device), settings, batches, clock)
+    seconds: dict[str, float] = {}
+    if settings.freeze_backbone:
+        seconds["features"] = len(source) * trial.seconds_per_image() / n_together
+        trial = trial.on_features()
+    a_comparison = trial.seconds_per_comparison() / n_together
+    if previous is None:
+        n = min(len(source), most_start_rows(settings.K))
+        seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_per_start_batch()
+        seconds["k-means"] = N_ITERATIONS * n * a_comparison
+    a_step, waiting = math.nan, math.nan
+    if plan.total_steps:
+        with compiled(networks, wanted=parameters["compile"]):
+            a_step, waiting = trial.steps()
+        seconds["training"] = (plan.total_steps - n_done) * a_step
+    an_image = trial.seconds_per_image() / n_together
+    if settings.epochs and settings.settle_passes:
+        n = len(settling_sample(len(source), settings.K))
+        seconds["settling"] = n * (an_image + _COMPARISONS * settings.settle_passes * a_comparison)
+    seconds["labels"] = len(source) * an_image * ((previous is None) + bool(settings.epochs))
+    faster = advice_if_long(sum(seconds.values()), parameters, facts, device)
     return DryRun(
         resolved=resolved | {"micro_batch": of_one.micro_batch},
         memory=memory,

@@ -15,7 +15,7 @@ from sklearn_excb.exceptions import DurationWarning
 from sklearn_excb.fitting.memory.live_tensors import fake
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.runtime.call_site import warn_caller
-from sklearn_excb.runtime.generator_state import seeded_generators
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.settings import auto_rules
 from sklearn_excb.settings.recipes import recipe
 from sklearn_excb.settings.resolve import Facts, Settings, resolve_backbone
@@ -126,7 +126,7 @@ def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
         return shares
     fresh = {**parameters, "pretrained": False, "compile": False}
     fresh["backbone"] = str(resolve_backbone(parameters, facts)).partition(".")[0]
-    with seeded_generators(0), suppress(Exception):  # advice is not worth a fit
+    with PrivateGenerator(0), suppress(Exception):  # advice is not worth a fit
         now = work(fresh, facts)
         for name in _FASTER:
             if name == "small" and facts.n_samples < auto_rules.FEW:

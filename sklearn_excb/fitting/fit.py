@@ -15,10 +15,10 @@ from sklearn_excb.fitting.train import train_run
 from sklearn_excb.fitting.training_data import TrainingData
 from sklearn_excb.fitting.training_run import Run
 from sklearn_excb.inference.fitted import Fitted
-from sklearn_excb.runtime.generator_state import (
+from sklearn_excb.runtime.private_generator import PrivateGenerator
+from sklearn_excb.runtime.process_state import (
     generator_states,
     resumed_generators,
-    seeded_generators,
 )
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.settings.validation import check_devices
@@ -59,8 +59,8 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
     with ExitStack() as stack:
         source = stack.enter_context(data.open(context))
         context, checkpoints = stack.enter_context(open_checkpoints(data.fingerprint, context))
-        stack.enter_context(seeded_generators(context.seed))
-        model, views = build(source, data.n_samples, context)
+        draws = PrivateGenerator(context.seed)
+        model, views = build(source, data.n_samples, context, draws)
         settings, ending, state = model.settings, "done", None
         bar = stack.enter_context(progress_bar(shown=context.shows_progress, unit="img"))
         run = Run.of(model.networks, settings, context.device, data.n_samples)
@@ -72,7 +72,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
             stack.enter_context(resumed_generators(run.generators))
             labels = np.empty(0, np.int64)
         else:
-            labels = start(run, batches, model, context, None if settings.epochs else sums)
+            labels = start(run, batches, model, context, draws, None if settings.epochs else sums)
         if resumes or settings.epochs:
             ending = train_run(run, batches, model, context, checkpoints, bar)
             state = checkpoints.state(run, ending)
@@ -87,10 +87,12 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
     return result(model, run, context, labels, sums, state=state, stopped=ending == "stopped")
 
 
-def build(source: Source, n_samples: int, context: FitContext) -> tuple[Model, ViewBatches]:
+def build(
+    source: Source, n_samples: int, context: FitContext, draws: PrivateGenerator
+) -> tuple[Model, ViewBatches]:
     """Resolve the parameters and build the networks, the same on every rank, on its device."""
     ranks = context.ranks
-    model, views = prepare(source, context, n_samples)
+    model, views = prepare(source, context, n_samples, draws)
     networks, settings = model.networks, model.settings
     check_devices(settings, ranks.count)
     settings = resolve_micro_batch_together(networks, settings, views, context)
@@ -100,11 +102,21 @@ def build(source: Source, n_samples: int, context: FitContext) -> tuple[Model, V
 
 
 def start(
-    run: Run, batches: Batches, model: Model, context: FitContext, sums: FeatureSums | None
+    run: Run,
+    batches: Batches,
+    model: Model,
+    context: FitContext,
+    draws: PrivateGenerator,
+    sums: FeatureSums | None,
 ) -> Labels:
     """Place the first centroids, and label the samples with the untrained network."""
     start_centroids(
-        model.networks, batches.start(), model.settings, seed=context.seed, ranks=context.ranks
+        model.networks,
+        batches.start(),
+        model.settings,
+        seed=context.seed,
+        ranks=context.ranks,
+        draws=draws,
     )
     labels = label(batches, model, sums)
     inference = labels if len(labels) else None

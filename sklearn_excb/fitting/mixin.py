@@ -29,8 +29,8 @@ from sklearn_excb.fitting.training_data import Collection
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.inference.learned import INPUT_FACTS, LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
-from sklearn_excb.runtime.generator_state import seed_from
 from sklearn_excb.runtime.launch import number_of_devices
+from sklearn_excb.runtime.process_state import seed_from, usual_modes
 from sklearn_excb.runtime.rendezvous import join
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS, check_parameters
@@ -119,7 +119,7 @@ class FittingMixin(LearnedAttributes):
         if self.steps_per_epoch != "auto":
             return self._fit_stream(X, context)
         ranks = context.ranks
-        with unchanged_on_error(self):
+        with unchanged_on_error(self), usual_modes():
             with ranks.together():
                 source = open_samples(self, X, fitting=True)
                 n_jobs = number_of_jobs(self.n_jobs, source)
@@ -165,7 +165,7 @@ class FittingMixin(LearnedAttributes):
         size = stream_batch_size(context.parameters)
         parameters = {**context.parameters, "batch_size": size, "n_jobs": n_jobs}
         stream = Stream(X, parameters)
-        with unchanged_on_error(self):
+        with unchanged_on_error(self), usual_modes():
             for name in INPUT_FACTS:
                 self.__dict__.pop(name, None)
             fitted = fit(stream, replace(context, parameters=parameters))
@@ -228,7 +228,7 @@ class FittingMixin(LearnedAttributes):
         context = FitContext(parameters, 0, self._device_of_partial_fit())
         online: OnlineFit | None = self.__dict__.get("_online")
         fitted: Fitted | None = self.__dict__.get("_fitted")
-        with unchanged_on_error(self):
+        with unchanged_on_error(self), usual_modes():
             source = open_samples(self, X, fitting=fitted is None and online is None)
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = drop_unusable(source, n_jobs)

@@ -19,8 +19,8 @@ from sklearn_excb.fitting.training_run import Run
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.heads import predictor, uses_batch_norm
 from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher
-from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.philox import permutation
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.runtime.threads import reader_threads
 from sklearn_excb.settings import auto_rules
 from sklearn_excb.settings.resolve import Facts, Settings
@@ -109,10 +109,10 @@ class OnlineFit:
         chosen = {**parameters, **_OF_FITS, "K": K}
         if isinstance(chosen["batch_size"], str):
             chosen["batch_size"] = min(auto_rules.batch_size(n_samples), len(source))
-        with seeded_generators(context.seed):
-            model, batches = prepare(source, replace(context, parameters=chosen), n_samples)
-            model.networks.to(context.device)
-            start_centroids(model.networks, batches.start(), model.settings, seed=context.seed)
+        seed, draws = context.seed, PrivateGenerator(context.seed)
+        model, batches = prepare(source, replace(context, parameters=chosen), n_samples, draws)
+        networks = model.networks.to(context.device)
+        start_centroids(networks, batches.start(), model.settings, seed=seed, draws=draws)
         return cls(
             model,
             n_samples,
@@ -134,7 +134,7 @@ class OnlineFit:
         settings, teacher, seed = fitted.settings, fitted.teacher, fitted.seed or 0
         _check_as_fitted(settings, context.parameters)
         n_samples = max(len(fitted.labels), auto_rules.n_samples(settings.K))
-        with seeded_generators(seed):
+        with PrivateGenerator(seed):
             batch_norm = not settings.has_backbone or uses_batch_norm(teacher.backbone)
             new = predictor(settings.head_width, batch_norm=batch_norm)
         student = ClusterNetwork(
@@ -188,16 +188,15 @@ class OnlineFit:
         """
         if self._run is None:
             self.device = device
-        with seeded_generators(self.seed):
-            run = self._current_run()
-            before, kept_before = pack(run.state_dict()), self.reservoir.state()
-            try:
-                self._train(run, self._batches(source, n_jobs, run.step))
-            except BaseException:
-                state = unpack(*before)
-                run.load_state_dict(state, state["step"], within=True)
-                self.reservoir.restore(kept_before)
-                raise
+        run = self._current_run()
+        before, kept_before = pack(run.state_dict()), self.reservoir.state()
+        try:
+            self._train(run, self._batches(source, n_jobs, run.step))
+        except BaseException:
+            state = unpack(*before)
+            run.load_state_dict(state, state["step"], within=True)
+            self.reservoir.restore(kept_before)
+            raise
         self.n_parts += 1
 
     def entries(self) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from sklearn_excb.inference.learned import LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.runtime.devices import resolve_device
 from sklearn_excb.runtime.launch import number_of_devices
+from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.runtime.rendezvous import place_of
 from sklearn_excb.settings.validation import check_parameters
 from sklearn_excb.training.context import FitContext
@@ -71,7 +72,8 @@ class PlanningMixin(LearnedAttributes):
             n_devices = place.count
         else:
             n_devices = number_of_devices(self.devices, device)
-        return estimate_memory_of(usable, FitContext(parameters, 0, device), n_devices)
+        with usual_modes():
+            return estimate_memory_of(usable, FitContext(parameters, 0, device), n_devices)
 
     def dry_run(self, X: Any) -> DryRun:
         """Take a few steps of :meth:`fit`, and tell what it would do and take; nothing changes.
@@ -115,4 +117,5 @@ class PlanningMixin(LearnedAttributes):
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = drop_unusable(source, n_jobs, most=_TRIED)
         n_devices = number_of_devices(self.devices, device) if ranks.count == 1 else 1
-        return dry_run(usable, context, n_devices=n_devices)
+        with usual_modes():
+            return dry_run(usable, context, n_devices=n_devices)

@@ -13,6 +13,7 @@ from sklearn_excb.fitting.training_run import Run
 from sklearn_excb.method.kmeans import nearest_centroids, unit_rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.frozen_features import feature_batches, features_of
 from sklearn_excb.training.loop import split
@@ -57,7 +58,8 @@ class PhaseTimer:
         """Of embedding a batch for the first centroids."""
         batches, times = self._batches, list[float]()
         self._networks.train_mode()
-        with torch.no_grad(), synchronized_batch_norm(batches.ranks):
+        draws = PrivateGenerator(batches.seed)
+        with torch.no_grad(), synchronized_batch_norm(batches.ranks), draws:
             last = self._now()
             for batch in islice(batches.start(), _BATCHES):
                 for part, _ in split(batch, self._settings.micro_batch, batches.ranks):

@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from sklearn_excb.method.balancing import Balancing
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.runtime.generator_state import generator_states
+from sklearn_excb.runtime.process_state import generator_states
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import build_balancing

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_excb.inference.fitted import Fitted
+from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.training.coarse_groups import merge_tree
 
 INPUT_FACTS = (
@@ -85,7 +86,8 @@ class LearnedAttributes(BaseEstimator):
     @cached_property
     def _fitted(self) -> Fitted:
         """What was learned: assigned by a fit, and after partial_fit made when it is asked for."""
-        return self._online.fitted()
+        with usual_modes():
+            return self._online.fitted()
 
     def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:
         """Set everything that a fit learned."""

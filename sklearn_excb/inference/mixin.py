@@ -21,6 +21,7 @@ from sklearn_excb.inference.learned import LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.inference.stream import infer_stream
 from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.settings.validation import check_out, check_parameters
 from sklearn_excb.training.coarse_groups import check_n_groups, cut
 from sklearn_excb.training.teacher_outputs import Embedding, assign, embed
@@ -220,4 +221,5 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
             )
             work(teacher, inputs, some)
 
-        split_among_devices(devices, self._fitted.teacher, len(rows), size, infer)
+        with usual_modes():
+            split_among_devices(devices, self._fitted.teacher, len(rows), size, infer)

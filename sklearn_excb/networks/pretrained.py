@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.exceptions import PretrainedWeightsError
-from sklearn_excb.runtime.generator_state import seeded_generators
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.storage.torch_files import load_objects
 from sklearn_excb.storage.weight_files import existing
 
@@ -64,7 +64,7 @@ def with_weights(
     file = existing(pretrained)
 
     def filled(state: dict[str, Tensor]) -> nn.Module:
-        with seeded_generators(0):  # weights that the file does not set are always the same
+        with PrivateGenerator(0):  # weights that the file does not set are always the same
             overlay = {"state_dict": state}
             model: Any = create(name, pretrained=True, pretrained_cfg_overlay=overlay)
         del model.pretrained_cfg["state_dict"]  # it would go into pickles

@@ -11,7 +11,7 @@ from torch import nn
 
 from sklearn_excb.inference.learned import INPUT_FACTS, LearnedAttributes
 from sklearn_excb.runtime.devices import resolve_device
-from sklearn_excb.runtime.generator_state import seed_from
+from sklearn_excb.runtime.process_state import seed_from, usual_modes
 from sklearn_excb.saving.saved_estimator import load_estimator, save_estimator
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS, check_parameters
 from sklearn_excb.training.teacher_outputs import Embedding
@@ -62,7 +62,8 @@ class PersistenceMixin(LearnedAttributes):
             If it was written by a version that is not known here, needs ``backbone``, or is not as
             it was written; ``DamagedFileError``, one of its kind.
         """
-        parameters, resolved, facts, fitted = load_estimator(path, backbone)
+        with usual_modes():
+            parameters, resolved, facts, fitted = load_estimator(path, backbone)
         unknown = sorted(parameters.keys() - cls().get_params(deep=False))
         if unknown:
             raise ValueError(
@@ -124,7 +125,8 @@ class PersistenceMixin(LearnedAttributes):
         from sklearn_excb.saving.published import read_published
 
         check_parameters(cls(**params).get_params(deep=False))
-        published = read_published(path)
+        with usual_modes():
+            published = read_published(path)
         estimator = cls(**published.parameters(params))
         parameters = estimator.get_params(deep=False)
         device = resolve_device(estimator.device)
@@ -177,7 +179,8 @@ class PersistenceMixin(LearnedAttributes):
         check_is_fitted(self)
         self._need_clusters("export_onnx")
         check_parameters(self.get_params(deep=False))
-        export_onnx(self._fitted, path, embedding=cast(Embedding, self.embedding), dtype=dtype)
+        with usual_modes():
+            export_onnx(self._fitted, path, embedding=cast(Embedding, self.embedding), dtype=dtype)
 
     def export_backbone(self, path: str | os.PathLike[str]) -> None:
         """Write the weights of the backbone alone, as safetensors.

@@ -20,6 +20,7 @@ from sklearn_excb.networks.heads import uses_batch_norm
 from sklearn_excb.networks.pretrained import InputStatistics, input_statistics
 from sklearn_excb.networks.student_teacher import StudentTeacher, build_networks
 from sklearn_excb.runtime.devices import resolve_precision
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.settings.resolve import (
     Facts,
     Settings,
@@ -197,7 +198,10 @@ class Model:
 
 
 def prepare(
-    source: Source, context: FitContext, n_samples: int | None = None
+    source: Source,
+    context: FitContext,
+    n_samples: int | None = None,
+    draws: PrivateGenerator | None = None,
 ) -> tuple[Model, ViewBatches]:
     """Resolve every parameter for a source, and build networks and batches.
 
@@ -210,6 +214,9 @@ def prepare(
     n_samples : int, optional
         Number of samples in an epoch. By default the source holds all of them.
 
+    draws : PrivateGenerator, optional
+        Generator of the first weights. By default a new one, seeded as the fit.
+
     Returns
     -------
     model : Model
@@ -220,8 +227,10 @@ def prepare(
     ranks, parameters = context.ranks, context.parameters
     facts = facts_of(source)
     facts = ranks.broadcast(facts if n_samples is None else replace(facts, n_samples=n_samples))
-    networks, settings, n_features = build(parameters, facts)
-    precision = _safe_precision(settings, networks.student.backbone, source.kind, context.device)
+    with draws or PrivateGenerator(context.seed):
+        networks, settings, n_features = build(parameters, facts)
+        backbone = networks.student.backbone
+        precision = _safe_precision(settings, backbone, source.kind, context.device)
     settings = replace(settings, precision=precision)
     known = None
     if parameters["pretrained"] or settings.freeze_backbone:

@@ -8,7 +8,8 @@ Axes: ``G`` global and ``L`` local views, ``V = G + L``, ``B`` images, ``D`` dim
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,12 @@ from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm
 from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.optimizer import UNSCALED, Plan, TeacherRates, set_rates
+from sklearn_excb.training.step_draws import StepDraws
 from sklearn_excb.views.batches import Batch
 
+Draws = AbstractContextManager[Any]  # the generator that networks draw from
+
+_GLOBAL: Draws = nullcontext()  # the global one of the process
 _PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # dtype of each reduced precision
 
 
@@ -81,7 +86,8 @@ def split(batch: Batch, most: int, ranks: Ranks = ALONE) -> Iterator[tuple[list[
 def in_precision(settings: Settings, views: Tensor) -> torch.autocast:
     """Return a context in which matrix products run in the precision of the fit."""
     dtype = _PRODUCTS.get(settings.precision)
-    return torch.autocast(views.device.type, dtype, enabled=dtype is not None)
+    # the cache of cast weights belongs to all threads: another fit would empty it half way
+    return torch.autocast(views.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def _forward(
@@ -92,13 +98,14 @@ def _forward(
     temperature: float,
     gradient_memory: Tensor | None,
     ranks: Ranks,
+    draws: Draws,
 ) -> Outcome:
     """Compute the loss of a batch, or of a part of it, for the backward pass."""
     student, teacher = networks.student, networks.teacher
     assert student.predictor is not None
     n_images = len(groups[0]) // settings.n_global
 
-    with torch.no_grad(), in_precision(settings, groups[0]):
+    with torch.no_grad(), in_precision(settings, groups[0]), draws:
         teacher_rows = teacher.project(groups[:1]).unflatten(0, (-1, n_images))  # (G, B, D)
     if balancing.needs_rows:
         seen = ranks.concatenate(teacher_rows, dim=1)
@@ -110,7 +117,8 @@ def _forward(
         temperature=temperature,
     )
     with in_precision(settings, groups[0]):
-        rows = student.project(groups)  # (V * B, D)
+        with draws:
+            rows = student.project(groups)  # (V * B, D)
         projections = rows.unflatten(0, (-1, n_images))
         loss = excb_loss(
             targets,
@@ -154,6 +162,7 @@ def train_step(
     rates: TeacherRates,
     ranks: Ranks = ALONE,
     scaler: GradScaler = UNSCALED,
+    draws: Draws = _GLOBAL,
 ) -> Outcome:
     """Take one step of Algorithm 1; the rates of the optimiser are already set.
 
@@ -177,6 +186,8 @@ def train_step(
     scaler : GradScaler, optional
         Scaler of the loss, from :func:`build_scaler`. If gradients overflow, the student does not
         change.
+    draws : context manager, optional
+        Generator that the networks draw from.
 
     Returns
     -------
@@ -187,7 +198,9 @@ def train_step(
     optimizer.zero_grad()
     parts: list[tuple[float, Outcome]] = []
     for part, share in split(batch, settings.micro_batch, ranks):
-        outcome = _forward(networks, balancing, part, settings, rates.temperature, memory, ranks)
+        outcome = _forward(
+            networks, balancing, part, settings, rates.temperature, memory, ranks, draws
+        )
         memory = None  # only autograd holds the memory now, which becomes .grad without a copy
         scaler.scale(share * outcome.loss.total).backward()
         losses = Loss(*(term.detach() for term in outcome.loss))
@@ -248,14 +261,14 @@ def train(
         Report of each step, after the networks have changed.
     """
     networks.train_mode()
+    step_draws = StepDraws(networks.student.backbone)
     for step, batch in enumerate(batches, first_step):
-        entropy = [seed, step] if ranks.first else [seed, step, ranks.rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        of_step = [seed, step] if ranks.first else [seed, step, ranks.rank]
         set_rates(optimizer, settings, step, plan)
         rates = TeacherRates.of(settings, step, plan)
-        with synchronized_batch_norm(ranks):
+        with step_draws.seeded(of_step) as draws, synchronized_batch_norm(ranks):
             outcome = train_step(
-                networks, balancing, optimizer, batch, settings, rates, ranks, scaler
+                networks, balancing, optimizer, batch, settings, rates, ranks, scaler, draws
             )
         yield StepReport(step, batch.epoch, outcome)
 
@@ -268,6 +281,7 @@ def start_centroids(
     *,
     seed: int,
     ranks: Ranks = ALONE,
+    draws: Draws = _GLOBAL,
 ) -> None:
     """Set the centroids by spherical k-means on projections of one global view.
 
@@ -286,13 +300,15 @@ def start_centroids(
         Seed of the choice of the first centroids.
     ranks : Ranks, default=ALONE
         Ranks that share the batches, and the rows that k-means clusters.
+    draws : context manager, optional
+        Generator that the networks draw from, for dropout.
     """
     networks.train_mode()
     rows: list[Tensor] = []
     places: list[npt.NDArray[np.int64]] = []
     seen, wanted = 0, most_start_rows(settings.K)
     for batch in ranks.zip_ranks(batches):
-        with synchronized_batch_norm(ranks):
+        with synchronized_batch_norm(ranks), draws:
             for part, _ in split(batch, settings.micro_batch, ranks):
                 rows.append(networks.teacher.project(part).float().cpu())
         places.append(seen + np.arange(batch.n_together)[ranks.span(batch.n_together)])

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sklearn_excb.networks.backbones import build_backbone
 from sklearn_excb.networks.frozen import Frozen
 from sklearn_excb.networks.heads import HeadShape
 from sklearn_excb.networks.student_teacher import ClusterNetwork, build_teacher
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe
@@ -96,7 +96,7 @@ def rebuild(
         values["backbone"] = own
     check_names(where, values, (field.name for field in fields(Settings)), "settings")
     settings = Settings(**{name: as_tuple(value) for name, value in values.items()})
-    with torch.random.fork_rng(devices=[]):  # the random initial weights are replaced below
+    with PrivateGenerator(0):  # the random initial weights are replaced below
         backbone = build_backbone(
             settings.backbone,
             n_channels=settings.n_channels,

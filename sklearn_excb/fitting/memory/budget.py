@@ -20,7 +20,6 @@ from sklearn_excb.fitting.memory.estimate import (
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.devices import available_memory
-from sklearn_excb.runtime.generator_state import seeded_generators
 from sklearn_excb.runtime.ranks import ALONE
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import check_devices
@@ -98,12 +97,11 @@ def estimate_memory_of(source: Source, context: FitContext, n_devices: int) -> M
 
     ``micro_batch="auto"`` is resolved as the fit would.
     """
-    with seeded_generators(context.seed):
-        model, batches = prepare(source, context)
-        check_devices(model.settings, n_devices)
-        share = -(-model.settings.batch_size // n_devices)
-        settings, batches = share_of_batch(share, model.settings, batches)
-        return resolve_micro_batch(model.networks, settings, batches, context.parameters)[1]
+    model, batches = prepare(source, context)
+    check_devices(model.settings, n_devices)
+    share = -(-model.settings.batch_size // n_devices)
+    settings, batches = share_of_batch(share, model.settings, batches)
+    return resolve_micro_batch(model.networks, settings, batches, context.parameters)[1]
 
 
 def resolve_micro_batch(

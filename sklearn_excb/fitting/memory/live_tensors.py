@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,5 +94,5 @@ def fake(network: Network) -> Iterator[Network]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors_of(network)}
     copied = copy.deepcopy(network, fakes)
-    with mode, torch.random.fork_rng(devices=[]):
+    with mode:
         yield copied

@@ -1,4 +1,4 @@
-"""States of random number generators: those of a fit, and those a user's data set may draw from."""
+"""State that the whole process shares: generators of random numbers, and modes of PyTorch."""
 
 from __future__ import annotations
 
@@ -88,3 +88,22 @@ def seed_from(random_state: Any) -> int:
         check_random_state(random_state)  # refuses what scikit-learn refuses
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31))
+
+
+@contextmanager
+def usual_modes() -> Iterator[None]:
+    """Compute with gradients, outside of inference mode, with float32 as the default dtype.
+
+    Gradients and inference mode belong to the thread. The default dtype belongs to the process, and
+    changes for all threads while the body runs, where it is not float32.
+    """
+    dtype = torch.get_default_dtype()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        if dtype == torch.float32:
+            yield
+            return
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
