@@ -198,7 +198,7 @@ def test_a_missing_device_means_the_cpu_after_fit_and_an_error_before(fitted):
     with pytest.raises(ValueError, match="is not on this machine, which has cpu"):
         small(device=missing).fit(IMAGES)
     elsewhere = pickle.loads(pickle.dumps(fitted)).set_params(device=missing)
-    with pytest.warns(UserWarning, match="Going on with the CPU"):
+    with pytest.warns(UserWarning, match="Inference continues on the CPU"):
         labels = elsewhere.predict(IMAGES)
     np.testing.assert_array_equal(labels, fitted.labels_)
 

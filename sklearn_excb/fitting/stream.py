@@ -158,7 +158,7 @@ def _repeated(X: Iterable[Any]) -> Iterator[Any]:
         for n, item in enumerate(X, 1):  # noqa: B007 - as many as came
             yield item
         if not n and not n_before:
-            raise ValueError("X is empty: there is no image in it.")
+            raise ValueError("X is empty: it contains no image.")
         if not n:
             raise StreamEndError(
                 f"X has ended after {n_before:,} images and gives none when it is iterated again, "
