@@ -186,7 +186,7 @@ def test_features_that_are_not_finite_are_told_with_their_image():
 
     images = IMAGES.copy()
     images[7] = 0
-    with pytest.raises(ValueError, match="infinity for 1 of 600 images, first for number 7"):
+    with pytest.raises(ValueError, match="infinity for 1 of 600 images, first for image 7"):
         estimator(backbone=nn.Sequential(nn.ReLU(), Inverse())).fit(images)
 
 
