@@ -1,6 +1,6 @@
-"""The estimator: its parameters, and scikit-learn's conventions.
+"""The estimator: its parameters, and the conventions of scikit-learn.
 
-What it does is in its mixins, one for each use: :mod:`sklearn_excb.fitting.mixin` (``fit``),
+The methods are in mixins, one for each use: :mod:`sklearn_excb.fitting.mixin` (``fit``),
 :mod:`sklearn_excb.fitting.planning` (``dry_run``), :mod:`sklearn_excb.inference.mixin`
 (``predict``, ``transform``), :mod:`sklearn_excb.inference.learned` (learned attributes) and
 :mod:`sklearn_excb.saving.mixin` (``save``, ``load``, exports).
@@ -37,194 +37,207 @@ class ExCBEstimator(
     Parameters
     ----------
     K : int or "auto", default="auto"
-        Number of clusters, what KMeans calls ``n_clusters``. "auto" keeps the paper's ratio on
-        ImageNet, 19.5 images a cluster.
+        Number of clusters, called ``n_clusters`` in KMeans. "auto" keeps the paper's ratio on
+        ImageNet, 19.5 images per cluster.
     backbone : str or nn.Module, default="auto"
-        Network f: "cnn" (a small one, for images below 64 pixels), the name of a timm model, that
-        of a torchvision model as in "torchvision:resnet50", or a module that maps images
-        (n, c, h, w), or rows (n, d), to features (n, d'). "auto" follows image size and number. For
-        rows it is "identity": a linear projector alone learns; "mlp" puts hidden layers before it.
+        Network f: "cnn" (a small network for images below 64 pixels), the name of a timm model, the
+        name of a torchvision model as in "torchvision:resnet50", or a module that maps images
+        (n, c, h, w), or rows (n, d), to features (n, d'). "auto" depends on the size and number of
+        the images. For rows, "auto" is "identity", where only a linear projector learns, and "mlp"
+        adds hidden layers before the projector.
     pretrained : bool or path-like, default=False
-        Whether the backbone starts with the weights that timm or torchvision names for it, from its
-        cache or from the internet; or a file of such weights. ``"resnet18.a1_in1k"`` names those of
-        a certain training. "auto" is then never "cnn", of which there are none.
+        Whether the backbone starts with the default weights of timm or torchvision, from their
+        cache or the internet; or a file of such weights. ``backbone="resnet18.a1_in1k"`` selects
+        specific weights. ``backbone="auto"`` is then never "cnn", which has no pretrained weights.
     freeze_backbone : bool, default=False
-        Whether these weights stay, or those of your own module: features of the images are computed
-        once, and a linear projector, predictor and centroids are trained, on views of the features
-        (those of rows, with noise) in the place of crops. Minutes for thousands of photos on a CPU.
-        ``image_size="auto"`` is then 224 px, or four times what the images have.
+        Whether the pretrained weights, or the weights of your own module, stay fixed. The features
+        of the images are then computed once. A linear projector, a predictor and the centroids
+        learn from views of the features, made with noise as for rows, instead of crops. This takes
+        minutes for thousands of photos on a CPU. ``image_size="auto"`` is then 224 pixels, or four
+        times the side of the images if that is smaller.
     embedding : {"projection", "backbone", "similarity"}, default="projection"
-        What :meth:`transform` gives: "projection", h(f(x)) as unit rows, of which
-        ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone", f(x), for probes and
-        neighbours (rows without a backbone, centred and scaled); "similarity", the cosine
-        similarity to each centroid. May be set after fit.
+        Output of :meth:`transform`: "projection" is h(f(x)) as unit rows, for which
+        ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone" is f(x), for probes and
+        neighbours (rows without a backbone are centred and scaled); "similarity" is the cosine
+        similarity to each centroid. It may be set after fit.
     image_size : int or "auto", default="auto"
-        Side of the global views in pixels. "auto" is that of the images, up to what their number
-        is enough for: 32 pixels below 10,000 images, for other networks than "cnn" 64 below 5,000;
-        80 pixels at 10,000, 224 at ImageNet's number.
+        Side of the global views in pixels. "auto" is the side of the images, up to a limit that
+        grows with their number: 80 pixels at 10,000 images and 224 at ImageNet's number. The limit
+        is 32 pixels for "cnn" below 10,000 images, and 64 for other networks below 5,000.
     local_size : int or "auto", default="auto"
         Side of the local views in pixels.
     n_global : int, default=2
-        Global views an image, at least 2.
+        Number of global views per image, at least 2.
     n_local : int or "auto", default="auto"
-        Local views an image.
+        Number of local views per image.
     n_channels : int or "auto", default="auto"
-        Channels of the images; pictures and files are converted to 1 (gray) or 3. "auto" is that
-        of the array, and 3 for files.
+        Number of channels of the images. Pictures and files are converted to 1 (gray) or 3
+        channels. "auto" is the number of channels of the array, and 3 for files.
     flip : float or "auto", default="auto"
         Probability that a view is mirrored. "auto" is 0.5 for images with three channels and 0 for
-        others (characters, scans, spectrograms), whose left and right often mean something.
+        others (characters, scans, spectrograms), where left and right often carry meaning.
     epochs : int or "auto", default="auto"
-        Passes over the images. 0 leaves the network untrained and only starts the centroids.
+        Number of passes over the images. 0 leaves the network untrained and only computes the first
+        centroids.
     batch_size : int or "auto", default="auto"
-        Images a step, at most ``n_samples``; the last partial batch of an epoch is dropped.
+        Number of images per step, at most ``n_samples``. The last partial batch of an epoch is
+        dropped.
     steps_per_epoch : int or "auto", default="auto"
-        For what can only be iterated. "auto" reads it once and keeps the images in memory. A number
-        keeps none but a sample: each epoch takes as many batches, as they come, and the stream
-        begins again when it ends. Processes of a launcher read a stream each. See :meth:`fit`.
+        Number of batches per epoch of a stream, which can only be iterated. "auto" reads the stream
+        once and keeps its images in memory. With a number, fit keeps only a sample of the images,
+        reads as many batches per epoch in the order of the stream, and iterates the stream again
+        when it ends. Each process of a launcher reads its own stream. See :meth:`fit`.
     micro_batch : int, None or "auto", default=None
-        Images that go through the networks at once: a step is taken in parts of at most as many,
-        whose gradients add up, to save memory. What changes are the statistics of BatchNorm, which
-        are those of a part (every predictor begins with BatchNorm), draws of dropout, and with
-        ``balancing="sinkhorn"`` the targets, of each part by itself. None is
-        the whole batch; "auto" the whole batch where it fits the device, else the largest of its
-        halves, quarters, ... that does, by :meth:`estimate_memory`.
+        Maximum number of images that go through the networks at once. To save memory, a step is
+        split into parts of at most this size, whose gradients add up. The split changes the
+        statistics of BatchNorm, which are computed per part (every predictor begins with
+        BatchNorm), the draws of dropout and, with ``balancing="sinkhorn"``, the targets, which are
+        also computed per part. None is the whole batch. "auto" is the whole batch if it fits the
+        device, and else the largest of its halves, quarters, ... that fits, by
+        :meth:`estimate_memory`.
     precision : {"32", "bf16", "fp16"} or "auto", default="auto"
-        Of the networks' products in training; weights, sums, the teacher's similarities and all
-        inference are in float32. "auto" is "bf16" where the device multiplies in it (CUDA from
-        compute capability 8 on, CPUs with AVX512-BF16), else "32"; and "32" where views are so
-        small that gradients of convolutions in bfloat16 are undefined on a CPU. "fp16", for GPUs
-        before those, scales the loss so that small gradients are not lost, and leaves out steps in
-        which large ones overflow.
+        Precision of the networks' products in training. Weights, sums, the teacher's similarities
+        and all inference are in float32. "auto" is "bf16" if the device multiplies in bfloat16
+        (CUDA from compute capability 8 on, CPUs with AVX512-BF16), else "32". It is also "32" on a
+        CPU if the views are so small that gradients of convolutions in bfloat16 are undefined.
+        "fp16" is for older GPUs: it scales the loss to preserve small gradients, and skips steps in
+        which large gradients overflow.
     compile : bool, default=False
-        Whether torch.compile makes kernels of the backbone for training. That takes a minute or
-        more at the start, and a C++ compiler on CPUs; results differ in rounding.
+        Whether torch.compile compiles the backbone for training. Compilation takes a minute or more
+        at the start, and needs a C++ compiler on CPUs. Results differ in rounding.
     head_width : int or "auto", default="auto"
-        Hidden units of predictor and projector; that of rows and of frozen backbones has none.
+        Number of hidden units of the predictor and the projector. The projector has no hidden layer
+        for rows without a backbone and for frozen backbones.
     optimizer : {"sgd", "adamw"} or "auto", default="auto"
-        "auto" is "sgd" for backbones with BatchNorm, frozen ones and rows without one, "adamw" for
-        others.
+        Optimiser. "auto" is "sgd" for backbones with BatchNorm, frozen backbones and rows without a
+        backbone, and "adamw" for others.
     learning_rate : float or "auto", default="auto"
         Peak learning rate, reached after the warm-up.
     weight_decay : float, tuple of two float, or "auto", default="auto"
-        At the start and the end of the run, by cosine; biases and norms are not decayed.
+        Weight decay; two values are those at the start and the end of the run, with a cosine
+        schedule between them. Biases and norms are not decayed.
     warmup_epochs : float or "auto", default="auto"
-        Epochs in which the learning rate rises from 0.
+        Number of epochs in which the learning rate rises from 0.
     teacher_momentum : float or "auto", default="auto"
-        m of the teacher's EMA at the start, in [0, 1]; rises to 1 by cosine.
+        Momentum m of the teacher's EMA at the start, in [0, 1]. It rises to 1 by a cosine schedule.
     size_momentum : float or "auto", default="auto"
-        m_s of the EMA that measures cluster sizes, in [0, 1).
+        Momentum m_s of the EMA that measures cluster sizes, in [0, 1).
     teacher_temperature : float or tuple of two float, default=0.04
-        tau_t of the teacher's softmax; two are the first, and the one reached after a tenth of the
-        run, linearly.
+        Temperature tau_t of the teacher's softmax. With two values, it changes linearly from the
+        first to the second during the first tenth of the run.
     student_temperature : float, default=0.1
-        tau_s of the student's softmax.
+        Temperature tau_s of the student's softmax.
     balancing : {"linear", "exponential", "centering", "sinkhorn", "none"}, default="linear"
-        What keeps clusters from collapsing. "linear" is the method, "exponential" its ablation:
-        forms of the operator for clusters smaller than 1/K, see
-        :func:`sklearn_excb.balancing.balance`. For comparison, with nothing else changed: the
-        centering of DINO, the Sinkhorn-Knopp of SwAV (:mod:`sklearn_excb.method.baselines`), or
-        nothing.
+        Method that keeps clusters from collapsing. "linear" is ExCB and "exponential" its
+        ablation: they are forms of the operator for clusters smaller than 1/K, see
+        :func:`sklearn_excb.balancing.balance`. The others are for comparison, with nothing else
+        changed: the centering of DINO, the Sinkhorn-Knopp of SwAV
+        (:mod:`sklearn_excb.method.baselines`), or no balancing.
     count_labels : {"balanced", "plain"}, default="balanced"
-        Whether sizes are measured from labels after or before balancing. "plain" is there for
+        Whether cluster sizes are measured from labels after or before balancing. "plain" is for
         comparison: it left 70 to 99 % of the clusters of digits empty (``docs/results.md``).
     local_in_loss_h : bool, default=True
-        Whether local views take part in the projector's half of the loss.
+        Whether local views contribute to the projector's half of the loss.
     settle_passes : int or "auto", default="auto"
-        Passes over the projections of the training images, after training, in which the centroids
-        move to where plain inference is balanced; the embeddings stay. 0 leaves them as training
-        did. "auto" is 10, and 0 for the other methods of ``balancing``.
+        Number of passes over the projections of the training images, after training, in which the
+        centroids move to where plain inference is balanced. The embeddings do not change. 0 leaves
+        the centroids as trained. "auto" is 10, and 0 for the methods of ``balancing`` that are for
+        comparison.
     on_error : {"raise", "skip"}, default="raise"
-        What becomes of a file, or an item of a list or a data set, that is no usable image: an
-        error that names it; or label -1 and an embedding of NaN, a warning, and an entry in
-        ``skipped_``, while the others are fitted as if it had not been there.
+        Handling of files, and items of lists and data sets, that are no usable images. "raise"
+        raises an error that names the image. "skip" warns, sets the label -1 and an embedding of
+        NaN, adds an entry to ``skipped_``, and fits the others as if the image were not there.
     n_jobs : int, None or "auto", default="auto"
-        Threads that open images; changes no result. "auto" is one for arrays and data sets, and one
-        a core, at most 8, for files and lists; -1 is one a core, None is 1.
+        Number of threads that open images. It does not change results. "auto" is one thread for
+        arrays and data sets, and one per core, at most 8, for files and lists. -1 is one per core,
+        None is 1.
     device : str, torch.device or "auto", default="auto"
         Where the networks run.
     devices : int or "auto", default="auto"
-        How many of them :meth:`fit` uses, a process each, started by itself; each takes its share
-        of every batch, and the result is that of one, up to rounding. "auto" is every GPU of this
-        machine, unless ``device`` names one of them, and one process on a CPU. Where a launcher
-        (torchrun, srun, Ray Train, Spark) has started processes that all call fit, they fit
-        together; 1 is then a fit of each by itself. :meth:`predict` and :meth:`transform` use every
-        GPU too, as many as ``devices`` says and there are. See ``docs/scaling.md``.
+        Number of devices that :meth:`fit` uses. It starts one process per device. Each process
+        takes its share of every batch, and the result is that of one device, up to rounding. "auto"
+        is every GPU of this machine, unless ``device`` names one of them, and one process on a CPU.
+        If a launcher (torchrun, srun, Ray Train, Spark) has started processes that all call fit,
+        they fit together; with 1, each of them fits alone. :meth:`predict` and :meth:`transform`
+        also use every GPU, up to this number. See ``docs/scaling.md``.
     random_state : int, RandomState or None, default=None
-        An int makes fits on a CPU identical bit for bit (same packages, number of threads and
-        processor). Global random state is left alone.
+        Seed of all random draws. With an int, fits on a CPU are identical bit for bit (with the
+        same packages, number of threads and processor). Global random state does not change.
     checkpoint_dir : str or path-like, optional
-        Folder, made if it is not there, to which the state of the training is written as it goes
-        on. A fit that finds a state there goes on from it (``resume``): after a crash, a kill or a
-        pre-emption, the same line of code finishes the run, on a CPU bit for bit as if nothing had
-        happened. One fit at a time. See ``docs/reliability.md``.
+        Folder for the checkpoints of the training, created if it does not exist. A fit resumes from
+        a checkpoint that it finds there (see ``resume``): after a crash, a kill or a pre-emption,
+        the same line of code finishes the run, on a CPU with the result of an uninterrupted run,
+        bit for bit. Only one fit at a time can use a folder. See ``docs/reliability.md``.
     checkpoint_every : int or "auto", default="auto"
-        Steps between two states; the end of an epoch then has one too. "auto" is the end of each
-        epoch, and ten minutes since the last, unless writing would take more than a twentieth of
-        the time.
+        Number of steps between two checkpoints; the end of each epoch then has a checkpoint too.
+        "auto" writes one at the end of each epoch and ten minutes after the last one, unless
+        writing would take more than a twentieth of the time.
     n_checkpoints : int, default=2
-        States that are kept: the last ones. Besides, the one with the lowest loss of those at the
-        end of an epoch stays as ``best.safetensors``. :meth:`load` takes each of them.
+        Number of latest checkpoints to keep. ``best.safetensors`` is kept besides: the checkpoint
+        with the lowest loss among those at the end of an epoch. :meth:`load` reads any of them.
     resume : {"auto", True, False}, default="auto"
-        What a fit does about a state in ``checkpoint_dir``: goes on from it if there is one;
-        True, there has to be one; False, there must be none.
+        Whether fit resumes from a checkpoint in ``checkpoint_dir``: "auto" resumes if there is one,
+        True requires one, and False requires that there is none.
     warm_start : bool, default=False
-        Go on from the last fit's networks, sizes and optimiser, or from the state in
-        ``checkpoint_dir``, with parameters or images that may have changed; ``epochs`` counts those
-        before too. The state is kept in memory, and in pickles: some three times the network. False
-        starts anew, and goes on in ``checkpoint_dir`` only with the same parameters and images.
+        Whether fit continues with the networks, cluster sizes and optimiser of the last fit, or
+        from the checkpoint in ``checkpoint_dir``, even if parameters or images have changed.
+        ``epochs`` includes the earlier epochs. The training state stays in memory, and in pickles:
+        about three times the network. With False, a fit starts anew, and resumes from
+        ``checkpoint_dir`` only with the same parameters and images.
     verbose : int, default=0
-        1 shows a progress bar; 0 is silent.
+        Verbosity: 1 shows a progress bar, 0 nothing.
 
     Attributes
     ----------
     labels_ : ndarray of shape (n_samples,), int64
-        Cluster of each training sample: :meth:`predict` of the training data. Some of 0..K-1 may
-        not occur; -1 is an image that was skipped. Not after :meth:`from_checkpoint`, or
-        :meth:`load` of a state, which have no training samples; neither are
-        ``relative_cluster_sizes_``.
+        Cluster of each training sample, as :meth:`predict` returns it. Some of 0..K-1 may not
+        occur; -1 is an image that was skipped. ``labels_`` and ``relative_cluster_sizes_`` do not
+        exist after :meth:`from_checkpoint`, or :meth:`load` of a checkpoint, which have no training
+        samples.
     cluster_centers_ : ndarray of shape (K, D), float32
         Unit centroids in projection space, D = 256.
     cluster_gains_ : ndarray of shape (K,), float32
-        By which similarities are multiplied before the largest is taken; only after
-        :meth:`from_checkpoint`, of networks of DINO in which they differ.
+        Factors of the similarities before the largest is chosen; only after
+        :meth:`from_checkpoint`, for networks of DINO in which the factors differ.
     relative_cluster_sizes_ : ndarray of shape (K,), float64
-        N_c K / N of each cluster, N being all that have one; 1 is balanced, 0 empty.
+        Relative size N_c K / N of each cluster, where N is the number of samples with a cluster; 1
+        is balanced, 0 empty.
     linkage_ : ndarray of shape (K - 1, 4), float64
-        Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``), of
-        which :meth:`predict` gives the groups: Ward's method on the clusters' means in the
-        backbone's features (:func:`sklearn_excb.training.coarse_groups.group_centroids`), each
-        weighing ``relative_cluster_sizes_``; without training samples on the centroids, all
-        weighing the same. Made when it is first asked for.
+        Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``).
+        :meth:`predict` returns its groups if ``n_clusters`` is set. The tree is built on first use,
+        by Ward's method on the clusters' means in the backbone's features
+        (:func:`sklearn_excb.training.coarse_groups.group_centroids`), weighted by
+        ``relative_cluster_sizes_``. Without training samples it is built on the centroids, with
+        equal weights.
     history_ : list of dict
-        An entry an epoch, from 0, the untrained network, to the last sound one; NaN where nothing
-        was measured. Losses;
-        ``empty_fraction``, ``largest_relative_size`` and ``effective_clusters`` by plain inference
-        on all training samples (first and last entry); the same with ``_unsettled`` before the
-        centroids settled (last entry), and with ``_balanced`` and ``_plain``
-        by the labels that the epoch's views got after and before balancing;
+        One entry per epoch, from epoch 0, the untrained network, to the last sound one; NaN means
+        not measured. An entry has the losses; ``empty_fraction``, ``largest_relative_size`` and
+        ``effective_clusters`` by plain inference on all training samples (first and last entry);
+        the same with ``_unsettled``, before the centroids settled (last entry), and with
+        ``_balanced`` and ``_plain``, by the labels of the epoch's views after and before balancing;
         ``relabelled_fraction``, the share of labels that balancing changed; and
-        ``teacher_entropy`` and ``student_entropy`` of the softmaxes, over log K: 1 says nothing.
+        ``teacher_entropy`` and ``student_entropy``, the mean entropies of the softmaxes in units of
+        log K, where 1 means that all clusters are equally probable.
     resolved_params_ : dict
-        Every parameter with "auto" replaced, the seed that was drawn, and what follows from them;
-        those of states (``checkpoint_dir`` and the like) are not among them.
+        All parameters with "auto" replaced, the seed that was drawn, and values that follow from
+        them. Parameters of checkpoints (``checkpoint_dir`` and the like) are not included.
     sample_names_ : ndarray of shape (n_samples,), str
-        The file of each label; only after fitting a folder or a list of files.
+        File of each label; only after fitting a folder or a list of files.
     skipped_ : list of Skipped
         Index, name and reason of each training image that could not be used (``on_error="skip"``).
     ignored_files_ : ndarray of str
-        What else a folder holds: hidden files and folders, files that no image ends like; only
-        after fitting a folder.
+        Other contents of a folder: hidden files and folders, and files whose names do not end like
+        an image's; only after fitting a folder.
     n_features_in_ : int
-        Features of the rows; only after fitting rows.
+        Number of features of the rows; only after fitting rows.
     image_shape_ : tuple of int
         Typical (height, width) of the training images; only after fitting images.
     n_channels_ : int
-        Channels of the images; only after fitting images.
+        Number of channels of the images; only after fitting images.
 
     Notes
     -----
-    All inference is the teacher's, in evaluation mode, without balancing.
+    All inference uses the teacher, in evaluation mode, without balancing.
     The method is described in [1]_.
 
     References
@@ -336,11 +349,11 @@ class ExCBEstimator(
         Parameters
         ----------
         name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
-            "tiny" is for images of 8 to 32 pixels, or a first look at larger ones, and takes a CPU
-            minutes; "small" is meant for 10,000 photos and more; the others are as
-            published, for ImageNet. See :mod:`sklearn_excb.settings.recipes`.
+            Name of the recipe. "tiny" is for images of 8 to 32 pixels, or for a first look at
+            larger images, and takes minutes on a CPU. "small" is for 10,000 photos and more. The
+            others are as published, for ImageNet. See :mod:`sklearn_excb.settings.recipes`.
         **params
-            Parameters that replace the recipe's or add to them.
+            Parameters that replace those of the recipe or add to them.
 
         Raises
         ------
@@ -350,7 +363,7 @@ class ExCBEstimator(
         return cls(**(recipe(name) | params))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; parameters that came after it was pickled have their defaults."""
+        """Unpickle; parameters that are newer than the pickle get their defaults."""
         parameters = inspect.signature(type(self)).parameters.values()
         defaults = {of.name: of.default for of in parameters if of.default is not of.empty}
         super().__setstate__(defaults | state)

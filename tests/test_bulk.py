@@ -1,4 +1,4 @@
-"""Results of large collections in one file: by several processes, killed and gone on with."""
+"""Results of large collections in one file: by several processes, killed and resumed."""
 
 import copy
 import json

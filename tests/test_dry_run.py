@@ -95,7 +95,7 @@ def test_what_a_state_has_behind_it_is_not_to_be_done_again(tmp_path):
         ({"precision": "8"}, "precision"),
         ({"steps_per_epoch": 5}, "has no dry run"),
         ({"backbone": "resnet0"}, "resnet0"),
-        ({"resume": True, "checkpoint_dir": "nowhere"}, "holds no state"),
+        ({"resume": True, "checkpoint_dir": "nowhere"}, "holds no checkpoint"),
     ],
 )
 def test_errors_are_those_of_the_fit(parameters, message, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_of_several_devices_each_has_its_share():
     assert shared.memory.phases["step"]["views"] == alone.memory.phases["step"]["views"] / 2
     assert shared.resolved["batch_size"] == 20
     assert "each of 2 x cpu" in str(shared)
-    assert "messages between devices are not in it" in str(shared)
+    assert "without messages between devices" in str(shared)
 
 
 def test_a_backbone_that_cannot_be_followed_has_a_dry_run_all_the_same():
@@ -143,14 +143,14 @@ def test_a_backbone_that_cannot_be_followed_has_a_dry_run_all_the_same():
             assert float(x.flatten()[0]) < 100
             return self.weight(torch.nn.functional.interpolate(x, 24).flatten(1))
 
-    assert "cannot be told" in str(small(backbone=Looking()).dry_run(DIGITS))
+    assert "cannot be estimated" in str(small(backbone=Looking()).dry_run(DIGITS))
 
 
 def test_from_the_shell(photos, capsys):
     words = ["fit", str(photos), "--dry-run", "--K", "4", "--epochs", "2", "--batch-size", "8"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    for part in ("K=4", "at the peak", "waiting for images", "6 (3 an epoch)", "to go"):
+    for part in ("K=4", "at the peak", "waiting for images", "6 (3 per epoch)", "to go"):
         assert part in said
     (photos / "broken.png").write_bytes(b"no picture")
     assert main([*words, "--on-error", "skip"]) == 0

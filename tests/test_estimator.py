@@ -198,7 +198,7 @@ def test_a_missing_device_means_the_cpu_after_fit_and_an_error_before(fitted):
     with pytest.raises(ValueError, match="is not on this machine, which has cpu"):
         small(device=missing).fit(IMAGES)
     elsewhere = pickle.loads(pickle.dumps(fitted)).set_params(device=missing)
-    with pytest.warns(UserWarning, match="Going on with the CPU"):
+    with pytest.warns(UserWarning, match="Inference continues on the CPU"):
         labels = elsewhere.predict(IMAGES)
     np.testing.assert_array_equal(labels, fitted.labels_)
 
@@ -220,7 +220,7 @@ def test_load_refuses_what_it_does_not_know(fitted, tmp_path):
     fitted.save(tmp_path)
     file = tmp_path / "estimator.json"
     file.write_text(file.read_text().replace('"format": 9', '"format": 99'))
-    with pytest.raises(ValueError, match=r"has format 99; this version .* reads formats 7 to 9"):
+    with pytest.raises(ValueError, match=r"has format 99, .* reads formats 7 to 9"):
         ExCBEstimator.load(tmp_path)
 
 

@@ -125,7 +125,7 @@ def test_other_weights_are_refused(tmp_path, warm):
     common = {"epochs": 1, "checkpoint_dir": tmp_path}
     estimator(**common).fit(IMAGES)
     later = common | {"epochs": 2, "warm_start": True} if warm else common
-    said = "weights are others" if warm else "frozen weights changed"
+    said = "weights differ" if warm else "frozen weights changed"
     with pytest.raises(ValueError, match=said):
         estimator(backbone=other_module(), **later).fit(IMAGES)
     assert estimator(**later).fit(IMAGES).history_[-1]["epoch"] == later["epochs"]
@@ -153,7 +153,7 @@ def test_a_warm_start_in_memory_keeps_the_backbone():
     excb.set_params(epochs=2).fit(IMAGES)
     assert len(excb.history_) == 3
     excb.set_params(backbone=other_module(), epochs=3)
-    with pytest.raises(ValueError, match="weights are others"):
+    with pytest.raises(ValueError, match="weights differ"):
         excb.fit(IMAGES)
     assert len(excb.history_) == 3
 
@@ -186,7 +186,7 @@ def test_features_that_are_not_finite_are_told_with_their_image():
 
     images = IMAGES.copy()
     images[7] = 0
-    with pytest.raises(ValueError, match="infinity for 1 of 600 images, first for number 7"):
+    with pytest.raises(ValueError, match="infinity for 1 of 600 images, first for image 7"):
         estimator(backbone=nn.Sequential(nn.ReLU(), Inverse())).fit(images)
 
 

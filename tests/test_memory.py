@@ -218,7 +218,7 @@ def test_fit_says_what_it_will_take(capsys):
 
 def test_fit_warns_when_the_device_has_less(monkeypatch):
     has(monkeypatch, 200 * MB)
-    with pytest.warns(UserWarning, match=r'needs about .* cpu has 200 MB left.*"auto"') as caught:
+    with pytest.warns(UserWarning, match=r'needs about .* cpu has 200 MB free.*"auto"') as caught:
         small(device="cpu").fit(IMAGES)
     assert caught[0].filename == __file__
 
@@ -288,7 +288,7 @@ def test_auto_splits_only_as_far_as_it_has_to(monkeypatch):
     assert excb.estimate_memory(IMAGES).micro_batch == 16
     np.testing.assert_array_equal(excb.labels_, small(micro_batch=16).fit(IMAGES).labels_)
     has(monkeypatch, MB)
-    with pytest.warns(UserWarning, match="has 1 MB left"):
+    with pytest.warns(UserWarning, match="has 1 MB free"):
         excb = small(micro_batch="auto").fit(IMAGES)
     assert excb.resolved_params_["micro_batch"] == 8
 
@@ -343,9 +343,9 @@ def test_frozen_parameters_and_plain_tensors_can_be_followed():
 def test_a_backbone_that_cannot_be_followed_can_be_trained():
     excb = small(backbone=LooksAtValues(), epochs=1)
     assert excb.fit(IMAGES).labels_.shape == (120,)
-    with pytest.raises(ValueError, match="in memory cannot be told"):
+    with pytest.raises(ValueError, match="The memory of this backbone cannot be estimated"):
         excb.estimate_memory(IMAGES)
-    with pytest.raises(ValueError, match="in memory cannot be told"):
+    with pytest.raises(ValueError, match="The memory of this backbone cannot be estimated"):
         excb.set_params(micro_batch="auto").fit(IMAGES)
 
 

@@ -178,7 +178,7 @@ def test_images_that_cannot_be_used_are_skipped():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"K": 41}, "fewer than K=41.*Gather as many"),
+        ({"K": 41}, "fewer than K=41.*Pass at least K samples"),
         ({"checkpoint_dir": "run"}, "writes no checkpoints"),
         ({"devices": 2}, "in one process"),
         ({"precision": "8"}, "precision"),

@@ -183,7 +183,7 @@ def test_a_state_of_another_version_is_refused(broken_off, monkeypatch):
         ({}, DIGITS[:50], "of X, n_samples was 60, now 50"),
         ({}, DIGITS[::-1], "of X, contents changed"),
         (OF_ROWS, DIGITS.reshape(60, 64), "of X, kind was 'images', now 'rows'"),
-        ({"resume": False}, DIGITS, "resume=False, but .* holds a run"),
+        ({"resume": False}, DIGITS, "resume=False, but .* holds checkpoints of a run"),
     ],
 )
 def test_what_has_changed_is_named_and_nothing_lost(changed, X, said, broken_off):
@@ -205,7 +205,7 @@ def test_what_changes_no_result_may_change(broken_off, never):
 
 
 def test_resume_true_needs_a_state(tmp_path):
-    with pytest.raises(ValueError, match="holds no state of a run"):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
         small(checkpoint_dir=tmp_path, resume=True).fit(DIGITS)
     with pytest.raises(ValueError, match="needs a checkpoint_dir"):
         small(resume=True).fit(DIGITS)
@@ -237,9 +237,9 @@ def test_taking_a_state_up_leaves_it_as_it_was():
 
 
 def test_a_warm_start_needs_the_state_of_the_fit_before(tmp_path):
-    """A new folder is no reason to begin anew what was to be gone on with."""
+    """A new folder is no reason to start a run anew that should continue."""
     excb = small().fit(DIGITS)
-    with pytest.raises(ValueError, match="kept no state of its training"):
+    with pytest.raises(ValueError, match="kept no training state"):
         excb.set_params(warm_start=True, checkpoint_dir=tmp_path).fit(DIGITS)
 
 
@@ -284,13 +284,13 @@ def test_a_warm_start_that_cannot_be_is_told():
     excb = small(warm_start=True).fit(DIGITS)
     with pytest.raises(ValueError, match="K was 4, now 5"):
         excb.set_params(K=5).fit(DIGITS)
-    with pytest.raises(ValueError, match="epochs=2, but 3 are begun"):
+    with pytest.raises(ValueError, match="epochs=2, but epoch 3 has already started"):
         excb.set_params(K=4, epochs=2).fit(DIGITS)
     with pytest.warns(CheckpointWarning, match="nothing to train: epochs=3 are done") as caught:
         excb.set_params(epochs=3).fit(DIGITS)
     assert caught[0].filename == __file__
     cold = small().fit(DIGITS).set_params(warm_start=True)
-    with pytest.raises(ValueError, match="kept no state of its training"):
+    with pytest.raises(ValueError, match="kept no training state"):
         cold.fit(DIGITS)
 
 

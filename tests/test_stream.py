@@ -134,7 +134,7 @@ def test_only_a_part_of_a_stream_is_in_memory(fitted):
     assert (out == fitted.labels_[0]).all()
 
 
-@pytest.mark.parametrize(("n_rows", "says"), [(69, "goes on"), (71, "ended after 70")])
+@pytest.mark.parametrize(("n_rows", "says"), [(69, "more images"), (71, "ended after 70")])
 def test_out_has_to_take_the_whole_stream(fitted, n_rows, says):
     with pytest.raises(ValueError, match=says):
         fitted.predict(iter(IMAGES), out=np.empty(n_rows, np.int64))

@@ -1,1 +1,1 @@
-"""The life of a fit: begin, resume, plan, stream, launch."""
+"""Fits: start, resume, plan, stream and launch."""

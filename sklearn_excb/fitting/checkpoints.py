@@ -1,4 +1,4 @@
-"""The checkpoints of a fit: the one that it resumes, and those that it writes."""
+"""Checkpoints of a fit: the checkpoint that it resumes from, and those that it writes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Checkpoints:
     Attributes
     ----------
     context : FitContext
-        Context of the fit, with seed and parameters of the run that it resumes.
+        Context of the fit, with the seed and the parameters of the run that it resumes.
     folder : CheckpointFolder or None
-        Where checkpoints are written; None on all ranks but the first, and without
+        Folder of the checkpoints; None on all ranks but the first, and without
         ``checkpoint_dir``.
     previous : PreviousRun or None
         Run that the fit resumes.
     description : dict
-        Data, parameters, versions and network of the fit, which go into each checkpoint.
+        Data, parameters, versions and network of the fit. Each checkpoint contains it.
     """
 
     context: FitContext
@@ -75,12 +75,12 @@ class Checkpoints:
         return True
 
     def write(self, run: Run, loss: float = math.inf) -> None:
-        """Write a checkpoint, unless the last one is of the same step or something is not finite.
+        """Write a checkpoint, unless this step has one already or a weight is not finite.
 
         Parameters
         ----------
         run : Run
-            Run after a step.
+            Run whose last step is complete.
         loss : float, optional
             Mean loss of the epoch that ends with the step. The checkpoint with the lowest loss is
             kept as the best one.
@@ -92,7 +92,7 @@ class Checkpoints:
         folder.write(run.step, self._state(run), best=best)
 
     def state(self, run: Run, ending: Ending) -> Snapshot | None:
-        """Return the state of a run that has ended, if a warm start may go on from it."""
+        """Return the training state of an ended run, if a warm start may continue from it."""
         if not self.context.parameters["warm_start"] or ending == "diverged":
             return None
         return pack(self._state(run))
@@ -110,24 +110,26 @@ def open_checkpoints(
     Parameters
     ----------
     fingerprint : callable
-        Returns the fingerprint of the data. It is called only where something is compared with it.
+        Function that returns the fingerprint of the data. It is only called for a comparison.
     context : FitContext
-        Context of the fit as the user asked for it.
+        Context of the fit with the user's parameters.
 
     Yields
     ------
     context : FitContext
-        The same, with seed and parameters of the run that the fit resumes, equal on all ranks.
+        Context with the seed and the parameters of the run that the fit resumes, equal on all
+        ranks.
     checkpoints : Checkpoints
+        Checkpoints of the fit.
 
     Raises
     ------
     ValueError
-        If the folder holds another run, or ``resume`` asks for what is not there.
+        If the folder holds another run, or contradicts ``resume``.
     OSError
         If the folder cannot be written to, or another fit uses it.
     RankError
-        If another rank runs another fit.
+        If another rank runs a different fit.
     """
     with ExitStack() as stack:
 
@@ -144,9 +146,9 @@ def resume_previous(
     fingerprint: Callable[[], Mapping[str, Any]],
     context: FitContext,
 ) -> Checkpoints:
-    """Find the run that a fit resumes, the same on all ranks; only the first opens the folder.
+    """Find the run that a fit resumes, the same on all ranks.
 
-    See :func:`open_checkpoints`, which also locks the folder.
+    Only the first rank opens the folder. :func:`open_checkpoints` also locks it.
     """
     ranks, parameters = context.ranks, context.parameters
     check_same_fit(fingerprint, context)

@@ -1,4 +1,4 @@
-"""The context of an estimator's fit."""
+"""Context of the fit of an estimator."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def fit_context(estimator: Any) -> FitContext:
     Parameters
     ----------
     estimator : ExCBEstimator
-        Fitted or not.
+        Estimator, fitted or not.
 
     Raises
     ------
     ValueError
         If a parameter cannot be used.
     RankError
-        If the other ranks do not come.
+        If the other ranks do not connect.
     """
     parameters = estimator.get_params(deep=False)
     check_parameters(parameters)

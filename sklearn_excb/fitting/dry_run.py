@@ -1,4 +1,4 @@
-"""A fit tried before it starts: a few steps of it, what they take, and what all of them would."""
+"""Dry runs: a few steps of a fit, and estimates of its memory and time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.optimizer import Plan
 from sklearn_excb.training.settling import settling_sample
 
-_A_LINE = 6  # parameters
-_COMPARISONS = 2  # of a projection with all centroids in a pass of settling: labels, then sizes
+_PER_LINE = 6  # parameters
+_COMPARISONS = 2  # with all centroids, per projection and settling pass: for labels, for sizes
 _SHOWN = (
     *("K", "backbone", "image_size", "local_size", "n_global", "n_local", "batch_size"),
     *("micro_batch", "precision", "head_width", "optimizer", "learning_rate", "weight_decay"),
@@ -38,38 +38,41 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a fit would do and take; ``print`` it.
+    """Report of a dry run; ``print`` it.
 
     Attributes
     ----------
     resolved : dict
-        Every parameter with "auto" replaced.
+        All parameters with "auto" replaced.
     memory : MemoryEstimate or str
-        Of each device, or why it cannot be told.
+        Memory per device, or the reason why it cannot be estimated.
     available : int
-        Bytes that the device has left.
+        Free memory of the device in bytes.
     advice : str
-        What to do where that is too little; else empty.
+        Advice if the free memory is too little; else empty.
     device : str
+        Device of the networks.
     n_devices : int
-        That share each batch.
+        Number of devices that share each batch.
     communicates : bool
-        Whether messages between devices are in the times: not where ``fit`` would start the
+        Whether the times include messages between devices. They do not if ``fit`` would start the
         processes itself.
-    n_samples, steps_per_epoch, n_steps, n_done : int
-        Images; steps of an epoch, of the run, and those that a state in ``checkpoint_dir`` has
-        behind it.
+    n_samples : int
+        Number of samples.
+    steps_per_epoch, n_steps : int
+        Number of steps per epoch and of the run.
+    n_done : int
+        Number of steps that the checkpoint in ``checkpoint_dir`` has done.
     seconds_per_step : float
-        Median; NaN if there are none.
+        Median time per step; NaN if there are no steps.
     waiting : float
-        Share of it in which the networks waited for views, in [0, 1].
+        Share of that time in which the networks waited for views, in [0, 1].
     seconds : dict of str to float
-        Of each phase that is left: "features" (of a
-        frozen backbone), "start" (embedding images for the first centroids), "k-means"
-        (finding them, at the most), "labels" (of the untrained network and at the end),
-        "training", "settling".
+        Time of each remaining phase: "features" (of a frozen backbone), "start" (embedding images
+        for the first centroids), "k-means" (computing these centroids, an upper bound), "labels"
+        (of the untrained network and at the end), "training", "settling".
     faster : str
-        What would take less time, where a CPU needs more than an hour; else empty.
+        Advice on a shorter fit if a CPU needs more than an hour; else empty.
     """
 
     resolved: Mapping[str, Any]
@@ -90,12 +93,12 @@ class DryRun:
 
     @property
     def total_seconds(self) -> float:
-        """Of all phases."""
+        """Total time of all remaining phases."""
         return sum(self.seconds.values())
 
     @property
     def images_per_second(self) -> float:
-        """In training, on all devices."""
+        """Throughput of the training on all devices."""
         return self.resolved["batch_size"] / self.seconds_per_step
 
     def __str__(self) -> str:
@@ -103,28 +106,28 @@ class DryRun:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         shown = [f"{name}={_short(self.resolved[name])}" for name in _SHOWN]
-        for i in range(0, len(shown), _A_LINE):
-            yield ("" if i else "recipe"), ", ".join(shown[i : i + _A_LINE])
+        for i in range(0, len(shown), _PER_LINE):
+            yield ("" if i else "recipe"), ", ".join(shown[i : i + _PER_LINE])
         yield "images", f"{self.n_samples:,}"
         several = f"each of {self.n_devices} x " if self.n_devices > 1 else ""
-        yield "device", f"{several}{self.device}, {readable(self.available)} left"
+        yield "device", f"{several}{self.device}, {readable(self.available)} free"
         yield "memory", " ".join([str(self.memory), self.advice]).strip()
         if self.n_steps:
-            alone = "" if self.communicates else "; messages between devices are not in it"
+            alone = "" if self.communicates else "; without messages between devices"
             yield (
                 "step",
                 f"{duration(self.seconds_per_step)}, {self.images_per_second:,.0f} images/s, "
                 f"{self.waiting:.0%} of it waiting for images{alone}",
             )
             behind = f", {self.n_done:,} of them done" if self.n_done else ""
-            yield "steps", f"{self.n_steps:,} ({self.steps_per_epoch:,} an epoch){behind}"
+            yield "steps", f"{self.n_steps:,} ({self.steps_per_epoch:,} per epoch){behind}"
         left = [f"{phase} {duration(time)}" for phase, time in self.seconds.items() if time]
         yield "time", f"{duration(self.total_seconds)} to go: {', '.join(left)}"
         yield "", self.faster
 
 
 def _short(value: Any) -> str:
-    """Return a parameter as it is shown."""
+    """Return the text of a parameter."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_short, value))})"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -137,7 +140,7 @@ def dry_run(
     n_devices: int = 1,
     clock: Clock = time.perf_counter,
 ) -> DryRun:
-    """Take a few steps of a fit, on networks that are then thrown away.
+    """Take a few steps of a fit on temporary networks, and return a report.
 
     Parameters
     ----------
@@ -146,16 +149,16 @@ def dry_run(
     context : FitContext
         Context of the fit.
     n_devices : int, default=1
-        Number of devices that would share the batches if this process were not alone.
+        Number of devices that would share the batches in a fit.
     clock : callable
-        Returns the time in seconds.
+        Function that returns the time in seconds.
     """
     path, ranks, device = context.parameters["checkpoint_dir"], context.ranks, context.device
 
-    def look_at_folder() -> CheckpointFolder | None:  # neither made nor locked
+    def open_unlocked() -> CheckpointFolder | None:  # neither creates nor locks the folder
         return None if path is None else CheckpointFolder(Path(path).absolute(), "auto", 1)
 
-    checkpoints = resume_previous(look_at_folder, partial(source_fingerprint, source), context)
+    checkpoints = resume_previous(open_unlocked, partial(source_fingerprint, source), context)
     context, previous = checkpoints.context, checkpoints.previous
     parameters = context.parameters
     model, batches = prepare(source, context)
@@ -182,21 +185,23 @@ def dry_run(
     if settings.freeze_backbone:
         seconds["features"] = len(source) * trial.seconds_per_image() / n_together
         trial = trial.on_features()
-    a_comparison = trial.seconds_per_comparison() / n_together
+    per_comparison = trial.seconds_per_comparison() / n_together
     if previous is None:
         n = min(len(source), most_start_rows(settings.K))
         seconds["start"] = -(-n // resolved["batch_size"]) * trial.seconds_per_start_batch()
-        seconds["k-means"] = N_ITERATIONS * n * a_comparison
-    a_step, waiting = math.nan, math.nan
+        seconds["k-means"] = N_ITERATIONS * n * per_comparison
+    per_step, waiting = math.nan, math.nan
     if plan.total_steps:
         with compiled(networks, wanted=parameters["compile"]):
-            a_step, waiting = trial.steps()
-        seconds["training"] = (plan.total_steps - n_done) * a_step
-    an_image = trial.seconds_per_image() / n_together
+            per_step, waiting = trial.steps()
+        seconds["training"] = (plan.total_steps - n_done) * per_step
+    per_image = trial.seconds_per_image() / n_together
     if settings.epochs and settings.settle_passes:
         n = len(settling_sample(len(source), settings.K))
-        seconds["settling"] = n * (an_image + _COMPARISONS * settings.settle_passes * a_comparison)
-    seconds["labels"] = len(source) * an_image * ((previous is None) + bool(settings.epochs))
+        seconds["settling"] = n * (
+            per_image + _COMPARISONS * settings.settle_passes * per_comparison
+        )
+    seconds["labels"] = len(source) * per_image * ((previous is None) + bool(settings.epochs))
     faster = advice_if_long(sum(seconds.values()), parameters, facts, device)
     return DryRun(
         resolved=resolved | {"micro_batch": of_one.micro_batch},
@@ -210,7 +215,7 @@ def dry_run(
         steps_per_epoch=plan.steps_per_epoch,
         n_steps=plan.total_steps,
         n_done=n_done,
-        seconds_per_step=a_step,
+        seconds_per_step=per_step,
         waiting=waiting,
         seconds=seconds,
         faster=faster,

@@ -1,4 +1,4 @@
-"""How long a fit will take, told after its first steps, and which recipe would take less."""
+"""Early warning of a long fit, after its first steps, with recipes that take less time."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from sklearn_excb.settings.recipes import recipe
 from sklearn_excb.settings.resolve import Facts, Settings, resolve_backbone
 from sklearn_excb.training.build import build
 
-_LONG = 3600.0  # seconds, from which a warning is worth its lines
-_STEPS, _SECONDS = 3, 5.0  # that a pace is taken from, at the least
+_LONG = 3600.0  # seconds from which a fit warns
+_STEPS, _SECONDS = 3, 5.0  # least number of steps and seconds to measure the pace
 _FASTER = ("small", "tiny")
-_WORTH = 0.6  # of the time: a recipe that takes more is not named
-_BACKWARD = 3  # times the forward pass, with it
+_WORTH = 0.6  # largest share of the time with which a recipe is named
+_BACKWARD = 3  # FLOPs of forward and backward pass in units of the forward pass
 
 
 @dataclass
 class Pace:
-    """Seconds a step: the median of the first ones but the very first, in which threads start.
+    """Median time per step over the first steps, without the very first, in which threads start.
 
     Parameters
     ----------
     clock : callable
-        Seconds.
+        Function that returns the time in seconds.
     """
 
     clock: Callable[[], float] = time.perf_counter
     _times: list[float] = field(default_factory=list)
-    _told: bool = False
+    _reported: bool = False
 
     def step(self) -> float | None:
-        """Seconds a step, once, after the step at which they are known; else None."""
-        if self._told:
+        """Count a step. Return the seconds per step once, when they are known, and else None."""
+        if self._reported:
             return None
         self._times.append(self.clock())
         passed = self._times[-1] - self._times[0]
-        self._told = len(self._times) > _STEPS and passed >= _SECONDS
-        return float(np.median(np.diff(self._times))) if self._told else None
+        self._reported = len(self._times) > _STEPS and passed >= _SECONDS
+        return float(np.median(np.diff(self._times))) if self._reported else None
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: "0.31 s", "12 min", "3 h 20 min", "4 d 6 h"."""
+    """Return a time in words: "0.31 s", "12 min", "3 h 20 min", "4 d 6 h"."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     if seconds < 100:
@@ -75,17 +75,18 @@ def warn_if_long(
     Parameters
     ----------
     seconds : float
-        To its end.
+        Estimate of the remaining time.
     parameters : mapping
-        The estimator's.
+        Parameters of the estimator.
     facts : Facts
-        Of the data.
+        Facts about the data.
     device : torch.device
-        That trains.
+        Device of the networks.
     """
     if advice := advice_if_long(seconds, parameters, facts, device):
         warn_caller(
-            f"This fit will take about {duration(seconds)} on {device}, by its first steps. "
+            f"This fit will take about {duration(seconds)} on {device}, judging by its first "
+            "steps. "
             f"{advice}",
             DurationWarning,
         )
@@ -94,31 +95,31 @@ def warn_if_long(
 def advice_if_long(
     seconds: float, parameters: Mapping[str, Any], facts: Facts, device: torch.device
 ) -> str:
-    """What would take less time, on a CPU that will need more than an hour; else empty."""
+    """Return advice on a shorter fit if a CPU needs more than an hour; else an empty string."""
     if device.type != "cpu" or seconds < _LONG:
         return ""
     advice = []
     if parameters["pretrained"] and not parameters["freeze_backbone"]:
-        advice.append("With freeze_backbone=True each image goes through the backbone only once.")
+        advice.append("With freeze_backbone=True, each image goes through the backbone only once.")
     faster = [
-        f'from_recipe("{name}") {duration(share * seconds)}'
+        f'from_recipe("{name}") would take {duration(share * seconds)}'
         for name, share in _shares(parameters, facts).items()
         if share < _WORTH
     ]
     if faster:
-        fresh = ", from fresh weights," if parameters["pretrained"] else ""
+        fresh = " without pretrained weights" if parameters["pretrained"] else ""
         advice.append(
-            f"By FLOPs,{fresh} {' and '.join(faster)} would take; dry_run(X) tells more exactly."
+            f"Estimated from FLOPs{fresh}, {' and '.join(faster)}. dry_run(X) measures the time."
         )
     if not advice:
-        advice.append("It is as long as epochs times images: fewer epochs take less.")
+        advice.append("The time is proportional to epochs times images: fewer epochs take less.")
     return " ".join(advice)
 
 
 def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
-    """Share of a fit's work that recipes would have which suit the data.
+    """Return the work of recipes that suit the data, as shares of the work of the fit.
 
-    None of a module of the user's own, which might keep the fake tensors it is run on.
+    A module of the user's own gets no shares, because it might keep the fake tensors of a trial.
     """
     shares: dict[str, float] = {}
     named = isinstance(parameters["backbone"], str)
@@ -126,26 +127,26 @@ def _shares(parameters: Mapping[str, Any], facts: Facts) -> dict[str, float]:
         return shares
     fresh = {**parameters, "pretrained": False, "compile": False}
     fresh["backbone"] = str(resolve_backbone(parameters, facts)).partition(".")[0]
-    with PrivateGenerator(0), suppress(Exception):  # advice is not worth a fit
+    with PrivateGenerator(0), suppress(Exception):  # a fit must not fail because of advice
         now = work(fresh, facts)
         for name in _FASTER:
             if name == "small" and facts.n_samples < auto_rules.FEW:
-                continue  # a ResNet-18 learns little from them
-            with suppress(ValueError):  # images too small for it
+                continue  # a ResNet-18 learns little from so few images
+            with suppress(ValueError):  # the images are too small for the recipe
                 shares[name] = work({**fresh, **recipe(name)}, facts) / now
     return shares
 
 
 def work(parameters: Mapping[str, Any], facts: Facts) -> float:
-    """FLOPs of the convolutions and products of a whole training, but for those of the loss."""
+    """Return the FLOPs of a whole training in convolutions and products, without the loss."""
     networks, settings, _ = build(parameters, facts)
-    return _of_an_image(networks, settings) * settings.epochs * facts.n_samples
+    return _flops_per_image(networks, settings) * settings.epochs * facts.n_samples
 
 
-def _of_an_image(networks: StudentTeacher, settings: Settings) -> float:
+def _flops_per_image(networks: StudentTeacher, settings: Settings) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
-    n = 2  # images; BatchNorm wants two
+    n = 2  # images; BatchNorm needs two
     views = (settings.image_size, settings.n_global), (settings.local_size, settings.n_local)
     with fake(networks) as fakes:
         groups = [

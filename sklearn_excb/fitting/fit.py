@@ -50,11 +50,11 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
     Raises
     ------
     ValueError
-        If parameters and data do not go together, or a checkpoint belongs to another fit.
+        If parameters and data do not fit together, or a checkpoint belongs to another fit.
     DivergedError
         If the loss or a gradient is infinite or NaN in the first epoch.
     RankError
-        If another rank fails, or runs another fit.
+        If another rank fails, or runs a different fit.
     """
     with ExitStack() as stack:
         source = stack.enter_context(data.open(context))
@@ -90,7 +90,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
 def build(
     source: Source, n_samples: int, context: FitContext, draws: PrivateGenerator
 ) -> tuple[Model, ViewBatches]:
-    """Resolve the parameters and build the networks, the same on every rank, on its device."""
+    """Resolve the parameters and build the networks on the device, the same on every rank."""
     ranks = context.ranks
     model, views = prepare(source, context, n_samples, draws)
     networks, settings = model.networks, model.settings
@@ -109,7 +109,7 @@ def start(
     draws: PrivateGenerator,
     sums: FeatureSums | None,
 ) -> Labels:
-    """Place the first centroids, and label the samples with the untrained network."""
+    """Compute the first centroids, and label the samples with the untrained network."""
     start_centroids(
         model.networks,
         batches.start(),
@@ -126,7 +126,7 @@ def start(
 
 
 def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> Labels:
-    """Label every sample that is kept by the teacher's plain inference, on all ranks together.
+    """Label every kept sample by plain inference with the teacher, on all ranks together.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> La
 def settle_and_label(
     run: Run, batches: Batches, model: Model, context: FitContext, sums: FeatureSums | None
 ) -> Labels:
-    """Settle the centroids of a trained teacher, label the samples, and add both to the history."""
+    """Let the centroids settle, label the samples, and add both occupancies to the history."""
     n, settings, ranks = batches.n_kept(), model.settings, context.ranks
     if not n:
         return np.empty(0, np.int64)
@@ -180,7 +180,7 @@ def result(
     state: Snapshot | None,
     stopped: bool,
 ) -> Fitted:
-    """Collect the result of a fit; that of a stream has neither labels nor group centroids."""
+    """Collect the result of a fit. A stream has neither labels nor group centroids."""
     teacher, settings, groups = model.networks.teacher.cpu().eval(), model.settings, None
     if sums is not None:
         unit = teacher.centroids.unit().detach().numpy()

@@ -1,4 +1,4 @@
-"""fit and partial_fit: from what the user passes to the learned attributes."""
+"""fit and partial_fit: from the user's samples to the learned attributes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sklearn_excb.views.reading import number_of_jobs
 
 
 class FittingMixin(LearnedAttributes):
-    """Fits of an estimator: to a collection, to a stream, and to one part after another."""
+    """Fits of an estimator: to a collection, to a stream, or to one part after another."""
 
     steps_per_epoch: int | str
     freeze_backbone: bool
@@ -59,19 +59,24 @@ class FittingMixin(LearnedAttributes):
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            Images: an array or tensor (n, h, w) gray or (n, h, w, c), of uint8, uint16 or floats
-            in [0, 1]; a list of arrays or PIL images of any size; a folder (searched through, in
-            natural order, the files of a folder before the folders in it, no class folders needed:
-            ``sample_names_`` names the files); a tar archive, such as WebDataset's; a list of files
-            or of archives; or a data set with ``__len__`` and ``__getitem__`` whose items are an
-            image, a tuple that begins with one, or a dict with an entry "image" (torchvision,
-            Hugging Face). An item may also be the bytes of a file, or an open file. What can only
-            be iterated (an ``IterableDataset``, a generator) is read once, and its images are kept
-            in memory as they come, unless ``steps_per_epoch`` is a number. Or feature vectors:
-            2-D rows (n, d), of features in one unit; put a StandardScaler before where they have
-            several, as for k-means.
+            Images, or feature vectors.
+
+            - An array or tensor: (n, h, w) gray or (n, h, w, c), of uint8, uint16 or floats in
+              [0, 1].
+            - A list of arrays or PIL images of any size.
+            - A folder. It is searched with its subfolders, in natural order, the files of a folder
+              before its subfolders. Class folders are not needed. ``sample_names_`` names the
+              files.
+            - A tar archive, such as WebDataset's, or a list of files or of archives.
+            - A data set with ``__len__`` and ``__getitem__`` whose items are an image, a tuple that
+              begins with an image, or a dict with an entry "image" (torchvision, Hugging Face). An
+              item may also be the bytes of a file, or an open file.
+            - An iterable (an ``IterableDataset``, a generator). It is read once, and its images are
+              kept in memory as they are, unless ``steps_per_epoch`` is a number.
+            - Feature vectors: 2-D rows (n, d), with features in one unit. As for k-means, put a
+              StandardScaler before the estimator if the units differ.
         y : ignored
-            For the conventions of scikit-learn.
+            Not used, present for the conventions of scikit-learn.
 
         Returns
         -------
@@ -80,40 +85,38 @@ class FittingMixin(LearnedAttributes):
         Raises
         ------
         ValueError
-            If a parameter or the data cannot be used; ``ImageError``, one of its kind, names the
-            image.
+            If a parameter or the data cannot be used. The subclass ``ImageError`` names the image.
         FloatingPointError
-            If the training diverges in its first epoch; ``DivergedError``, one of its kind, has the
-            rows of the batch in which it showed. Whatever is raised, what was learned before is
-            kept.
+            If the training diverges in its first epoch. The subclass ``DivergedError`` has the rows
+            of the batch that diverged. After any error, the estimator keeps what it learned before.
         RankError
-            If another process of the fit has failed or is not at the same fit; a RuntimeError.
+            If another process of the fit has failed or runs a different fit; a RuntimeError.
         OSError
-            If ``checkpoint_dir`` cannot be written to at the start; ``BlockingIOError``, one of its
-            kind, if another fit is at work there.
+            If ``checkpoint_dir`` cannot be written to at the start. The subclass
+            ``BlockingIOError`` says that another fit uses the folder.
         KeyboardInterrupt
-            If Ctrl-C was pressed while it trained: after the step that was under way the training
-            ends, and the images are assigned, so that the estimator is fitted when this is raised.
-            A second Ctrl-C leaves at once, with what was learned before.
+            If Ctrl-C was pressed during training. The training ends after the current step, and the
+            images are assigned to clusters, so that the estimator is fitted when this is raised. A
+            second Ctrl-C leaves at once, and the estimator keeps what it learned before.
 
         Warns
         -----
         CollapseWarning
-            If the clusters collapse, with the parameter to change.
+            If the clusters collapse. The message names the parameter to change.
         DivergenceWarning
-            If the training diverges after its first epoch, with the epoch at which it then stopped.
-            Both are scikit-learn's ConvergenceWarning.
+            If the training diverges after its first epoch. The message names the epoch at which it
+            stopped. This and CollapseWarning are subclasses of scikit-learn's ConvergenceWarning.
         DurationWarning
-            If a CPU will need more than an hour, and what would take less.
+            If a CPU will need more than an hour. The message says how to reduce the time.
         MemoryWarning
-            If the device has less memory left than the fit will take (:meth:`estimate_memory`).
+            If the device has less free memory than the fit needs (:meth:`estimate_memory`).
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
-            If a folder has pictures of kinds that are not read, such as HEIC.
+            If a folder has pictures in formats that are not read, such as HEIC.
         CheckpointWarning
-            If a state could not be written, in which case the fit goes on; or not be read, in which
-            case it goes on from the one before.
+            If a checkpoint could not be written, and the fit continues without it; or could not be
+            read, and the fit resumes from the checkpoint before it.
         """
         context = fit_context(self)
         if self.steps_per_epoch != "auto":
@@ -142,23 +145,23 @@ class FittingMixin(LearnedAttributes):
                 "random_state": fitted.seed,
             }
             self._set_fitted(fitted, resolved_parameters(context, fitted.settings, resolved))
-        if len(self.skipped_) > len(skipped_before):  # more of them while the fit read them
+        if len(self.skipped_) > len(skipped_before):  # the fit itself skipped more
             warn_skipped(self.skipped_, len(source))
         self._interrupt_if_stopped()
         return self
 
     def _fit_stream(self, X: Any, context: FitContext) -> Self:
-        """Fit a stream, of which only a sample is kept."""
+        """Fit a stream, and keep only a sample of its images."""
         ranks = context.ranks
         if not is_stream(X):
             raise ValueError(
-                "steps_per_epoch is for what can only be iterated, and X has a length: an epoch is "
-                'all of it. Leave steps_per_epoch="auto".'
+                "steps_per_epoch is for iterables without a length, but X has a length: an epoch "
+                'is all of X. Leave steps_per_epoch="auto".'
             )
         if ranks.count == 1 and self.devices not in ("auto", 1):
             raise ValueError(
-                "With steps_per_epoch a fit starts no processes: each device needs a stream of its "
-                "own. Start them with torchrun, or set devices=1."
+                "With steps_per_epoch, fit starts no processes, because each device needs its own "
+                "stream. Start the processes with torchrun, or set devices=1."
             )
         self._check_trained_backbone("steps_per_epoch")
         n_jobs = effective_n_jobs(1 if isinstance(self.n_jobs, str) else self.n_jobs)
@@ -183,15 +186,15 @@ class FittingMixin(LearnedAttributes):
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Learn from what has just come, and go on with what was learned before.
+        """Learn from new samples, and continue from what was learned before.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`. Each call takes every sample once, in steps of at most
-            ``batch_size``. The first one needs at least K: the centroids start from them.
+            Samples as in :meth:`fit`. Each call uses every sample once, in steps of at most
+            ``batch_size``. The first call needs at least K samples, from which the centroids start.
         y : ignored
-            For the conventions of scikit-learn.
+            Not used, present for the conventions of scikit-learn.
 
         Returns
         -------
@@ -200,28 +203,29 @@ class FittingMixin(LearnedAttributes):
         Raises
         ------
         ValueError
-            As in :meth:`fit`; also if parameters have changed since the first call, if the first
-            call has fewer than K samples, and with ``checkpoint_dir`` or several ``devices``.
+            As in :meth:`fit`. Also if parameters have changed since the first call, if the first
+            call has fewer than K samples, or with ``checkpoint_dir`` or several ``devices``.
         FloatingPointError
-            ``DivergedError``, if loss or gradients are not finite. Whatever is raised, the call is
-            undone: it was learned from as a whole or not at all.
+            ``DivergedError``, if the loss or the gradients are not finite. Any error undoes the
+            whole call.
 
         Notes
         -----
-        The method is online: cluster sizes and the teacher are running means. Without a known end
-        the learning rate stays as it is after the warm-up, and so do weight decay and the momentum
-        of the teacher. "auto" is what it would be for a collection of 19.5 K samples, the paper's
-        number; as many are an epoch of ``history_``. ``K="auto"`` goes by the samples of the first
-        call. ``epochs`` are of :meth:`fit`.
+        The method is online: cluster sizes and the teacher are running means. A stream has no known
+        end, so the learning rate, the weight decay and the teacher's momentum stay as they are
+        after the warm-up. The rules of "auto" assume a collection of 19.5 K samples, the paper's
+        number, which is also the length of an epoch in ``history_``. ``K="auto"`` depends on the
+        number of samples in the first call. ``epochs`` is only used by :meth:`fit`.
 
-        A stream may change: half of each step are samples that came before, drawn at random from
-        up to 19.5 K that are kept, at most 256 MB of them, each of all that came as likely as any
-        other. They are in pickles too. On them the centroids settle (``settle_passes``) when after
-        a call something is first asked of the estimator, which takes a pass over them.
+        A stream may change. Therefore half of the samples of each step are drawn at random from a
+        uniform sample of all earlier ones. The sample has up to 19.5 K of them, at most 256 MB, and
+        is also in pickles. The centroids settle (``settle_passes``) on this sample when the
+        estimator is first used after a call, which takes one pass over the sample.
 
         There are no ``labels_`` of training samples: use :meth:`predict`. After :meth:`fit`,
-        :meth:`load` or unpickling it goes on from there; the optimiser begins anew unless
-        the fit had ``warm_start=True``, or it was a pickle. A call of :meth:`fit` begins anew.
+        :meth:`load` or unpickling, partial_fit continues from what was learned. The optimiser
+        starts anew, unless the fit had ``warm_start=True`` or the estimator was unpickled. A later
+        call of :meth:`fit` starts anew.
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
@@ -271,11 +275,11 @@ class FittingMixin(LearnedAttributes):
         if self._fitted.stopped:
             raise KeyboardInterrupt(
                 f"The training was stopped in epoch {self.history_[-1]['epoch']} of "
-                f"{self._fitted.settings.epochs}. The estimator is fitted as it was then."
+                f"{self._fitted.settings.epochs}. The estimator is fitted as of that epoch."
             )
 
     def _device_of_partial_fit(self) -> torch.device:
-        """Return the device of partial_fit; refuse what partial_fit cannot do."""
+        """Return the device of partial_fit; raise for parameters that it does not support."""
         if self.checkpoint_dir is not None:
             raise ValueError(
                 "partial_fit writes no checkpoints to checkpoint_dir: a stream cannot be read "
@@ -289,24 +293,24 @@ class FittingMixin(LearnedAttributes):
             raise ValueError("partial_fit runs in one process: set devices=1.")
         if "published" in self.__dict__.get("resolved_params_", {}):
             raise ValueError(
-                "partial_fit cannot continue the training of a published network, which comes "
-                "without student and optimizer. Begin with fit or a new estimator."
+                "partial_fit cannot continue the training of a published network, which has no "
+                "student and no optimizer. Call fit, or use a new estimator."
             )
         return device
 
     def _check_trained_backbone(self, wanted: str, before: Fitted | None = None) -> None:
-        """Refuse a frozen backbone, now or in the fit that goes on, where features are not kept."""
+        """Raise for a frozen backbone, now or in the previous fit: a stream keeps no features."""
         if self.freeze_backbone or (before is not None and before.settings.freeze_backbone):
             raise ValueError(
-                f"{wanted} and freeze_backbone=True do not go together: features of a stream are "
-                "not kept. Compute them with the backbone, and pass them as 2-D rows."
+                f"{wanted} cannot be used with freeze_backbone=True, because the features of a "
+                "stream are not kept. Compute them with the backbone, and pass them as 2-D rows."
             )
 
 
 def resolved_parameters(
     context: FitContext, settings: Settings, of_run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return every parameter with "auto" replaced, but for those of checkpoints."""
+    """Return every parameter with "auto" replaced, except those of checkpoints."""
     named = context.parameters.items()
     chosen = {name: value for name, value in named if name not in CHECKPOINT_PARAMETERS}
     return chosen | of_run | settings.as_dict()
@@ -314,7 +318,7 @@ def resolved_parameters(
 
 @contextmanager
 def unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
-    """Put every attribute back if the body fails, so that a failed fit loses nothing."""
+    """Restore every attribute if the body fails, so that a failed fit loses nothing."""
     before = dict(estimator.__dict__)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A training without an end: steps on what has just come, one part of a stream after another."""
+"""Online training: steps on one part of a stream after another, without a known end."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from sklearn_excb.views.batches import Batch, ViewBatches
 from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
 from sklearn_excb.views.whole_images import inference_inputs
 
-_NO_END = sys.maxsize  # epochs: crops stay those of the first
+_NO_END = sys.maxsize  # epochs; crops keep the sizes of the first epoch
 _OF_FITS = {"epochs": "auto", "steps_per_epoch": "auto"}
 
 
 @dataclass
 class OnlineFit:
-    """A training without an end, between two parts of its stream.
+    """Online training without a known end, between two parts of its stream.
 
-    A nominal epoch has as many images as a fit of K clusters would have. Warm-ups and the entries
-    of the history go by it.
+    A nominal epoch has as many images as a fit of K clusters would have. It determines the warm-ups
+    and the entries of the history.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class OnlineFit:
     device : torch.device
         Device of the networks.
     kept : tuple or None, default=None
-        State from which the training continues.
+        Packed training state from which the training continues.
     reservoir : Reservoir
         Sample of all parts so far.
     n_parts : int
@@ -86,7 +86,7 @@ class OnlineFit:
 
     @property
     def plan(self) -> Plan:
-        """Rates of the training."""
+        """Plan of the training, with rates that stay as they are after the warm-up."""
         return Plan.of(self.model.settings, self.n_samples)._replace(endless=True)
 
     @classmethod
@@ -96,14 +96,14 @@ class OnlineFit:
         Raises
         ------
         ValueError
-            If parameters and data do not go together, or the part has fewer samples than clusters.
+            If parameters and data do not fit together, or the part has fewer samples than clusters.
         """
         parameters, K = context.parameters, context.parameters["K"]
         K = auto_rules.n_clusters(len(source)) if isinstance(K, str) else int(K)
         if len(source) < K:
             raise ValueError(
-                f"The first call of partial_fit has {len(source):,} samples, fewer than K={K:,}: "
-                "the centroids start from them. Gather as many before the first call, or lower K."
+                f"The first call of partial_fit has {len(source):,} samples, fewer than K={K:,}, "
+                "but the centroids start from these samples. Pass at least K samples, or lower K."
             )
         n_samples = max(len(source), auto_rules.n_samples(K))
         chosen = {**parameters, **_OF_FITS, "K": K}
@@ -124,12 +124,12 @@ class OnlineFit:
 
     @classmethod
     def after(cls, fitted: Fitted, context: FitContext) -> Self:
-        """Go on from a fit: from the state that it kept, or else from its teacher alone.
+        """Continue from a fit: from its training state, or without one from its teacher alone.
 
         Raises
         ------
         ValueError
-            If parameters are not those of the fit.
+            If parameters differ from those of the fit.
         """
         settings, teacher, seed = fitted.settings, fitted.teacher, fitted.seed or 0
         _check_as_fitted(settings, context.parameters)
@@ -162,29 +162,29 @@ class OnlineFit:
         )
 
     def check(self, parameters: Mapping[str, Any]) -> None:
-        """Refuse other parameters than those of the first part."""
+        """Raise if parameters differ from those of the first part."""
         if differing := changes(self.parameters, parameter_fingerprint(parameters)):
             raise ValueError(
-                "partial_fit goes on with the parameters it began with, but "
-                f"{'; '.join(differing)}. Set them as they were, or begin anew with a clone."
+                "partial_fit needs the parameters of its first call, but "
+                f"{'; '.join(differing)}. Undo the changes, or start anew with a clone."
             )
 
     def learn(self, source: Source, *, n_jobs: int, device: torch.device) -> None:
-        """Take steps on a part of the stream, each image once; all of them or, if one fails, none.
+        """Take steps on a part of the stream, each image once. An error undoes all steps.
 
         Parameters
         ----------
         source : Source
-            The part.
+            Part of the stream.
         n_jobs : int
-            Threads that open images.
+            Number of threads that open images.
         device : torch.device
-            Where to go on, if this comes from elsewhere.
+            Device to continue on, if the training comes from a fit or a pickle.
 
         Raises
         ------
         DivergedError
-            If loss or gradients are not finite.
+            If the loss or the gradients are not finite.
         """
         if self._run is None:
             self.device = device
@@ -204,7 +204,7 @@ class OnlineFit:
         return self.history if self._run is None else self._run.entries()
 
     def fitted(self) -> Fitted:
-        """Return the fitted estimator's state; its backbone and projector go on learning."""
+        """Return the result so far. It shares its backbone and projector with the training."""
         return Fitted(
             self._settled(),
             self.model.settings,
@@ -217,7 +217,7 @@ class OnlineFit:
         )
 
     def inputs(self) -> Iterator[Tensor]:
-        """Yield the samples that were kept, as inference sees them."""
+        """Return batches of the kept samples, prepared for inference."""
         kept = self.reservoir.draw(0, len(self.reservoir))
         return inference_inputs(
             source_of(kept, self.model.settings.n_channels),
@@ -228,7 +228,7 @@ class OnlineFit:
         )
 
     def _settled(self) -> ClusterNetwork:
-        """Teacher whose centroids have settled on the kept samples, if they are enough."""
+        """Return a teacher whose centroids have settled on the kept samples, if those suffice."""
         learning, n = self.model.networks.to(self.device).teacher, len(self.reservoir)
         centroids = copy.deepcopy(learning.centroids)
         teacher = ClusterNetwork(learning.backbone, learning.projector, centroids).eval()
@@ -237,7 +237,7 @@ class OnlineFit:
         return teacher
 
     def _batches(self, source: Source, n_jobs: int, first: int) -> Iterator[Batch]:
-        """Batches of a part in random order, up to half of each drawn from what came before."""
+        """Yield batches of a part in random order, with up to half of each from earlier samples."""
         size = self.model.settings.batch_size
         n_old = min(len(self.reservoir), size // 2)
         n_steps = -(-len(source) // (size - n_old))
@@ -254,8 +254,8 @@ class OnlineFit:
                 yield from views.of_rows(step, np.arange(n))
 
     def _current_run(self) -> Run:
-        """Return the run on its device; build it after a pickle or a fit."""
-        networks = self.model.networks.to(self.device)  # inference may have been elsewhere
+        """Return the run on its device. After a fit or unpickling, build it first."""
+        networks = self.model.networks.to(self.device)  # inference may have moved them
         if self._run is None:
             self._run = Run.of(networks, self.model.settings, self.device, self.n_samples)
             if self.kept is not None:
@@ -276,12 +276,12 @@ class OnlineFit:
     def _diverged(self, divergence: Divergence) -> DivergedError:
         return DivergedError(
             f"The training diverged in step {divergence.step + 1}, with a loss of "
-            f"{divergence.loss}; this call of partial_fit is undone. Begin anew with a lower "
-            f"learning_rate, now {self.model.settings.learning_rate:g}. {divergence}"
+            f"{divergence.loss}, and this call of partial_fit is undone. Start anew with a lower "
+            f"learning_rate (now {self.model.settings.learning_rate:g}). {divergence}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled: with CPU tensors only."""
+        """Return the attributes for a pickle, with all tensors on the CPU."""
         networks = copy.deepcopy(self.model.networks).cpu()
         state = vars(self) | {"model": replace(self.model, networks=networks), "_run": None}
         if self._run is not None:
@@ -290,7 +290,7 @@ class OnlineFit:
 
 
 def _check_as_fitted(settings: Settings, parameters: Mapping[str, Any]) -> None:
-    """Refuse parameters that are named now and were others in the fit."""
+    """Raise if parameters that are set now differ from those of the fit."""
     before: dict[str, Any] = {}
     now: dict[str, Any] = {}
     for name, was in settings.as_dict().items():
@@ -303,13 +303,13 @@ def _check_as_fitted(settings: Settings, parameters: Mapping[str, Any]) -> None:
         now[name] = _one_or_two(asked)
     if differing := changes(before, now):
         raise ValueError(
-            f"partial_fit goes on with what was fitted, but {'; '.join(differing)}. Set them as "
-            "they were, or begin anew with a clone."
+            f"partial_fit needs the parameters of the fit, but {'; '.join(differing)}. Undo "
+            "the changes, or start anew with a clone."
         )
 
 
 def _one_or_two(value: Any) -> Any:
-    """A parameter that may be a first and a last value; one for both where they are the same."""
+    """Return one value for a pair of equal values, and a list for a pair of different ones."""
     if not isinstance(value, (tuple, list)):
         return value
     first, last = value

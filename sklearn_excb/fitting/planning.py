@@ -1,4 +1,4 @@
-"""estimate_memory and dry_run: what a fit would take."""
+"""estimate_memory and dry_run: time and memory of a fit, before it starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TRIED = 1000  # images that a dry run opens to see whether they can be used
 
 
 class PlanningMixin(LearnedAttributes):
-    """What a fit would take, without fitting."""
+    """Estimates of the memory and the time of a fit, without fitting."""
 
     steps_per_epoch: int | str
     n_jobs: int | str | None
@@ -36,32 +36,33 @@ class PlanningMixin(LearnedAttributes):
     devices: int | str
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
-        """Estimate what :meth:`fit` would take in memory, a component at a time, without fitting.
+        """Estimate the memory that :meth:`fit` needs, by component, without fitting.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`; a generator is used up by it. For images that are elsewhere, an array
-            that takes no memory itself will do: ``np.broadcast_to(np.uint8(0), (n, h, w, 3))``.
+            Samples as in :meth:`fit`. A generator is exhausted afterwards. If the images are on
+            another machine, pass an array that needs no memory itself:
+            ``np.broadcast_to(np.uint8(0), (n, h, w, 3))``.
 
         Returns
         -------
         MemoryEstimate
-            ``print`` it, or see its ``peak``, ``components``, ``phases`` and ``needed``, in bytes.
-            Where several ``devices`` fit together it is of each of them.
+            Estimate to ``print``, with ``peak``, ``components``, ``phases`` and ``needed`` in
+            bytes. If several ``devices`` fit together, it is the memory of each of them.
 
         Raises
         ------
         ValueError
-            If a parameter or the data cannot be used, or the backbone cannot be followed without
-            running it.
+            If a parameter or the data cannot be used, or if the backbone cannot run on fake
+            tensors.
 
         Notes
         -----
-        Two steps of training run on fake tensors, which hold nothing, with every tensor counted
-        while it lives; the views of five images are made. A backbone of your own must not keep what
-        it computes outside of itself (in a cache, say): it would keep fake tensors. :meth:`fit`
-        estimates by itself only with backbones that have a name.
+        Two training steps run on fake tensors, which hold no data, and every tensor is counted
+        while it is alive. The views of five images are made. A backbone of your own must not store
+        its results outside of itself (in a cache, say), because it would store fake tensors.
+        :meth:`fit` makes this estimate on its own only for backbones that have a name.
         """
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
@@ -76,19 +77,21 @@ class PlanningMixin(LearnedAttributes):
             return estimate_memory_of(usable, FitContext(parameters, 0, device), n_devices)
 
     def dry_run(self, X: Any) -> DryRun:
-        """Take a few steps of :meth:`fit`, and tell what it would do and take; nothing changes.
+        """Take a few steps of :meth:`fit`, and report its parameters, memory and time.
+
+        The estimator does not change.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`; a generator is used up by it.
+            Samples as in :meth:`fit`. A generator is exhausted afterwards.
 
         Returns
         -------
         DryRun
-            ``print`` it: parameters with "auto" replaced, memory of a device, time of a step, how
-            much of it is waiting for images, and the time to the end. A state in ``checkpoint_dir``
-            counts as done.
+            Report to ``print``: the parameters with "auto" replaced, the memory per device, the
+            time per step, the share of it spent waiting for images, and the time to the end. The
+            steps of a checkpoint in ``checkpoint_dir`` count as done.
 
         Raises
         ------
@@ -97,18 +100,18 @@ class PlanningMixin(LearnedAttributes):
 
         Notes
         -----
-        Up to twelve steps are taken, two at the least, for half a minute; with a launcher (see
-        ``devices``) all processes have to call it. Where :meth:`fit` would start processes itself,
-        one takes its share of each batch, and their messages are not in the times. With
-        ``on_error="skip"`` a thousand of the images are tried beforehand.
+        The dry run takes twelve steps, or fewer within half a minute, but at least two. With a
+        launcher (see ``devices``), all processes have to call it. If :meth:`fit` would start the
+        processes itself, the dry run times the share of one process in each batch, without messages
+        between processes. With ``on_error="skip"``, a thousand of the images are tested first.
         """
         from sklearn_excb.fitting.dry_run import dry_run
 
         if self.steps_per_epoch != "auto":
             check_parameters(self.get_params(deep=False))
             raise ValueError(
-                "A stream with steps_per_epoch has no dry run: it would be read to its end. Pass a "
-                'list of its first images, with steps_per_epoch="auto".'
+                "A stream with steps_per_epoch has no dry run, because the dry run would read it "
+                'to its end. Pass a list of its first images, with steps_per_epoch="auto".'
             )
         context = fit_context(self)
         ranks, device = context.ranks, context.device

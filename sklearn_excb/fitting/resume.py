@@ -1,4 +1,4 @@
-"""Resume a run: find it, compare it with the fit, take its resolved parameters."""
+"""Resume a run: find it, compare it with the fit, and adopt its resolved parameters."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sklearn_excb.storage.packing import unpack
 from sklearn_excb.training.context import FitContext
 
 _PACKAGES = ("sklearn_excb", "torch", "torchvision", "timm", "numpy")
-# what weights and moments are of
+# parameters that weights and moments depend on
 _STRUCTURE = (
     *("K", "backbone", "freeze_backbone", "n_channels"),
     *("head_width", "optimizer", "balancing"),
 )
-_ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # the data's
+_ALL = frozenset(field.name for field in fields(Settings)) - {"n_channels"}  # a fact of the data
 
 
 def describe_fit(
     fingerprint: Mapping[str, Any], parameters: Mapping[str, Any], n_ranks: int = 1
 ) -> dict[str, Any]:
-    """Describe a fit by its data and parameters, and what it runs on.
+    """Describe a fit by its data, its parameters, and the versions and machine that it runs on.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def describe_fit(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in words how two descriptions of a fit differ in data and parameters."""
+    """Describe in words how the data and parameters of two fits differ."""
     of_parameters = changes(before["parameters"], now["parameters"])
     others = ["the frozen weights changed"] if before["frozen"] != now["frozen"] else []
     of_data = [f"of X, {text}" for text in changes(before["data"], now["data"])]
@@ -70,7 +70,7 @@ def check_same_fit(fingerprint: Callable[[], Mapping[str, Any]], context: FitCon
     Parameters
     ----------
     fingerprint : callable
-        Returns the fingerprint of the data. It is called only where there are several ranks.
+        Function that returns the fingerprint of the data. It is only called with several ranks.
     context : FitContext
         Context of the fit.
 
@@ -94,35 +94,37 @@ def check_same_fit(fingerprint: Callable[[], Mapping[str, Any]], context: FitCon
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # used from where it lies
+    except PackageNotFoundError:  # imported from its source folder
         return None
 
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """The run that a fit resumes, or from which a warm start goes on.
+    """Run that a fit resumes, or from which a warm start continues.
 
     Attributes
     ----------
     state : dict
-        State of the run, see :meth:`sklearn_excb.fitting.training_run.Run.state_dict`, and under
-        "about" its description.
+        Training state of the run (see
+        :meth:`sklearn_excb.fitting.training_run.Run.state_dict`), with its description under
+        "about".
     differing : list of str
-        Differences between that fit and this one, in words. Empty where the run is resumed as it
-        was.
+        Differences between that fit and this one, in words. Empty if the fit resumes the run
+        unchanged.
     """
 
     state: Mapping[str, Any]
     differing: list[str]
 
     def seed(self, random_state: Any, drawn: int) -> int:
-        """Seed to go on with: the run's own, unless another one is asked for in a warm start."""
+        """Return the seed of the run, or the drawn one if a warm start passes another integer."""
         return drawn if self.differing and isinstance(random_state, Integral) else self._run["seed"]
 
     def parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters with "auto" as the run has resolved it: all of them, or those of its networks.
+        """Return parameters with "auto" replaced by the values of the run.
 
-        An auto rule may have changed since, or the machine that ``micro_batch`` goes by.
+        A rule of "auto" may have changed since, or the machine on which ``micro_batch`` depends. A
+        warm start with differences only keeps the values on which the networks depend.
         """
         names = _ALL & {*_STRUCTURE, "image_size", "local_size"} if self.differing else _ALL
         if self._run["data"]["kind"] == "rows":
@@ -136,12 +138,14 @@ class PreviousRun:
         }
 
     def first_step(self, settings: Settings, n_samples: int) -> tuple[int, bool]:
-        """Step to go on with, and whether within the state's epoch: if epochs are as long as then.
+        """Return the step to resume from, and whether epochs have the same length as before.
+
+        If they do, the run continues within the epoch of the checkpoint.
 
         Raises
         ------
         ValueError
-            If the networks are others, or fewer epochs are asked for than are done.
+            If the networks differ, or ``epochs`` is less than the number of epochs so far.
 
         Warns
         -----
@@ -152,22 +156,22 @@ class PreviousRun:
         others = changes({n: before[n] for n in _STRUCTURE}, {n: now[n] for n in _STRUCTURE})
         if others:
             raise ValueError(
-                f"A warm start goes on with the networks of before, but {', '.join(others)}. Set "
-                "them as they were, or begin anew with warm_start=False and another checkpoint_dir."
+                f"A warm start needs the networks of the previous fit, but {', '.join(others)}. "
+                "Undo the changes, or start anew with warm_start=False and another checkpoint_dir."
             )
         if settings.freeze_backbone and not self._run["network"]["head"].get("standardized"):
             raise ValueError(
-                "The run was begun by an earlier version, whose projector for frozen backbones had "
-                "hidden layers. Go on with that version, or begin anew with warm_start=False and "
-                "another checkpoint_dir."
+                "The run was started by an earlier version, whose projector for frozen backbones "
+                "had hidden layers. Resume with that version, or start anew with warm_start=False "
+                "and another checkpoint_dir."
             )
         per_epoch = settings.steps_per_epoch(n_samples)
         step, was = self.state["step"], self._run["steps_per_epoch"]
         first = step if per_epoch == was else step // was * per_epoch
         if first > settings.epochs * per_epoch:
             raise ValueError(
-                f"epochs={settings.epochs}, but {-(-step // was)} are begun: epochs counts those "
-                "before a warm start too. Raise it."
+                f"epochs={settings.epochs}, but epoch {-(-step // was)} has already started. "
+                "epochs includes the epochs before a warm start: raise it."
             )
         return first, per_epoch == was
 
@@ -188,24 +192,24 @@ def find_previous_run(
     folder : CheckpointFolder or None
         Folder of the checkpoints.
     fingerprint : callable
-        Returns the fingerprint of the data. It is called only where there is a folder, or for a
-        warm start.
+        Function that returns the fingerprint of the data. It is only called if there is a folder,
+        or for a warm start.
     context : FitContext
         Context of the fit.
 
     Returns
     -------
     previous : PreviousRun or None
-        None where the fit begins anew.
+        Run to resume; None if the fit starts anew.
     description : dict
-        Description of the fit, which goes into its checkpoints; empty where there are none.
+        Description of the fit for its checkpoints; empty if it writes none.
 
     Raises
     ------
     ValueError
-        If data or parameters of the previous run are others, and this is no warm start; the message
-        names them. If ``resume`` requires a checkpoint and there is none, or forbids one and there
-        is one. If a warm start follows a fit that kept no state.
+        If data or parameters differ from those of the previous run, and this is no warm start; the
+        message names them. If ``resume`` requires a checkpoint and there is none, or forbids one
+        and there is one. If a warm start follows a fit that kept no training state.
     """
     parameters = context.parameters
     if folder is None and not parameters["warm_start"]:
@@ -222,20 +226,20 @@ def _previous_run(
     kept = unpack(*context.previous) if context.previous else None
     resume, warm = parameters["resume"], parameters["warm_start"]
     if resume is True and folder is None:
-        raise ValueError("resume=True needs a checkpoint_dir to go on from.")
+        raise ValueError("resume=True needs a checkpoint_dir to resume from.")
     state = None if folder is None else folder.newest()
     if folder is not None and state is None and resume is True:
-        raise ValueError(f"resume=True, but {folder.path} holds no state of a run.")
+        raise ValueError(f"resume=True, but {folder.path} holds no checkpoint.")
     if folder is not None and state is not None and resume is False:
         raise ValueError(
-            f'resume=False, but {folder.path} holds a run. Go on with it (resume="auto"), choose '
-            "another checkpoint_dir, or remove it."
+            f"resume=False, but {folder.path} holds checkpoints of a run. Resume the run "
+            '(resume="auto"), choose another checkpoint_dir, or remove the checkpoints.'
         )
     if state is None and warm and kept is None and context.fitted_before:
         raise ValueError(
-            "warm_start=True, but the fit before kept no state of its training: it was made with "
-            "warm_start=False, or by partial_fit, or it diverged, or was loaded. Set "
-            "warm_start=True before the first fit, or go on from the checkpoint_dir it had."
+            "warm_start=True, but the previous fit kept no training state: it had "
+            "warm_start=False, was a partial_fit, diverged or was loaded. Set warm_start=True "
+            "before the first fit, or pass the checkpoint_dir of the previous fit."
         )
     state = kept if state is None and warm else state
     if state is None:
@@ -246,33 +250,33 @@ def _previous_run(
     if isinstance(random_state, Integral) and int(random_state) != before["seed"]:
         differing.append(f"random_state was {before['seed']}, now {random_state}")
     if differing and not warm:
-        where = folder.path if folder is not None else "The state"
+        where = folder.path if folder is not None else "The training state"
         raise ValueError(
-            f"{where} holds a run that this fit does not go on with: {'; '.join(differing)}. Set "
-            "them as they were, choose another checkpoint_dir, or set warm_start=True to go on "
-            "from there with what is new. Each fit of a search needs a folder of its own."
+            f"{where} holds a run that this fit cannot resume: {'; '.join(differing)}. Undo the "
+            "changes, choose another checkpoint_dir, or set warm_start=True to continue from there "
+            "with the changes. Each fit of a search needs a folder of its own."
         )
     if None not in (before["frozen"], now["frozen"]) and before["frozen"] != now["frozen"]:
         raise ValueError(
-            "A warm start goes on with the frozen backbone of before, but the weights are others: "
-            "what was learned is of their features. Set them as they were, or begin anew with "
+            "A warm start needs the frozen backbone of the previous fit, which learned from its "
+            "features, but the weights differ. Restore the weights, or start anew with "
             "warm_start=False and another checkpoint_dir."
         )
     others = changes(before["versions"], now["versions"])
     if others and not differing:
         warn_caller(
-            f"The run goes on with other packages or threads than it had ({'; '.join(others)}): "
-            "its result may differ from an uninterrupted one in the last bits.",
+            f"The run resumes with other packages or threads ({'; '.join(others)}). Its result may "
+            "differ from that of an uninterrupted run in the last bits.",
             CheckpointWarning,
         )
     return PreviousRun(state, differing)
 
 
 def warn_nothing_to_train(epochs: int) -> None:
-    """Warn of a warm start with nothing to train."""
+    """Warn that a warm start has nothing to train."""
     warn_caller(
-        f"A warm start with nothing to train: epochs={epochs} are done. epochs counts those before "
-        "it too: raise it.",
+        f"The warm start has nothing to train: epochs={epochs} are done. epochs includes the "
+        "epochs before a warm start: raise it.",
         CheckpointWarning,
     )
 

@@ -1,4 +1,4 @@
-"""A fit on several devices of this machine, a process for each."""
+"""Fits on several devices of this machine, with one process per device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FitJob(NamedTuple):
     source : Source
         Images or rows.
     context : FitContext
-        Context of the fit; each process replaces ranks and device by its own.
+        Context of the fit. Each process replaces ranks and device by its own.
     n_threads : int
         Number of threads of each process.
     """
@@ -39,16 +39,16 @@ class FitJob(NamedTuple):
         return self.context.device.type
 
     def do(self, ranks: Ranks, device: torch.device) -> tuple[Fitted, dict[int, str]]:
-        """Fit, and say why images were skipped, by their places."""
+        """Fit. Return the result, and the reasons why images were skipped by their indices."""
         source = self.source
         fitted = fit(Collection(source), replace(self.context, ranks=ranks, device=device))
         return fitted, source.reasons if isinstance(source, ItemImages) else {}
 
 
 def fit_on(n_devices: int, source: Source, context: FitContext) -> Fitted:
-    """Fit a source in as many processes; see :func:`sklearn_excb.runtime.launch.run_in_processes`.
+    """Fit a source with one process per device; the result is that of one, up to rounding.
 
-    The result is that of one process, up to rounding.
+    See :func:`sklearn_excb.runtime.launch.run_in_processes`.
     """
     n_threads = max(1, torch.get_num_threads() // n_devices)
     fitted, reasons = run_in_processes(n_devices, FitJob(source, context, n_threads))

@@ -1,4 +1,4 @@
-"""A stream as the samples of a fit: an epoch is so many steps, and each image is seen once."""
+"""Streams as the samples of a fit: an epoch is a number of steps, and images are seen once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sklearn_excb.views.batches import Batches, ViewBatches
 from sklearn_excb.views.reservoir import Reservoir
 from sklearn_excb.views.stream_batches import StreamBatches
 
-_USUAL_BATCH = 256  # images; the length of the stream is guessed by it, to look up its batch size
+_USUAL_BATCH = 256  # images per step, from which the rule of "auto" estimates an epoch's length
 
 
 def stream_batch_size(parameters: Mapping[str, Any]) -> int:
-    """Return the batch size of a stream; "auto" goes by the number of steps in an epoch."""
+    """Return the batch size of a stream; "auto" depends on the number of steps per epoch."""
     size = parameters["batch_size"]
     if isinstance(size, str):
         size = auto_rules.batch_size(int(parameters["steps_per_epoch"]) * _USUAL_BATCH)
@@ -38,16 +38,16 @@ def stream_batch_size(parameters: Mapping[str, Any]) -> int:
 
 @dataclass
 class Stream:
-    """An iterable of images of which an epoch is ``steps_per_epoch`` batches.
+    """Iterable of images, with ``steps_per_epoch`` batches per epoch.
 
     Attributes
     ----------
     X : iterable
-        Images. A fit iterates X again when it ends. Each rank has an X of its own.
+        Images. A fit iterates X again when it ends. Each rank has its own X.
     parameters : mapping
         Parameters of the estimator, with numbers for ``batch_size`` and ``n_jobs``.
     skipped : list of Skipped
-        Images so far that cannot be used.
+        Images so far that could not be used.
     n_read : int
         Number of images so far.
     """
@@ -71,7 +71,7 @@ class Stream:
 
     @contextmanager
     def open(self, context: FitContext) -> Iterator[Source]:
-        """Open the first part, this rank's share of the first batch; leave the stream at the end.
+        """Open the first part, this rank's share of the first batch; close the stream at the end.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Stream:
         return usable
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return what is known of a stream: its number of channels."""
+        """Return the fingerprint of a stream, which only has its number of channels."""
         return {"kind": "a stream", "n_channels": self._n_channels}
 
     def batches(
@@ -131,7 +131,7 @@ class Stream:
         )
 
     def refill(self, batches: Batches, settings: Settings) -> Literal["done", "stopped"]:
-        """Read on until the sample is full: a resumed fit has kept none of the earlier images.
+        """Read until the sample is full, because a resumed fit has none of the earlier images.
 
         Returns
         -------
@@ -147,29 +147,29 @@ class Stream:
         return "stopped" if ranks.any(signals.stop)[0] else "done"
 
     def close(self, ranks: Ranks) -> None:
-        """Do nothing: each rank has a stream of its own."""
+        """Do nothing: each rank has its own stream."""
 
 
 def _repeated(X: Iterable[Any]) -> Iterator[Any]:
-    """Items of a stream, which begins again when it ends."""
+    """Yield the items of a stream, which is iterated again when it ends."""
     n_before = 0
     while True:
         n = 0
-        for n, item in enumerate(X, 1):  # noqa: B007 - as many as came
+        for n, item in enumerate(X, 1):  # noqa: B007 - counts the items
             yield item
         if not n and not n_before:
-            raise ValueError("X is empty: there is no image in it.")
+            raise ValueError("X is empty: it contains no image.")
         if not n:
             raise StreamEndError(
-                f"X has ended after {n_before:,} images and gives none when it is iterated again, "
-                "but steps_per_epoch asks for more. Pass a data set that begins anew, as an "
-                "IterableDataset does, or lower epochs or steps_per_epoch."
+                f"X ended after {n_before:,} images and yields none when it is iterated again, but "
+                "the fit needs more. Pass a data set that can be iterated again, such as an "
+                "IterableDataset, or lower epochs or steps_per_epoch."
             )
         n_before += n
 
 
 def _with_first(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
-    """Parts with the first of them, which is let go of when the next is asked for."""
+    """Yield the parts from the first on, and keep no reference to the first."""
     held = [first]
     del first
     yield held.pop()
@@ -179,7 +179,7 @@ def _with_first(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
 def _usable_parts(
     parts: Iterator[StreamPart], open_part: Callable[[StreamPart], Source], *, most: int
 ) -> Generator[Source, None, None]:
-    """Parts, opened, but for up to ``most`` in a row of which no image can be used."""
+    """Yield the opened parts; leave out up to ``most`` in a row that have no usable image."""
     n_bad = 0
     for part in parts:
         try:

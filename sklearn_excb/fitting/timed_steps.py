@@ -1,4 +1,4 @@
-"""Parts of a fit, timed."""
+"""Measured times of the phases of a fit."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from sklearn_excb.views.batches import Batch, ViewBatches
 
 Clock = Callable[[], float]
 
-_FEWEST, _MOST, _SECONDS = 2, 12, 30.0  # steps that are taken, and time after which no more are
-_BATCHES, _ROWS = 3, 1024  # that other phases are tried with
+_FEWEST, _MOST, _SECONDS = 2, 12, 30.0  # limits of the timed steps and of their total time
+_BATCHES, _ROWS = 3, 1024  # number of batches or rows to time other phases with
 
 
 class PhaseTimer:
-    """Parts of a fit, timed on this device; with ranks, on all of them together.
+    """Timer for the phases of a fit on this device, or on all ranks together.
 
     Parameters
     ----------
     networks : StudentTeacher
-        On the device; changed in place.
+        Networks on the device; changed in place.
     settings, batches
-        Of the fit, or of one device's share of it.
+        Settings and batches of the fit, or of the share of one device.
     clock : callable
-        Seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PhaseTimer:
         self._clock = clock
 
     def on_features(self) -> PhaseTimer:
-        """Timer of what is trained on a frozen backbone: on features of a few images."""
+        """Return a timer for training on the features of a frozen backbone, with a few images."""
         n = max(_BATCHES * self._settings.inference_batch, _BATCHES * self._settings.batch_size)
         sample = np.arange(min(len(self._batches.source), n))
         features = features_of(self._networks, self._batches, self._settings, sample)
@@ -55,7 +55,7 @@ class PhaseTimer:
         return PhaseTimer(self._networks, self._settings, batches, self._clock)
 
     def seconds_per_start_batch(self) -> float:
-        """Of embedding a batch for the first centroids."""
+        """Return the time to embed a batch for the first centroids."""
         batches, times = self._batches, list[float]()
         self._networks.train_mode()
         draws = PrivateGenerator(batches.seed)
@@ -69,7 +69,7 @@ class PhaseTimer:
         return _median(_warm(times))
 
     def seconds_per_image(self) -> float:
-        """Of assigning an image to its cluster."""
+        """Return the time to assign an image to its cluster."""
         size, batches = self._settings.inference_batch, self._batches
         sample = np.arange(min(len(batches.source), _BATCHES * size))
         times, last = list[float](), self._now()
@@ -80,7 +80,7 @@ class PhaseTimer:
         return _median(_warm(times))
 
     def seconds_per_comparison(self) -> float:
-        """Of finding the centroid next to a projection."""
+        """Return the time to find the centroid nearest to a projection."""
         centroids = self._networks.teacher.centroids.unit().cpu().numpy()
         shape = (_ROWS, centroids.shape[1])
         rows = unit_rows(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
@@ -92,7 +92,7 @@ class PhaseTimer:
         return _median(_warm(times))
 
     def steps(self) -> tuple[float, float]:
-        """Seconds a step, and the share of them in which the networks waited for views."""
+        """Return the time per step, and the share of it in which the networks waited for views."""
         batches = self._batches
         n_samples, ranks = len(batches.source), batches.ranks
         run = Run.of(self._networks, self._settings, batches.device, n_samples)
@@ -107,8 +107,7 @@ class PhaseTimer:
                 long = now - begun > _SECONDS and len(times) >= _FEWEST
                 if ranks.any(long or len(times) >= _MOST)[0]:
                     break
-        a_step = _median(_warm(times))
-        return a_step, sum(_warm(waits[: len(times)])) / sum(_warm(times))
+        return _median(_warm(times)), sum(_warm(waits[: len(times)])) / sum(_warm(times))
 
     def _waited_for(self, batches: Iterator[Batch], waits: list[float]) -> Iterator[Batch]:
         while True:
@@ -120,7 +119,7 @@ class PhaseTimer:
             yield batch
 
     def _now(self) -> float:
-        """Seconds, once the device is through with what it was given."""
+        """Return the time after the device has finished its work."""
         if self._batches.device.type != "cpu":
             torch.accelerator.synchronize(self._batches.device)
         return self._clock()
@@ -131,5 +130,5 @@ def _median(times: list[float]) -> float:
 
 
 def _warm(times: list[float]) -> list[float]:
-    """Times without the first, in which threads start and kernels are chosen."""
+    """Return the times without the first, in which threads start and kernels are chosen."""
     return times[1:] or times

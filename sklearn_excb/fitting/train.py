@@ -1,4 +1,4 @@
-"""Train to the end: history, progress, checkpoints, divergence, signals."""
+"""Training to the end, with history, progress, checkpoints, divergence and signals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def train_run(
     checkpoints: Checkpoints,
     bar: tqdm[Any],
 ) -> Ending:
-    """Train to the end; keep the history, show progress, write checkpoints, heed signals.
+    """Train to the end, with history, progress bar, checkpoints and signals.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def train_run(
     Returns
     -------
     {"done", "stopped", "diverged"}
-        "stopped" if Ctrl-C ended the training, perhaps within an epoch. "diverged" if the training
+        "stopped" if Ctrl-C ended the training, possibly within an epoch. "diverged" if the training
         diverged after its first epoch: the function has warned, and the teacher is that of the last
         sound epoch.
 
@@ -101,13 +101,13 @@ def train_run(
                 requests.pass_on()
             if requests.stop:
                 return "stopped"
-        return "stopped" if ranks.any(signals.stop)[0] else "done"  # after the last step, perhaps
+        return "stopped" if ranks.any(signals.stop)[0] else "done"  # Ctrl-C after the last step
 
 
 def _diverged(
     run: Run, loss: float, rows: Sequence[int] = (), divergence: Divergence | None = None
 ) -> Ending:
-    """Go back to the last sound teacher."""
+    """Restore the last sound teacher."""
     epoch = run.epoch
     run.record = EpochRecord(run.settings.K, run.device)
     run.monitor.recover(epoch, loss, rows, divergence)
@@ -115,10 +115,10 @@ def _diverged(
 
 
 class _StopRequests:
-    """Requests of signals to stop or to save, heeded by all ranks after the same step.
+    """Requests of signals to stop or to save, which all ranks follow after the same step.
 
-    With several ranks these are the requests that had reached any of them when the batch of the
-    step was read.
+    With several ranks, these are the requests that any rank had received when it read the batch of
+    the step.
 
     Parameters
     ----------
@@ -135,32 +135,32 @@ class _StopRequests:
 
     @property
     def stop(self) -> bool:
-        """Whether to end after this step."""
+        """Whether to end the training after this step."""
         return self._stop if self.ranks.count > 1 else self._signals.stop
 
     @property
     def save(self) -> bool:
-        """Whether to save after this step, as the process is then ended."""
+        """Whether to save after this step, because the process then ends."""
         return self._save if self.ranks.count > 1 else self._signals.save
 
     def exchange(self, *, failed: bool) -> bool:
-        """Ask all ranks; whether one of them has failed."""
+        """Exchange requests among all ranks; return whether one of them has failed."""
         found = self.ranks.any(failed, self._signals.stop, self._signals.save)
         failed, self._stop, self._save = found
         return failed
 
     def pass_on(self) -> None:
-        """Do with SIGTERM what it would have done; end the other ranks' fit."""
+        """Let SIGTERM take its usual effect here, and end the fit on the other ranks."""
         if self._signals.save:
             self._signals.pass_on()
         if self.ranks.count > 1:
-            raise RankError("The fit ends: one of its processes was asked to (SIGTERM).")
+            raise RankError("The fit ends, because one of its processes received SIGTERM.")
 
 
 def _read_in_step(
     batches: Iterator[Batch], requests: _StopRequests, on_error: Callable[[], None]
 ) -> Iterator[Batch]:
-    """Yield the batches; if one of the ranks cannot read its batch, save and raise on all ranks."""
+    """Yield the batches; if a rank cannot read its batch, save and raise on all ranks."""
     while True:
         batch = error = None
         try:

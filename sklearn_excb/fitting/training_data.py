@@ -1,4 +1,4 @@
-"""The samples that a fit trains on: a collection that it reads again and again, or a stream."""
+"""Samples of a fit: a collection that it reads in every epoch, or a stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sklearn_excb.views.batches import Batches, ViewBatches
 
 
 class TrainingData(Protocol):
-    """The samples of a fit: a :class:`Collection` or a :class:`~.stream.Stream`."""
+    """Samples of a fit: a :class:`Collection` or a :class:`~.stream.Stream`."""
 
     @property
     def is_whole(self) -> bool:
@@ -39,7 +39,7 @@ class TrainingData(Protocol):
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Return properties that differ between any two data sets."""
+        """Return the properties by which a resumed fit recognises the same data."""
         ...
 
     def batches(
@@ -50,28 +50,28 @@ class TrainingData(Protocol):
         Parameters
         ----------
         model : Model
-            Networks, on the device that trains, and settings.
+            Networks on the training device, and settings.
         views : ViewBatches
             Batches of the source that :meth:`open` returned.
         bar : tqdm
-            Progress bar, which says what takes time before the first step.
+            Progress bar, which names the work before the first step.
         resumes : bool
             Whether the networks come from a checkpoint.
         """
         ...
 
     def refill(self, batches: Batches, settings: Settings) -> Literal["done", "stopped"]:
-        """Make up the samples for settling that a resumed fit lacks; "stopped" on Ctrl-C."""
+        """Read the samples for settling that a resumed fit lacks; return "stopped" on Ctrl-C."""
         ...
 
     def close(self, ranks: Ranks) -> None:
-        """Share what every rank has to know of the samples at the end."""
+        """Share with every rank what it has to know about the samples at the end."""
         ...
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A source of which every epoch reads all samples.
+    """Source whose samples are all read in every epoch.
 
     Attributes
     ----------
@@ -88,17 +88,17 @@ class Collection:
         return len(self.source)
 
     def open(self, context: FitContext) -> AbstractContextManager[Source]:
-        """Return the source, which is open."""
+        """Return the source, which is open already."""
         return nullcontext(self.source)
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """See :func:`sklearn_excb.data.fingerprints.source_fingerprint`."""
+        """Return :func:`sklearn_excb.data.fingerprints.source_fingerprint` of the source."""
         return source_fingerprint(self.source)
 
     def batches(
         self, model: Model, views: ViewBatches, bar: tqdm[Any], *, resumes: bool
     ) -> ViewBatches:
-        """Return batches of the samples; with a frozen backbone, of their features."""
+        """Return batches of the samples, or of their features if the backbone is frozen."""
         settings, ranks = model.settings, views.ranks
         if not settings.freeze_backbone:
             return views
@@ -114,5 +114,5 @@ class Collection:
         return "done"
 
     def close(self, ranks: Ranks) -> None:
-        """Share which images were skipped while the fit read them."""
+        """Share with every rank the images that the fit skipped."""
         share_skipped(self.source, ranks)

@@ -1,4 +1,4 @@
-"""A training run: everything that its steps change, to be saved after any of them."""
+"""Training runs: everything that the steps change, which can be saved after any step."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from sklearn_excb.views.batches import Batch
 
 @dataclass
 class Run:
-    """Everything that the steps of a training change.
+    """Training state: everything that the steps of a training change.
 
     Learning rates, temperatures, the order of the data and the draws of a step are functions of the
-    seed and the number of the step, and need not be kept.
+    seed and the number of the step, and are not saved.
 
     Attributes
     ----------
@@ -51,13 +51,13 @@ class Run:
     monitor : CollapseMonitor
         Early warnings, and the last sound teacher.
     history : list of dict
-        An entry for each epoch that is done; epoch 0 is the untrained network.
+        One entry per completed epoch; epoch 0 is the untrained network.
     step : int
-        Number of steps that are done.
+        Number of completed steps.
     generators : dict
         States of the random generators after the last step.
     best : float
-        Lowest loss of an epoch at whose end a checkpoint was written.
+        Lowest loss of an epoch that ended with a checkpoint.
     """
 
     settings: Settings
@@ -94,7 +94,7 @@ class Run:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the run, without copying it."""
+        """Return the training state, without copying it."""
         return {
             "step": self.step,
             "networks": self.networks.state_dict(),
@@ -109,32 +109,31 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], step: int, *, within: bool) -> None:
-        """Load a state; the caller restores the random generators.
+        """Load a training state; the caller restores the random generators.
 
         Parameters
         ----------
         state : mapping
-            State that :meth:`state_dict` returned.
+            Training state that :meth:`state_dict` returned.
         step : int
-            Step with which to continue.
+            Step from which to resume.
         within : bool
-            Whether the run continues within the epoch of the state, or begins a new epoch.
+            Whether the run resumes within the epoch of the training state, or begins a new epoch.
 
         Raises
         ------
         ValueError
-            If the state belongs to other networks.
+            If the training state belongs to other networks.
         """
         try:
             self.networks.load_state_dict(state["networks"])
         except RuntimeError as error:
             raise ValueError(
-                "The checkpoint belongs to another network. Pass the backbone that the run had. "
-                f"{error}"
+                f"The checkpoint belongs to another network. Pass the backbone of the run. {error}"
             ) from error
         self.balancing.load_state_dict(state["balancing"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("scaler"):  # not of states before float16
+        if state.get("scaler"):  # missing in older checkpoints
             self.scaler.load_state_dict(state["scaler"])
         self._match_memory_format()
         if within:
@@ -166,8 +165,8 @@ class Run:
         Yields
         ------
         Divergence or None
-            After each step, whether it diverged. An accelerator is asked every few steps and at the
-            end of an epoch, so a divergence may show some steps late.
+            Divergence of the step, if there is one. On an accelerator, this is checked every few
+            steps and at the end of an epoch, so a divergence may show some steps late.
         """
         gradients = GradientMonitor(self.networks.student, self.scaler)
         for report in train(
@@ -210,16 +209,16 @@ class Run:
         return [*self.history, self.summary()] if self.record.steps else self.history
 
     def release(self) -> None:
-        """Free the memory of optimizer and gradients. The run can take no more steps."""
+        """Free the memory of optimizer and gradients. The run cannot take further steps."""
         self.history = self.entries()
         self.record = EpochRecord(self.settings.K, self.device)
         self.optimizer.state.clear()
         self.networks.student.zero_grad()
 
     def _match_memory_format(self) -> None:
-        """Give the optimiser's tensors the memory format they would have had: sums depend on it."""
+        """Restore the memory format of the optimiser's tensors, on which sums depend."""
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
-                if isinstance(value, Tensor):  # a copy: the state is not ours to change
+                if isinstance(value, Tensor):  # a copy: the caller owns the value
                     like = parameter if value.shape == parameter.shape else value
                     kept[name] = torch.empty_like(like, dtype=value.dtype).copy_(value)

@@ -1,1 +1,1 @@
-"""A fitted estimator at work: what it learned, predict and transform on every device."""
+"""Inference with a fitted estimator: learned attributes, predict and transform."""

@@ -1,4 +1,4 @@
-"""The devices of inference, and the share of the samples that each of them gets."""
+"""Devices of inference, and the share of the samples for each of them."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from sklearn_excb.runtime.rendezvous import place_of
 
 
 def inference_device(wanted: str | torch.device) -> torch.device:
-    """Return the device asked for; where it is missing, the CPU, which gives the same results."""
+    """Return the requested device, or the CPU with a warning if that device is missing."""
     try:
         return resolve_device(wanted)
     except ValueError as error:
-        warn_caller(f"{error} Going on with the CPU.", DeviceWarning)
+        warn_caller(f"{error} Inference continues on the CPU.", DeviceWarning)
         return torch.device("cpu")
 
 
 def inference_devices(
     wanted: str | torch.device, devices: int | str, source: Source
 ) -> list[torch.device]:
-    """Return every GPU of this machine, where one process may use them; else one device.
+    """Return every GPU of this machine if one process may use all of them, else one device.
 
     Parameters
     ----------
     wanted, devices
         Parameters ``device`` and ``devices`` of the estimator.
     source : Source
-        Samples of the inference. A data set of the user's may have to be read by a single thread.
+        Samples of the inference. Some data sets of users can only be read by a single thread.
     """
     device = inference_device(wanted)
     of_one = device.type != "cuda" or device.index is not None or devices == 1
@@ -57,17 +57,19 @@ def split_among_devices(
     batch_size: int,
     work: Callable[[ClusterNetwork, torch.device, slice], None],
 ) -> None:
-    """Share samples among devices: a thread each, and a copy of the teacher but on the first.
+    """Split samples among devices, with one thread per device.
 
     Parameters
     ----------
     devices : sequence of torch.device
+        Devices that share the samples.
     teacher : ClusterNetwork
-        Moved to the first.
+        Teacher, which moves to the first device. Each other device gets a copy.
     n_samples, batch_size : int
-        Shares are whole batches: each is the one that it would be on one device.
+        Number of samples, and their number per batch. Shares are whole batches, the same batches as
+        on a single device.
     work : callable
-        Of a teacher, its device and the rows that are its share.
+        Function of a teacher, its device and a slice of rows, which does the work for these rows.
     """
     n_batches = -(-n_samples // batch_size)
     ends = [n_batches * i // len(devices) * batch_size for i in range(len(devices) + 1)]
@@ -78,4 +80,4 @@ def split_among_devices(
         work(teacher, devices[0], shares[0])
         return
     with ThreadPoolExecutor(len(devices), "ExCB infers") as pool:
-        deque(pool.map(work, teachers, devices, shares), maxlen=0)  # raises what one has raised
+        deque(pool.map(work, teachers, devices, shares), maxlen=0)  # raises errors of threads

@@ -32,8 +32,8 @@ class Fitted:
     image_shape : tuple of int
         Typical (height, width) of the images; (0, 0) for rows.
     labels : ndarray of shape (n_samples,)
-        Cluster of each training sample. Empty for streams, ``partial_fit`` and networks that others
-        trained.
+        Cluster of each training sample. Empty for streams, ``partial_fit``, checkpoints and
+        networks that others trained.
     history : list of dict
         An entry for each epoch; epoch 0 is the untrained network.
     group_centroids : ndarray of shape (K, d), float32, or None
@@ -42,7 +42,7 @@ class Fitted:
     seed : int or None
         Seed of all random draws.
     state : tuple or None
-        Training state, packed, from which a warm start goes on.
+        Packed training state, from which a warm start continues.
     stopped : bool
         Whether Ctrl-C ended the training.
     """

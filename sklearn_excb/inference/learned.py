@@ -27,15 +27,15 @@ INPUT_FACTS = (
 
 
 class Learning(Protocol):
-    """A training that goes on between two calls of ``partial_fit``."""
+    """An online training, which continues with each call of ``partial_fit``."""
 
     def fitted(self) -> Fitted:
-        """Return what it has learned so far."""
+        """Return the result of the training so far."""
         ...
 
 
 class LearnedAttributes(BaseEstimator):
-    """Attributes that a fit sets, or that follow from what it learned."""
+    """Attributes that a fit sets, or that are computed from its result."""
 
     embedding: str
     _online: Learning
@@ -76,7 +76,7 @@ class LearnedAttributes(BaseEstimator):
         self._need_clusters("linkage_")
         if self._linkage is None:
             places = self._fitted.group_centroids
-            if places is None:  # of a checkpoint
+            if places is None:  # the estimator comes from a checkpoint
                 places = self.cluster_centers_
             has_samples = len(self._fitted.labels) > 0
             sizes = self.relative_cluster_sizes_ if has_samples else np.ones(len(places))
@@ -85,12 +85,12 @@ class LearnedAttributes(BaseEstimator):
 
     @cached_property
     def _fitted(self) -> Fitted:
-        """What was learned: assigned by a fit, and after partial_fit made when it is asked for."""
+        """Result of the last fit. After partial_fit, it is computed on first use."""
         with usual_modes():
             return self._online.fitted()
 
     def _set_fitted(self, fitted: Fitted, resolved: dict[str, Any]) -> None:
-        """Set everything that a fit learned."""
+        """Set the result of a fit and the attributes that follow from it."""
         self._forget()
         self.__dict__.pop("_online", None)
         self._fitted = fitted
@@ -101,7 +101,7 @@ class LearnedAttributes(BaseEstimator):
     def _set_learning(
         self, online: Learning, resolved: dict[str, Any], history: list[dict[str, Any]]
     ) -> None:
-        """Set what partial_fit learned so far; the rest is computed when it is asked for."""
+        """Set the attributes of partial_fit so far; others are computed on first use."""
         self._forget()
         self._online = online
         self.resolved_params_, self.history_ = resolved, history
@@ -112,27 +112,27 @@ class LearnedAttributes(BaseEstimator):
         self._linkage: npt.NDArray[np.float64] | None = None
 
     def _of_training(self, name: str) -> npt.NDArray[np.int64]:
-        """Labels of the training samples, needed for an attribute of that name."""
+        """Return the labels of the training samples; raise if the attribute ``name`` has none."""
         check_is_fitted(self)
         if not len(self._fitted.labels):
             raise NotFittedError(
-                f"This {type(self).__name__} has no {name}: it comes from a checkpoint or "
+                f"This {type(self).__name__} has no {name}, because it comes from a checkpoint or "
                 "from partial_fit, without training samples. Use predict(X)."
             )
         return self._fitted.labels
 
     def _need_clusters(self, wanted: str) -> None:
-        """Refuse what a backbone alone cannot give."""
+        """Raise if there is only a backbone, without the clusters that ``wanted`` needs."""
         if not self._fitted.settings.K:
             raise NotFittedError(
-                f"This {type(self).__name__} has no clusters, which {wanted} needs: it comes from "
-                "a checkpoint of a backbone alone. Read the full checkpoint, or use "
+                f"This {type(self).__name__} has no clusters, which {wanted} needs, because it "
+                "comes from a checkpoint of a backbone alone. Read the full checkpoint, or use "
                 'transform(X) with embedding="backbone".'
             )
 
     @property
     def _n_features_out(self) -> int:
-        """Columns of :meth:`transform`, for the names of features."""
+        """Number of columns of :meth:`transform`, from which scikit-learn names the features."""
         fitted = self._fitted
         if self.embedding == "backbone":
             return fitted.n_backbone_features

@@ -36,7 +36,7 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
     device: str | torch.device
     devices: int | str
 
-    # pipelines and searches have no use for these, and would have to be told where they go
+    # pipelines and searches never use these arguments, so nobody has to request their routing
     __metadata_request__predict = {  # noqa: RUF012 - as scikit-learn reads it
         "n_clusters": metadata_routing.UNUSED,
         "out": metadata_routing.UNUSED,
@@ -46,35 +46,36 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
     def predict(
         self, X: Any, *, n_clusters: int | None = None, out: npt.NDArray[Any] | None = None
     ) -> npt.NDArray[np.int64]:
-        """Cluster of each sample: the centroid most similar to its projection.
+        """Return the cluster of each sample: the centroid most similar to its projection.
 
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`; what can only be iterated is not kept.
+            Samples as in :meth:`fit`. The images of an iterable are not kept.
         n_clusters : int, optional
-            Give the groups, as many as this, into which the K clusters merge (``linkage_``). Those
-            of more are parts of those of fewer; they are numbered by the lowest cluster in each.
+            Number of groups to merge the K clusters into (``linkage_``). The groups of a larger
+            number are parts of the groups of a smaller one. Groups are numbered in the order of the
+            lowest cluster in each.
         out : ndarray of shape (n_samples,), int64, optional
-            Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
+            Array to write to, such as a memory-mapped file. No more than a batch is then in memory.
 
         Returns
         -------
         ndarray of shape (n_samples,), int64
-            In 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Balancing is a device
-            of training and takes no part. ``out``, if it was given.
+            Labels in 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Balancing is only
+            part of training. The array is ``out``, if that was passed.
 
         Raises
         ------
         ValueError
-            If ``n_clusters`` is no integer from 1 to K.
+            If ``n_clusters`` is not an integer from 1 to K.
 
         Warns
         -----
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
-            If a folder has pictures of kinds that are not read, such as HEIC.
+            If a folder has pictures in formats that are not read, such as HEIC.
         """
         check_is_fitted(self)
         self._need_clusters("predict")
@@ -100,22 +101,24 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         Parameters
         ----------
         X : array, tensor, list, path or data set
-            As in :meth:`fit`; what can only be iterated is not kept.
+            Samples as in :meth:`fit`. The images of an iterable are not kept.
         out : ndarray of shape (n_samples, d), float32, optional
-            Where to write, a memory-mapped file perhaps: no more than a batch is then in memory.
+            Array to write to, such as a memory-mapped file. No more than a batch is then in memory.
 
         Returns
         -------
         ndarray of shape (n_samples, d), float32
-            What ``embedding`` names: d = 256, the number of the backbone's features, or K. NaN for
-            images that were skipped. ``out``, if it was given, or in what ``set_output`` asks for.
+            Embeddings of the kind that ``embedding`` names; d is 256 for "projection", the number
+            of the backbone's features for "backbone", and K for "similarity". NaN for images that
+            were skipped. The array is ``out``, if that was passed, in the container that
+            ``set_output`` sets.
 
         Warns
         -----
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
-            If a folder has pictures of kinds that are not read, such as HEIC.
+            If a folder has pictures in formats that are not read, such as HEIC.
         """
 
         def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
@@ -138,7 +141,7 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         *,
         fill: float,
     ) -> npt.NDArray[Any]:
-        """Results of a function of the opened samples, with ``fill`` where one was skipped."""
+        """Return a function of the opened samples, with ``fill`` for images that were skipped."""
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
         if is_stream(X):
@@ -151,20 +154,20 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         return fill_skipped(found, skipped, fill=fill)
 
     def _open_indexed(self, X: Any) -> Source:
-        """Open samples of which any can be asked for."""
+        """Open samples that can be indexed."""
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
         if is_stream(X):
             raise ValueError(
-                "X can only be iterated: it cannot be gone on with where it stopped. Pass a "
-                "folder, a list of files or a data set with a length, or use transform."
+                "X can only be iterated, so an interrupted run could not resume. Pass a folder, a "
+                "list of files or a data set with a length, or use transform."
             )
         return open_samples(self, X, fitting=False)
 
     def _results_of(
         self, source: Source, rows: npt.NDArray[np.int64], of: str
     ) -> tuple[npt.NDArray[Any], list[Skipped]]:
-        """Labels or embeddings of some rows, and which of them were skipped."""
+        """Return labels or embeddings of some rows, and the skipped images among them."""
         if of == "predict":
             self._need_clusters("predict")
             found: npt.NDArray[Any] = np.empty(len(rows), np.int64)
@@ -205,7 +208,7 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         rows: npt.NDArray[np.int64],
         work: Callable[[ClusterNetwork, Iterator[Tensor], slice], None],
     ) -> None:
-        """Do some work with the teacher and the prepared batches of rows, on every device."""
+        """Call ``work`` with the teacher and the prepared batches of the rows, on every device."""
         devices = inference_devices(self.device, self.devices, source)
         n_jobs = max(1, number_of_jobs(self.n_jobs, source) // len(devices))
         size = self._fitted.settings.inference_batch

@@ -1,4 +1,4 @@
-"""Open the samples of an estimator: of any kind for a fit, of the fitted kind for inference."""
+"""Opening of samples: of any kind for a fit, and of the fitted kind for inference."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from sklearn_excb.settings.validation import check_columns
 
 
 def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
-    """Open the samples that an estimator is given.
+    """Open the samples that a user passes to an estimator.
 
     Parameters
     ----------
     estimator : ExCBEstimator
-        Sets ``n_features_in_`` and ``feature_names_in_`` when it is fitted on rows.
+        Estimator, whose ``n_features_in_`` and ``feature_names_in_`` are set in a fit on rows.
     X : array, tensor, list, path or data set
         Images or rows.
     fitting : bool
-        Whether the estimator is to be fitted on them. If not, they have to be of the kind that it
+        Whether the samples are for a fit. If not, they have to be of the kind that the estimator
         was fitted on.
 
     Raises
     ------
     ValueError
-        If X cannot be used, or is not of that kind.
+        If X cannot be used, or is not of the fitted kind.
     """
     holds_rows = are_rows(X)
     if fitting:

@@ -1,4 +1,4 @@
-"""Inference on a stream, of which only a part is in memory."""
+"""Inference on a stream, with one part of it in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn_excb.data.open_source import StreamPart, stream_parts
 from sklearn_excb.data.sources import Skipped, Source
 from sklearn_excb.data.unusable_images import skipped_of
 
-_STREAM_PART = 64  # images of a stream that are in memory together
+_STREAM_PART = 64  # images per part
 
 
 def infer_stream(
@@ -21,29 +21,30 @@ def infer_stream(
     X: Iterable[Any],
     out: npt.NDArray[Any] | None,
 ) -> tuple[npt.NDArray[Any], list[Skipped]]:
-    """Results of a stream, whose length nobody knows before its end, a part at a time.
+    """Return the results of a stream of unknown length, computed part by part.
 
     Parameters
     ----------
     open_part : callable
-        From a part of the stream to a source.
+        Function that opens a part of the stream as a source.
     function : callable
-        Of a source and of the array to write to, if there is one; gives the results.
+        Function of a source and an array to write to, or None, which returns the results.
     X : iterable
-        Of images.
+        Stream of images.
     out : ndarray or None
-        For the results of all.
+        Array for the results of all images.
 
     Returns
     -------
     results : ndarray
+        Results of all images; ``out``, if that was passed.
     skipped : list of Skipped
-        By their places in the stream.
+        Skipped images, indexed by their positions in the stream.
 
     Raises
     ------
     ValueError
-        If there is nothing in it, or its images are not as many as ``out`` takes.
+        If the stream is empty, or if ``out`` does not have one row per image.
     """
     found: list[npt.NDArray[Any]] = []
     skipped: list[Skipped] = []
@@ -52,8 +53,8 @@ def infer_stream(
         end = done + len(part)
         if out is not None and end > len(out):
             raise ValueError(
-                f"out has {len(out):,} rows, but X goes on after as many images. "
-                "Give it a row for each."
+                f"out has {len(out):,} rows, but X has more images. Pass an array with one row "
+                "per image."
             )
         source = open_part(part)
         found.append(function(source, None if out is None else out[done:end]))
@@ -61,12 +62,12 @@ def infer_stream(
         done = end
         del part, source  # before the next part is read
     if not done:
-        raise ValueError("X is empty: there is no image in it.")
+        raise ValueError("X is empty: it contains no image.")
     if out is None:
         return np.concatenate(found), skipped
     if done < len(out):
         raise ValueError(
-            f"out has {len(out):,} rows, but X ended after {done:,} images: those rows are filled. "
-            "Give it a row for each."
+            f"out has {len(out):,} rows, but X ended after {done:,} images. Only the first "
+            f"{done:,} rows were filled. Pass an array with one row per image."
         )
     return out, skipped

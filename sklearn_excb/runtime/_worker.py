@@ -1,4 +1,4 @@
-"""A process of a fit on several devices: python -m sklearn_excb.runtime._worker FOLDER PARENT."""
+"""Process of a fit on several devices: python -m sklearn_excb.runtime._worker FOLDER PARENT."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from sklearn_excb.runtime.rendezvous import join
 
 
 def _end_after(parent: int, folder: Path) -> None:
-    """End if the process that called fit is gone: as for SIGTERM, or in a minute all the same."""
+    """End this process when the one that called fit is gone: by SIGTERM, or a minute later."""
     while os.getppid() == parent:
         time.sleep(1)
-    shutil.rmtree(folder, ignore_errors=True)  # nobody else is left to do so
+    shutil.rmtree(folder, ignore_errors=True)  # no other process removes it
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
     os._exit(1)
 
 
 def main(folder: Path, parent: int) -> int:
-    """Do what the job says; the first process writes what was learned, and what it warns of."""
+    """Do the job. The first process writes its result and its warnings to files."""
     rank = int(os.environ["RANK"])
     (folder / PROCESS.format(rank)).write_text(str(os.getpid()))
     if (folder / INTERRUPTED).exists():
@@ -48,7 +48,7 @@ def main(folder: Path, parent: int) -> int:
     try:
         job: Job = read_job(folder / JOB)
         torch.set_num_threads(job.n_threads)
-        warnings.simplefilter("always")  # whoever called fit has filters of their own
+        warnings.simplefilter("always")  # the process that called fit filters them
         warnings.showwarning = write_warning
         learned = job.do(*join(job.device, "auto"))
         if rank == 0:

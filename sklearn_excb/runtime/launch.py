@@ -1,8 +1,8 @@
-"""Start a process for each of several devices of this machine, where no launcher has.
+"""Start of one process per device of this machine, if no launcher has started processes.
 
-torch's elastic agent starts the processes by a command. This works from a script without a
-``__main__`` guard, from standard input and from a notebook. The job lies in a file that all
-processes map into memory, and its result comes back in another file.
+The elastic agent of torch starts the processes by a command. This works from a script without a
+``__main__`` guard, from standard input and from a notebook. The job is a file that all processes
+map into memory, and its result comes back in another file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from sklearn_excb.runtime.ranks import Ranks
 
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
 INTERRUPTED = "interrupted"
-_OF_THE_AGENT = (signal.SIGTERM, signal.SIGABRT)  # ends of those that were not the cause
-_LOOKS = 0.5  # seconds between two looks for warnings
-_SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
+_AGENT_SIGNALS = (signal.SIGTERM, signal.SIGABRT)  # from the agent to the other processes
+_POLL_SECONDS = 0.5  # between two checks for warnings
+_SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # this module forwards Ctrl-C itself
 
 
 class Job(Protocol):
-    """Work that several processes share; it is pickled for them."""
+    """Work that several processes share. It is pickled for them."""
 
     @property
     def device(self) -> str:
@@ -49,17 +49,17 @@ class Job(Protocol):
         ...
 
     def do(self, ranks: Ranks, device: torch.device) -> Any:
-        """Do the work as one of the processes; the first one's result comes back, pickled."""
+        """Do the work as one of the processes. The result of the first one comes back, pickled."""
         ...
 
 
 def number_of_devices(devices: int | str, device: torch.device) -> int:
-    """Processes that a fit takes; "auto" is one a GPU, unless one of them was named.
+    """Return the number of processes of a fit; "auto" is one per GPU, unless one GPU is named.
 
     Raises
     ------
     ValueError
-        If there are not as many GPUs.
+        If there are fewer GPUs, or if ``device`` is a single device.
     """
     if device.type == "cuda" and device.index is None:
         there = torch.cuda.device_count()
@@ -67,13 +67,13 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
             return there
         if int(devices) > there:
             raise ValueError(
-                f"devices={devices}, but this machine has {there} GPUs. Lower it, or leave "
-                'devices="auto" to use all.'
+                f"devices={devices}, but this machine has {there} GPUs. Lower devices, or leave "
+                'devices="auto" to use all GPUs.'
             )
     elif devices != "auto" and int(devices) > 1 and device.type != "cpu":
         raise ValueError(
-            f"devices={devices}, but device={str(device)!r} is one. Leave "
-            'devices="auto", or name no number, as in device="cuda".'
+            f"devices={devices}, but device={str(device)!r} is a single device. Leave "
+            'devices="auto", or pass a device without a number, such as device="cuda".'
         )
     return 1 if devices == "auto" else int(devices)
 
@@ -84,7 +84,7 @@ def run_in_processes(n_processes: int, job: Job) -> Any:
     Raises
     ------
     Exception
-        Whatever one of the processes raised.
+        Any exception of one of the processes.
     RankError
         If a process ended without a result and without an exception.
     TypeError
@@ -99,9 +99,9 @@ def run_in_processes(n_processes: int, job: Job) -> Any:
         except (TypeError, AttributeError, ValueError, RuntimeError, PicklingError) as error:
             raise TypeError(
                 f"X, or a parameter, cannot be sent to the processes of devices={n_processes}: "
-                f"{error}. Let a data set open files and connections where it first reads, not "
-                "where it is made; or start the script with torchrun: then each process makes its "
-                "own."
+                f"{error}. Let the data set open files and connections at its first read, not in "
+                "its constructor. Or start the script with torchrun, so that each process creates "
+                "its own data set."
             ) from error
         with _warnings_passed_on(folder), _interrupts_passed_on(folder) as interrupted:
             failed = _run(folder, n_processes)
@@ -113,7 +113,7 @@ def run_in_processes(n_processes: int, job: Job) -> Any:
 
 @contextmanager
 def _deferred_signals() -> Iterator[list[int]]:
-    """Do at the end what signals to this process ask, which the others have been told of."""
+    """Raise at the end the signals to this process that the other processes have received."""
     came: list[int] = []
     try:
         yield came
@@ -123,7 +123,7 @@ def _deferred_signals() -> Iterator[list[int]]:
 
 
 def _run(folder: Path, n_processes: int) -> Exception | None:
-    """Run the processes to their end, by which they may have failed."""
+    """Run the processes to their end; return an exception if some have failed."""
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -138,7 +138,7 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
         rdzv_endpoint="localhost:0",  # a port that is free
         local_addr="localhost",
         max_restarts=0,
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),  # or they would stay
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),  # removed with folder
     )
     try:
         with _inherited_path(), _quiet(), _preserved_handlers(), started:
@@ -151,22 +151,22 @@ def _run(folder: Path, n_processes: int) -> Exception | None:
 
 
 def _first_error(folder: Path, n_processes: int, failed: Exception | None) -> Exception:
-    """What one of the processes has raised, rather than what the others made of its end."""
+    """Return the original error of a process, rather than the RankErrors of the others."""
     files = (folder / ERROR.format(rank) for rank in range(n_processes))
     raised = [read_job(file) for file in files if file.exists()]
     raised.sort(key=lambda error: isinstance(error, RankError))
     if raised and not isinstance(raised[0], RankError):
         return raised[0]
     signals = {rank: -of.exitcode for rank, of in getattr(failed, "failures", {}).items()}
-    signals = {rank: number for rank, number in signals.items() if number not in _OF_THE_AGENT}
+    signals = {rank: number for rank, number in signals.items() if number not in _AGENT_SIGNALS}
     ended = ""
     for rank, number in signals.items():
-        ended = f" Rank {rank} was ended by {signal.Signals(number).name}." if number > 0 else ""
+        ended = f" {signal.Signals(number).name} ended rank {rank}." if number > 0 else ""
         if number == signal.SIGKILL:
-            ended += " The system does so where memory is short: lower micro_batch or devices."
+            ended += " The system sends it if memory is short: lower micro_batch or devices."
     error = RankError(
-        f"A process of the fit on {n_processes} devices has ended without a result.{ended} With "
-        "checkpoint_dir, the same call goes on from the last state."
+        f"A process of the fit on {n_processes} devices ended without a result.{ended} With "
+        "checkpoint_dir, the same call resumes from the last checkpoint."
     )
     error.__cause__ = failed
     return error
@@ -174,7 +174,7 @@ def _first_error(folder: Path, n_processes: int, failed: Exception | None) -> Ex
 
 @contextmanager
 def _inherited_path() -> Iterator[None]:
-    """Have new processes import from where this one does."""
+    """Let new processes import from the same places as this one."""
     before: Mapping[str, str] = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -187,7 +187,7 @@ def _inherited_path() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what the agent logs of a child that has failed: it is raised."""
+    """Silence the agent's log of a failed process, whose error is raised anyway."""
     log = logging.getLogger("torch.distributed.elastic")
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -199,7 +199,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _preserved_handlers() -> Iterator[None]:
-    """Put back the handlers of signals that the agent replaces."""
+    """Restore the signal handlers that the agent replaces."""
     numbers = [getattr(signal, name) for name in _SIGNALS.split(",")]
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -212,22 +212,22 @@ def _preserved_handlers() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_passed_on(folder: Path) -> Iterator[list[int]]:
-    """Pass Ctrl-C on to the processes, which the terminal does not.
+    """Forward Ctrl-C to the processes, which the terminal does not do.
 
     Yields
     ------
     list of int
-        A signal each time it was pressed.
+        One signal per press of Ctrl-C.
     """
     came: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         came.append(number)
-        (folder / INTERRUPTED).touch()  # for those that are not yet there to be told
+        (folder / INTERRUPTED).touch()  # for processes that have not started yet
         for file in folder.glob(PROCESS.format("*")):
-            with suppress(ProcessLookupError, ValueError):  # has ended, or is only just writing it
+            with suppress(ProcessLookupError, ValueError):  # ended, or still writes the file
                 os.kill(int(file.read_text()), number)
-        if len(came) > 2:  # they do not listen
+        if len(came) > 2:  # the processes do not react
             raise KeyboardInterrupt
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -243,9 +243,9 @@ def _interrupts_passed_on(folder: Path) -> Iterator[list[int]]:
 
 @contextmanager
 def _warnings_passed_on(folder: Path) -> Iterator[None]:
-    """Give the warnings of the first process as they come, as ours: a run may go on for days.
+    """Issue the warnings of the first process here while it runs, since a run may take days.
 
-    Where they are errors, the first of them is raised at the end.
+    If filters turn warnings into errors, the first of these is raised at the end.
     """
     frame = caller()
     ended = threading.Event()
@@ -254,7 +254,7 @@ def _warnings_passed_on(folder: Path) -> Iterator[None]:
     def pass_on() -> None:
         n_done, last = 0, False
         while not last:
-            last = ended.wait(_LOOKS)
+            last = ended.wait(_POLL_SECONDS)
             while (file := folder / WARNING.format(n_done)).exists():
                 message, category = read_job(file)
                 n_done += 1

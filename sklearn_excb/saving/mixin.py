@@ -18,7 +18,7 @@ from sklearn_excb.training.teacher_outputs import Embedding
 
 
 class PersistenceMixin(LearnedAttributes):
-    """Files of a fitted estimator, written and read."""
+    """Methods that write and read the files of a fitted estimator."""
 
     device: str | torch.device
     random_state: Any
@@ -32,8 +32,8 @@ class PersistenceMixin(LearnedAttributes):
         Parameters
         ----------
         path : str or path-like
-            Folder; made if it is not there. What is in it loads on any device. ``checkpoint_dir``
-            and what goes with it are not saved.
+            Folder, created if it does not exist. It can be loaded on any device. The parameters of
+            checkpoints (``checkpoint_dir`` and the like) are not saved.
         """
         check_is_fitted(self)
         facts = {name: self.__dict__[name] for name in INPUT_FACTS if name in self.__dict__}
@@ -43,24 +43,25 @@ class PersistenceMixin(LearnedAttributes):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Self:
-        """Read an estimator that :meth:`save` wrote, or a state of a run.
+        """Read an estimator that :meth:`save` wrote, or a checkpoint of a fit.
 
         Parameters
         ----------
         path : str or path-like
-            The folder; or a state of a ``checkpoint_dir``, such as its ``best.safetensors``, while
-            the fit is at work or later: the teacher as it was then, before the centroids settle,
-            without labels of the training samples.
+            Folder of a saved estimator; or a checkpoint in a ``checkpoint_dir``, such as its
+            ``best.safetensors``, while the fit runs or later. An estimator from a checkpoint has
+            the teacher of that step, with centroids that have not settled, and no labels of the
+            training samples.
         backbone : nn.Module, optional
-            A module of the architecture that was fitted, where that was the user's own.
+            Module of the architecture that was fitted; required if that was the user's own.
 
         Raises
         ------
         FileNotFoundError
-            If there is none.
+            If the file or the saved estimator does not exist.
         ValueError
-            If it was written by a version that is not known here, needs ``backbone``, or is not as
-            it was written; ``DamagedFileError``, one of its kind.
+            If the file has an unknown version, needs ``backbone``, or has changed since it was
+            written (the subclass ``DamagedFileError``).
         """
         with usual_modes():
             parameters, resolved, facts, fitted = load_estimator(path, backbone)
@@ -77,50 +78,50 @@ class PersistenceMixin(LearnedAttributes):
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **params: Any) -> Self:
-        """Read a network that the authors of ExCB or of DINO publish, to predict with it.
+        """Read a network that the authors of ExCB or of DINO have published, for inference.
 
         Parameters
         ----------
         path : str or path-like
-            The file, of a ResNet or a ViT: a full checkpoint, with an entry "teacher" that has the
-            head, or one of DINO's backbones alone. Nothing in it is executed.
+            Checkpoint of a ResNet or a ViT: a full checkpoint, whose entry "teacher" has the head,
+            or one of DINO's backbones alone. Nothing in the file is executed.
         **params
-            Parameters of the estimator: ``embedding``, ``device``, ``n_jobs``, ... ``K``,
-            ``backbone``, ``image_size``, ``n_channels`` and ``head_width`` are those of the file.
+            Parameters of the estimator: ``embedding``, ``device``, ``n_jobs``, ... The file
+            determines ``K``, ``backbone``, ``image_size``, ``n_channels`` and ``head_width``.
 
         Returns
         -------
         ExCBEstimator
-            Fitted, for :meth:`predict` and :meth:`transform`; ``fit`` would train anew. It has no
-            training samples, so no ``labels_``, and ``history_`` is empty. Parameters of training
-            in ``resolved_params_`` are what a fit of ImageNet would take; what the network was
-            trained with is there under "published", if the file says so. A backbone alone gives
-            features (``embedding="backbone"``) and has no clusters: no :meth:`predict`, no
-            ``cluster_centers_``, and K is 0 in ``resolved_params_``.
+            Fitted estimator, for :meth:`predict` and :meth:`transform`; ``fit`` would train anew.
+            It has no training samples, and therefore no ``labels_``, and ``history_`` is empty. In
+            ``resolved_params_``, parameters of training have the values for a fit of ImageNet, and
+            "published" has the arguments of the network's training, if the file contains them. A
+            backbone alone returns features (``embedding="backbone"``) and has no clusters: there is
+            no :meth:`predict` and no ``cluster_centers_``, and K is 0 in ``resolved_params_``.
 
         Raises
         ------
         FileNotFoundError, IsADirectoryError
-            If there is no such file, or it is a folder.
+            If there is no such file, or if it is a folder.
         ValueError
-            If it is no such checkpoint, is broken or holds what would have to be executed; if
-            tensors are missing or of another shape, or the architecture is unknown, with their
-            names; or if a parameter contradicts it.
+            If the file is no such checkpoint, is broken, or would have to execute code. If tensors
+            are missing or have another shape, or the architecture is unknown; the message has their
+            names. If a parameter contradicts the file.
         sklearn.exceptions.NotFittedError
-            Afterwards, an AttributeError: if labels of training samples are asked for, or clusters
-            of a backbone alone.
+            Raised later, also as an AttributeError, by uses that need labels of training samples,
+            or clusters of a backbone alone.
 
         Notes
         -----
-        Inference is the teacher's, without balancing or centering. Whole images are prepared as the
-        release does: resized to 256 pixels, by a bilinear filter for ExCB and a bicubic one for
-        DINO, the middle 224 taken, normalised by ImageNet's statistics, of which ExCB's release
-        has .228 for red's deviation.
+        Inference uses the teacher, without balancing or centering. Whole images are prepared as in
+        the release: resized to 256 pixels, with a bilinear filter for ExCB and a bicubic one for
+        DINO, cropped to the middle 224 pixels, and normalised by ImageNet's statistics. ExCB's
+        release has a standard deviation of .228 for red.
 
-        DINO's prototypes are ``g v / |v|``. Where their lengths g differ, as in its ViT-S,
-        :meth:`predict` is the largest of g times the cosine, as it is there; ``cluster_centers_``
-        and the similarities that :meth:`transform` gives stay those of unit vectors, and g is
-        ``cluster_gains_``. See ``docs/published.md``.
+        DINO's prototypes are ``g v / |v|``. If their lengths g differ, as in its ViT-S,
+        :meth:`predict` returns the cluster with the largest product of g and the cosine, as DINO
+        does. ``cluster_centers_`` and the similarities of :meth:`transform` are those of unit
+        vectors, and ``cluster_gains_`` has g. See ``docs/published.md``.
         """
         from sklearn_excb.saving.published import read_published
 
@@ -143,15 +144,16 @@ class PersistenceMixin(LearnedAttributes):
         return estimator
 
     def export_onnx(self, path: str | os.PathLike[str], *, dtype: str = "float32") -> None:
-        """Write what :meth:`predict` and :meth:`transform` do as one ONNX file.
+        """Write the inference of :meth:`predict` and :meth:`transform` to one ONNX file.
 
         Parameters
         ----------
         path : str or path-like
-            The file; replaced if it is there. Weights of more than 1.5 GB lie beside it, in a file
-            of that name with ".data" at its end, which has to go wherever it goes.
+            Path of the file, which is replaced if it exists. Weights of more than 1.5 GB are
+            written to a second file beside it, whose name has ".data" appended. Keep both files
+            together.
         dtype : {"float32", "uint8", "float64"}, default="float32"
-            Of the input. Images may be float32 in [0, 1], or uint8; rows float32 or float64.
+            Type of the input. Images may be float32 in [0, 1] or uint8, rows float32 or float64.
 
         Raises
         ------
@@ -160,19 +162,18 @@ class PersistenceMixin(LearnedAttributes):
         OSError
             If the file cannot be written.
         ValueError
-            If ``dtype`` is none of those, or torch.export cannot take the backbone.
+            If ``dtype`` is not allowed, or if torch.export cannot export the backbone.
         RuntimeError
-            If onnxruntime does not compute what this estimator does, as is tried before the file is
-            written.
+            If onnxruntime computes other results than this estimator. This is checked before the
+            file is written.
 
         Notes
         -----
-        The input, "images" of shape (n, c, height, width), takes any number of images of any one
-        size: they are resized, cropped and normalised inside. Or it is "rows", (n, d), which are
-        standardised inside. The outputs are "embedding", what ``embedding`` names now, float32;
-        "cluster", (n,), int64; and "similarity", the cosine to each centroid, (n, K), float32. How
-        the samples are prepared, K, and the versions are in the file's metadata. See
-        ``docs/exporting.md``.
+        The input is "images" of shape (n, c, height, width), any number of images of one size,
+        which the file resizes, crops and normalises; or "rows" (n, d), which it standardises. The
+        outputs are "embedding", of the kind that ``embedding`` names now, float32; "cluster", (n,),
+        int64; and "similarity", the cosine to each centroid, (n, K), float32. The metadata of the
+        file have the preparation of the samples, K, and the versions. See ``docs/exporting.md``.
         """
         from sklearn_excb.saving.export import export_onnx
 
@@ -188,22 +189,22 @@ class PersistenceMixin(LearnedAttributes):
         Parameters
         ----------
         path : str or path-like
-            The file; replaced if it is there. Its metadata say what builds the network they belong
-            to, and how images are prepared for it.
+            Path of the file, which is replaced if it exists. Its metadata say how to build the
+            network of the weights, and how to prepare images for it.
 
         Raises
         ------
         OSError
             If the file cannot be written.
         ValueError
-            If there is no backbone, as by default for rows.
+            If there is no backbone, the default for rows.
 
         Notes
         -----
-        Their names are those of the library that the backbone comes from: timm's
-        ``create_model("resnet18", num_classes=0, checkpoint_path=path)`` takes them as they are,
-        and gives in evaluation mode what :meth:`transform` does with ``embedding="backbone"``.
-        ``docs/exporting.md`` has the others.
+        The weights have the names of the library that the backbone comes from. With timm,
+        ``create_model("resnet18", num_classes=0, checkpoint_path=path)`` loads them. In evaluation
+        mode, that model computes the output of :meth:`transform` with ``embedding="backbone"``.
+        ``docs/exporting.md`` shows the other libraries.
         """
         from sklearn_excb.saving.export import export_backbone
 

@@ -1,9 +1,10 @@
-"""Estimators from files: saved ones, and states of runs; nothing in them is executed.
+"""Files of estimators: saved estimators and checkpoints. Nothing in a file is executed.
 
-A saved one is a folder with ``estimator.json`` (version, parameters, settings, history) and the
-file that this names, ``tensors-....safetensors``: the parameters and buffers of f, h and C, labels,
-where clusters lie for merging, statistics of rows. Both have checksums. The description is written
-last, so that a folder in which a save was cut off still has the one before.
+A saved estimator is a folder with ``estimator.json`` (version, parameters, settings, history) and
+the file that it names, ``tensors-....safetensors``: the parameters and buffers of f, h and C, the
+labels, the positions of clusters for merging, and the statistics of rows. Both have checksums.
+``estimator.json`` is written last. After an interrupted save, the folder therefore still has the
+previous estimator.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Loaded = tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]
 
 
 def is_saved(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds an estimator that :func:`save_estimator` wrote."""
+    """Return whether a folder holds an estimator that :func:`save_estimator` wrote."""
     return (Path(path) / _DESCRIPTION).is_file()
 
 
@@ -56,18 +57,18 @@ def save_estimator(
     facts: Mapping[str, Any],
     fitted: Fitted,
 ) -> None:
-    """Write a fitted estimator; see the module.
+    """Write a fitted estimator to a folder, in the format that the module describes.
 
     Parameters
     ----------
     path : str or path-like
-        Folder; made if it is not there.
+        Folder, created if it does not exist.
     parameters, resolved : mappings
-        The estimator's, as given and with "auto" replaced.
+        Parameters of the estimator, as passed and with "auto" replaced.
     facts : mapping
-        What it knows of its inputs.
+        Attributes that describe the training samples.
     fitted : Fitted
-        What it learned.
+        Result of the fit.
     """
     from sklearn_excb.evaluation import output_files
 
@@ -83,7 +84,7 @@ def save_estimator(
     arrays: dict[str, Any] = {"labels": fitted.labels}
     if fitted.group_centroids is not None:
         arrays["group_centroids"] = fitted.group_centroids
-    if isinstance(described["recipe"]["mean"], np.ndarray):  # of rows
+    if isinstance(described["recipe"]["mean"], np.ndarray):  # statistics of rows
         arrays["mean"] = described["recipe"].pop("mean")
     weights = fitted.teacher.state_dict()
     arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
@@ -114,12 +115,12 @@ def _checksum(description: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Description, and tensors and arrays, as they were written."""
+    """Return the description, and the tensors and arrays, of a saved estimator."""
     file = folder / _DESCRIPTION
     if not file.is_file():
         raise FileNotFoundError(
-            f"No saved estimator in {folder}: it has no {_DESCRIPTION}. Pass the folder that "
-            "save() wrote."
+            f"No saved estimator in {folder}: the folder has no {_DESCRIPTION}. Pass the folder "
+            "that save() wrote."
         )
     try:
         description = json.loads(file.read_bytes())
@@ -128,53 +129,63 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     known = description.get("format") if isinstance(description, dict) else None
     if known not in _READ:
         raise ValueError(
-            f"{file} has format {known!r}; this version of sklearn_excb reads "
-            f"formats {_READ[0]} to {FORMAT}. Load it with the version that wrote it."
+            f"{file} has format {known!r}, but this version of sklearn_excb reads formats "
+            f"{_READ[0]} to {FORMAT}. Load it with the version that wrote it."
         )
     if description.pop("checksum", None) != _checksum(description):
         raise DamagedFileError(
-            f"{file} is damaged, or was edited: its checksum is not that of what is in it."
+            f"{file} is damaged or was edited: its checksum does not match its contents."
         )
     check_names(str(file), description, {*_PARTS, *DESCRIBED}, "parts")
     name = description["tensors"]
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise ValueError(f"{file} names {name!r}, which is no file of tensors beside it.")
+        raise ValueError(f"{file} names {name!r}, which is not a file of tensors beside it.")
     tensors, rest, checksum = read_tensors(folder / name)
     if checksum != description["tensors_checksum"]:
-        raise DamagedFileError(f"{folder / name} is not the file that {file} was written with.")
+        raise DamagedFileError(
+            f"{folder / name} does not belong to {file}: save() did not write them together."
+        )
     return description, unpack(tensors, rest)
 
 
 def load_estimator(path: str | os.PathLike[str], backbone: nn.Module | None) -> Loaded:
-    """Read what :func:`save_estimator` wrote, or a state of a run.
+    """Read an estimator that :func:`save_estimator` wrote, or a checkpoint of a fit.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Folder of a saved estimator, or file of a checkpoint.
+    backbone : nn.Module or None
+        The user's own backbone, if that was fitted.
 
     Returns
     -------
     parameters, resolved, facts : dicts
-        As they were saved.
+        Mappings as passed to :func:`save_estimator`.
     fitted : Fitted
-        What was learned; of a state, without labels.
+        Result of the fit; without labels if it comes from a checkpoint.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the file or the saved estimator does not exist.
     ValueError
-        If the format is unknown or a file is damaged, or the user's own backbone is needed and not
-        given, or another than the one that was fitted.
+        If the format is unknown or a file is damaged. If the user's own backbone is missing, or is
+        not the one that was fitted.
     """
     path = Path(path)
     try:
-        read = _of_state if path.is_file() else _read
+        read = _read_checkpoint if path.is_file() else _read
         return _built(path, *read(path), backbone)
     except (AttributeError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise ValueError(
-            f"{path} is not what save() or a fit writes: {type(error).__name__}: {error}"
+            f"{path} is not a file of save() or a checkpoint of a fit: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _of_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What :func:`_read` gives, of a state, which has no labels."""
+def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a checkpoint as :func:`_read` returns a saved estimator, without labels."""
     state = read_checkpoint(file)
     run = state["about"]
     described, parameters = run["network"], run["parameters"]
@@ -230,7 +241,7 @@ def _built(
 
 
 def plain(value: Any) -> Any:
-    """Value as JSON holds it; modules by the name of their class, NaN and generators as null."""
+    """Return a value as JSON holds it: modules as their class names, NaN and generators as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""Build what a fit trains, from a source and parameters: networks, settings, batches."""
+"""Networks, settings and batches of a fit, built from a source and parameters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def facts_of(source: Source) -> Facts:
-    """What the auto rules look at."""
+    """Return the facts about a source that the rules of "auto" use."""
     height, width = (0, 0) if isinstance(source, Rows) else typical_shape(source)
     return Facts(len(source), source.kind, (height, width), source.n_channels)
 
@@ -47,9 +47,9 @@ def facts_of(source: Source) -> Facts:
 def view_recipe(
     source: Source, settings: Settings, known: InputStatistics | None = None
 ) -> ViewRecipe | RowRecipe:
-    """Views of a fit: with the statistics that go with a backbone's weights, if they are known.
+    """Return the views of a fit, with the statistics of the pretrained weights if they are known.
 
-    Else with ImageNet's for colour images, and measured ones for others.
+    If not, colour images get the statistics of ImageNet, and other images measured ones.
     """
     if isinstance(source, Rows):
         return row_recipe(
@@ -78,7 +78,7 @@ def view_recipe(
 
 
 def _examples(settings: Settings, kind: str) -> list[Tensor]:
-    """A batch of zeros for each resolution of the views."""
+    """Return a batch of zeros for each resolution of the views."""
     if kind == "rows":
         return [torch.zeros(2, settings.n_channels)]
     has_local = settings.n_local and not settings.freeze_backbone
@@ -87,23 +87,32 @@ def _examples(settings: Settings, kind: str) -> list[Tensor]:
 
 
 def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, Settings, int]:
-    """Resolve every parameter, and build the networks with their first weights, on the CPU.
+    """Resolve every parameter, and build the networks with their initial weights, on the CPU.
 
-    A frozen backbone is the teacher's alone: the student learns from features.
+    Only the teacher has a frozen backbone: the student learns from features.
+
+    Parameters
+    ----------
+    parameters : mapping
+        Parameters of the estimator, each of them valid by itself.
+    facts : Facts
+        Facts about the data.
 
     Returns
     -------
     networks : StudentTeacher
+        Student and teacher.
     settings : Settings
+        Resolved parameters.
     n_features : int
-        What the backbone gives.
+        Number of features that the backbone computes.
 
     Raises
     ------
     ValueError
         If parameters and data do not fit together.
     PretrainedWeightsError
-        If weights of others cannot be had.
+        If pretrained weights are not available.
     """
     if facts.kind == "rows":
         check_rows_parameters(parameters)
@@ -117,7 +126,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
     )
     frozen = bool(parameters["freeze_backbone"])
     linear = frozen or named == "identity"
-    has_batch_norm = linear or uses_batch_norm(backbone)  # predictors on features
+    has_batch_norm = linear or uses_batch_norm(backbone)  # predictors on features have it
     settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
@@ -136,7 +145,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
 
 
 def build_balancing(settings: Settings, device: torch.device | str) -> Balancing:
-    """Build the measured sizes, or the baseline that the settings name."""
+    """Build the balancing by measured cluster sizes, or the baseline that the settings name."""
     if settings.balancing == "centering":
         return Centering(settings.K, device=device)
     if settings.balancing == "sinkhorn":
@@ -155,7 +164,7 @@ def build_balancing(settings: Settings, device: torch.device | str) -> Balancing
 def _safe_precision(
     settings: Settings, backbone: nn.Module, kind: str, device: torch.device
 ) -> str:
-    """Precision of a training; where a CPU's gradients in bfloat16 are undefined, not "bf16"."""
+    """Return the precision of a training: never "bf16" if a CPU's gradients are then undefined."""
     precision = resolve_precision(settings.precision, device)
     if precision != "bf16" or device.type != "cpu":
         return precision
@@ -166,28 +175,28 @@ def _safe_precision(
         return "32"
     small = min(settings.image_size, settings.local_size or settings.image_size)
     raise ValueError(
-        f"precision='bf16' cannot be used on a CPU here: at views of {small} pixels the backbone "
-        f"comes to {found}, whose gradient in bfloat16 holds what lay in memory there. Use larger "
-        'views (image_size, local_size), or precision="auto" or "32".'
+        f"precision='bf16' cannot be used on this CPU: with views of {small} pixels, the backbone "
+        f"has {found}, whose gradient in bfloat16 contains uninitialised memory. Use larger views "
+        '(image_size, local_size), or precision="auto" or "32".'
     )
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a fit trains.
+    """Networks of a fit, with their settings and views.
 
     Attributes
     ----------
     networks : StudentTeacher
         Student and teacher.
     settings : Settings
-        Parameters, each of them resolved.
+        Resolved parameters.
     recipe : ViewRecipe or RowRecipe
         Views of the samples, and the statistics that normalise them for inference.
     n_features : int
         Number of features that the backbone computes.
     facts : Facts
-        Properties of the data that the rules of "auto" go by.
+        Facts about the data that the rules of "auto" use.
     """
 
     networks: StudentTeacher
@@ -208,7 +217,7 @@ def prepare(
     Parameters
     ----------
     source : Source
-        The samples, or the first of them.
+        The samples, or the first part of a stream.
     context : FitContext
         Parameters, seed, device and ranks of the fit.
     n_samples : int, optional
@@ -220,7 +229,7 @@ def prepare(
     Returns
     -------
     model : Model
-        The networks lie on the CPU, with their first weights.
+        Networks on the CPU, with their initial weights.
     batches : ViewBatches
         Batches of the source.
     """

@@ -1,4 +1,4 @@
-"""The context of a fit: what the user chose and where the fit runs."""
+"""Context of a fit: the user's parameters, and where the fit runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn_excb.storage.packing import Snapshot
 
 @dataclass(frozen=True)
 class FitContext:
-    """Everything but the samples that the stages of a fit need.
+    """Everything that the stages of a fit need, except the samples.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class FitContext:
     previous : tuple or None, default=None
         Training state that the previous fit kept in memory, packed, for a warm start.
     fitted_before : bool, default=False
-        Whether there was a previous fit, with or without such a state.
+        Whether there was a previous fit, with or without a training state.
     """
 
     parameters: Mapping[str, Any]

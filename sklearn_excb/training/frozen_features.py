@@ -1,4 +1,4 @@
-"""Batches of a fit whose backbone is frozen: its features, computed once, as rows."""
+"""Batches of a fit with a frozen backbone: rows of its features, computed once."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def features_of(
     settings: Settings,
     sample: npt.NDArray[np.int64],
 ) -> Features:
-    """Compute what the frozen backbone makes of some whole images, (len(sample), d).
+    """Compute the features (len(sample), d) of some whole images with the frozen backbone.
 
     Parameters
     ----------
     networks : StudentTeacher
-        On the device of the batches.
+        Networks on the device of the batches.
     batches : ViewBatches
-        Of the images.
+        Batches of the images.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     sample : ndarray of int
-        Rows of the source.
+        Indices of the images in the source.
     """
     found = np.empty((len(sample), networks.n_features), np.float32)
     inputs = batches.whole(settings.inference_batch, sample)
@@ -50,11 +50,23 @@ def feature_batches(
     *,
     goes_on: bool = False,
 ) -> ViewBatches:
-    """Batches of views of features, in the place of those of the images that they are of.
+    """Return batches of views of features, which replace the batches of images.
 
-    Rows of a fit are centred and scaled for their networks; features are not: it is the projector
-    that does it, for what inference gives it are features as they are. Unless the fit goes on, it
-    is told how.
+    Unlike the rows of a fit on feature vectors, these features are not centred and scaled in the
+    batches. The projector does so, because in inference it gets plain features too.
+
+    Parameters
+    ----------
+    networks : StudentTeacher
+        Networks on the device of the batches.
+    batches : ViewBatches
+        Batches of the images.
+    settings : Settings
+        Settings of the fit.
+    features : ndarray of shape (n_samples, d)
+        Features of all images.
+    goes_on : bool, default=False
+        Whether the fit resumes. If not, the projector gets the statistics of the features.
 
     Raises
     ------
@@ -65,8 +77,8 @@ def feature_batches(
     unsound = np.flatnonzero(~sound)
     if len(unsound):
         raise ValueError(
-            f"The frozen backbone gives NaN or infinity for {len(unsound)} of {len(features)} "
-            f"images, first for number {unsound[0]}. Look at its weights, and how it wants images."
+            f"The frozen backbone returns NaN or infinity for {len(unsound)} of {len(features)} "
+            f"images, first for image {unsound[0]}. Check its weights and its input images."
         )
     rows = Rows(features)
     recipe = row_recipe(

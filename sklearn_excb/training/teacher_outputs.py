@@ -16,23 +16,24 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 
 Embedding = Literal["projection", "backbone", "similarity"]
 
-_MULTIPLE = 32  # batches are padded to a multiple of it
+_MULTIPLE = 32  # batches are padded to a multiple of this number
 
 
 @torch.inference_mode()
 def outputs(
     teacher: ClusterNetwork, batches: Iterable[Tensor], embedding: Embedding
 ) -> Iterator[Tensor]:
-    """Yield what the teacher makes of each batch, on the device of the batch.
+    """Yield the outputs of the teacher for each batch, on the device of the batch.
 
     Parameters
     ----------
     teacher : ClusterNetwork
-        Set to evaluation mode: BatchNorm with its running statistics.
+        Teacher. It is set to evaluation mode, where BatchNorm uses its running statistics.
     batches : iterable of Tensors (B, ...)
         Prepared images or rows.
     embedding : {"projection", "backbone", "similarity"}
-        h(f(x)) as unit rows (B, D); f(x), (B, d); or the cosine similarities z, (B, K).
+        Kind of the outputs: h(f(x)) as unit rows (B, D); f(x), (B, d); or the cosine similarities
+        z, (B, K).
     """
     for features, rows in _outputs(teacher, batches, project=embedding != "backbone"):
         if embedding == "similarity":
@@ -44,10 +45,10 @@ def outputs(
 def _outputs(
     teacher: ClusterNetwork, batches: Iterable[Tensor], *, project: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield features and projections of each batch; the features twice where that is enough."""
+    """Yield features and projections of each batch, or the features twice if not ``project``."""
     teacher.eval()
     for batch in batches:
-        # matrix kernels treat a remainder of rows differently, in the last bits: pad it away
+        # padding, because kernels compute a remainder of rows with other rounding
         padded = F.pad(batch, [0, 0] * (batch.ndim - 1) + [0, -len(batch) % _MULTIPLE])
         features = rows = teacher.backbone(padded)
         if project:
@@ -85,9 +86,9 @@ def assign(
     Parameters
     ----------
     teacher, batches
-        As in :func:`outputs`.
+        Teacher and batches, as in :func:`outputs`.
     groups : ndarray of shape (K,), optional
-        Numbers to write in the place of the clusters' own.
+        Group of each cluster, to write instead of the cluster.
     out : ndarray of shape (n_samples,)
         Array for the labels.
     sums : ndarray of shape (K, d), optional

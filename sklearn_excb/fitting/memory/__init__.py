@@ -1,1 +1,1 @@
-"""Memory that a fit takes: the estimate, and the micro-batch that fits a device."""
+"""Memory of a fit: its estimate, and the micro-batch that fits a device."""

@@ -1,4 +1,4 @@
-"""Where a device has too little memory for a fit: smaller parts of a step, or a warning."""
+"""Fits on devices with too little memory: smaller parts of a step, or a warning."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from sklearn_excb.training.build import prepare
 from sklearn_excb.training.context import FitContext
 from sklearn_excb.views.batches import ViewBatches
 
-_SMALLEST_PART = 8  # images: below it BatchNorm has little to go by
+_SMALLEST_PART = 8  # images; the statistics of BatchNorm need some
 
 _ADVICE = {
-    "features": "Set micro_batch to some 32 images.",
+    "features": "Set micro_batch to about 32 images.",
     "start": "Lower batch_size or image_size, or choose a smaller backbone.",
     "k-means": "Lower K.",
     "settling": "Lower K, or set settle_passes=0.",
     "views": "Lower batch_size or n_local.",
-    "step": 'Set micro_batch="auto", which takes steps in parts, or lower batch_size.',
-    "labels": "Set micro_batch to some 32 images.",
+    "step": 'Set micro_batch="auto", which splits steps into parts, or lower batch_size.',
+    "labels": "Set micro_batch to about 32 images.",
 }
 
 
 def halve_micro_batch(
     available: int, networks: StudentTeacher, settings: Settings, batches: ViewBatches
 ) -> tuple[Settings, MemoryEstimate]:
-    """Halve the micro-batch until a fit fits, or until halving it further does not help.
+    """Halve the micro-batch until the fit fits the device, or halving does not help further.
 
     Parameters
     ----------
     available : int
-        Bytes that the device has left.
+        Free memory of the device in bytes.
     networks, settings, batches
         As in :func:`sklearn_excb.fitting.memory.estimate.estimate_memory`.
     """
@@ -64,17 +64,17 @@ def halve_micro_batch(
 
 
 def warn_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> None:
-    """Warn of a fit for which the device has too little memory left."""
+    """Warn if the device has too little free memory for a fit."""
     if advice := advice_if_short(estimate, available, batches):
         warn_caller(
-            f"This fit needs about {readable(estimate.needed)} with what libraries take, and "
-            f"{batches.device} has {readable(available)} left. Tensors: {estimate} {advice}",
+            f"This fit needs about {readable(estimate.needed)} of memory, libraries included, but "
+            f"{batches.device} has {readable(available)} free. Tensors: {estimate} {advice}",
             MemoryWarning,
         )
 
 
 def advice_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatches) -> str:
-    """What to do about a fit for which the device has too little memory left; empty if it has."""
+    """Return advice if the device has too little free memory for a fit; else an empty string."""
     if estimate.needed <= available:
         return ""
     split_already = estimate.micro_batch < batches.batch_size
@@ -84,7 +84,7 @@ def advice_if_short(estimate: MemoryEstimate, available: int, batches: ViewBatch
 def share_of_batch(
     share: int, settings: Settings, batches: ViewBatches
 ) -> tuple[Settings, ViewBatches]:
-    """Settings and batches of a process by itself that has ``share`` images of each batch."""
+    """Return settings and batches of a single process with ``share`` images of each batch."""
     micro_batch = min(share, settings.micro_batch)
     return (
         replace(settings, batch_size=share, micro_batch=micro_batch),
@@ -93,9 +93,9 @@ def share_of_batch(
 
 
 def estimate_memory_of(source: Source, context: FitContext, n_devices: int) -> MemoryEstimate:
-    """Estimate the memory of a fit of the source on each of the devices that share its batches.
+    """Estimate the memory of a fit on each of the devices that share its batches.
 
-    ``micro_batch="auto"`` is resolved as the fit would.
+    ``micro_batch="auto"`` is resolved as in the fit.
     """
     model, batches = prepare(source, context)
     check_devices(model.settings, n_devices)
@@ -110,7 +110,7 @@ def resolve_micro_batch(
     batches: ViewBatches,
     parameters: Mapping[str, Any],
 ) -> tuple[Settings, MemoryEstimate]:
-    """Settle ``micro_batch="auto"``, and estimate what the fit takes."""
+    """Resolve ``micro_batch="auto"``, and estimate the memory of the fit."""
     if parameters["micro_batch"] == "auto":
         return halve_micro_batch(available_memory(batches.device), networks, settings, batches)
     return settings, estimate_memory(networks, settings, batches)
@@ -119,7 +119,7 @@ def resolve_micro_batch(
 def resolve_micro_batch_together(
     networks: StudentTeacher, settings: Settings, batches: ViewBatches, context: FitContext
 ) -> Settings:
-    """Resolve the micro-batch: the smallest that a rank needs for its share of a batch."""
+    """Resolve the micro-batch as the smallest that a rank needs for its share of a batch."""
     ranks, share = batches.ranks, batches.ranks.most(settings.batch_size)
     of_rank, batches = share_of_batch(share, settings, batches)
     with ranks.together():
@@ -133,10 +133,10 @@ def _resolve_and_warn(
     batches: ViewBatches,
     parameters: Mapping[str, Any],
 ) -> Settings:
-    """Settle the micro-batch, say what the fit will take, and warn if the device has less.
+    """Resolve the micro-batch, report the estimate, and warn if the device has less memory.
 
-    A module of the user's own is run on fake tensors only if that is asked for: it might keep them
-    (in a cache, say) and meet them again in training.
+    A module of the user's own runs on fake tensors only for ``micro_batch="auto"``, because it
+    might store them (in a cache, say) and use them in training.
     """
     asked = parameters["micro_batch"] == "auto"
     if not asked and not (
@@ -152,7 +152,7 @@ def _resolve_and_warn(
     except ValueError as error:
         if asked:
             raise
-        said = str(error)  # it can be trained all the same
+        said = str(error)  # training may work nevertheless
     else:
         said = f"{estimate}"
         warn_if_short(estimate, available_memory(batches.device), batches)

@@ -1,7 +1,7 @@
-"""What a fit takes in memory, a component at a time, before it starts.
+"""Estimate of the memory of a fit by component, before the fit starts.
 
-The step that will be trained is run on fake tensors, which have shapes and hold nothing, while the
-bytes of all that live are counted. So the figures are those of the code itself, with any backbone.
+The training step runs on fake tensors, which have shapes but no data, and the bytes of all living
+tensors are counted. The figures therefore come from the training code itself, with any backbone.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import RowRecipe
 
-_MARGIN, _LIBRARIES = 1.25, 300_000_000  # what allocators and libraries take beyond the tensors
-_FEW = 4  # images whose views are made, to see what making them takes
+_MARGIN, _LIBRARIES = 1.25, 300_000_000  # factor for allocators, bytes for libraries
+_FEW = 4  # images whose views are made to measure the memory of making views
 
 _PHASES = {
     "features": "computing the features of a frozen backbone",
@@ -51,21 +51,21 @@ _PHASES = {
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of the tensors that live at the peak of each phase of a fit.
+    """Bytes of the tensors at the peak of each phase of a fit.
 
-    They are those on the device that trains, beyond the images themselves.
+    These are the tensors on the training device, without the images themselves.
 
     Attributes
     ----------
     phases : mapping of str to mapping of str to int
-        Bytes of each component in each phase: "features" (of a frozen backbone); "start" (embedding
-        the images for the first centroids) and, on a CPU, "k-means" (finding them); "views" (making
-        those of a step) and "step"; on a CPU, where they settle, "settling" (of the centroids);
-        "labels" (assigning the images). Components of a step are "networks" (student and teacher),
-        "centroids" (of both), "optimizer" (its momenta), "gradients", "views" and "activations"
-        (all else; most of it is kept for the backward pass).
+        Bytes of each component in each phase. The phases are "features" (of a frozen backbone);
+        "start" (embedding the images for the first centroids) and, on a CPU, "k-means" (computing
+        these centroids); "views" (making the views of a step) and "step"; on a CPU, "settling" (of
+        the centroids); and "labels" (assigning the images). The components of a step are "networks"
+        (student and teacher), "centroids" (of both), "optimizer" (its momenta), "gradients",
+        "views" and "activations" (everything else, mostly kept for the backward pass).
     micro_batch : int
-        Images that go through the networks at once.
+        Number of images that go through the networks at once.
     """
 
     phases: Mapping[str, Mapping[str, int]]
@@ -73,25 +73,25 @@ class MemoryEstimate:
 
     @property
     def peak_phase(self) -> str:
-        """The phase that takes most."""
+        """The phase with the largest memory."""
         return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def components(self) -> Mapping[str, int]:
-        """Bytes of each component in that phase."""
+        """Bytes of each component in the peak phase."""
         return self.phases[self.peak_phase]
 
     @property
     def peak(self) -> int:
-        """Bytes of all components in that phase."""
+        """Bytes of all components in the peak phase."""
         return sum(self.components.values())
 
     @property
     def needed(self) -> int:
-        """Bytes to have free: the peak, a quarter for the allocator, and .3 GB for libraries.
+        """Bytes that should be free: the peak, a quarter for the allocator, .3 GB for libraries.
 
-        Fits on a CPU took .3 to .9 of it (``python -m benchmarks.memory``); on accelerators it is
-        not measured.
+        Fits on a CPU took .3 to .9 of this number (``python -m benchmarks.memory``). Fits on
+        accelerators were not measured.
         """
         return round(self.peak * _MARGIN) + _LIBRARIES
 
@@ -102,32 +102,33 @@ class MemoryEstimate:
 
 
 def readable(n_bytes: int) -> str:
-    """Bytes in MB or GB."""
+    """Return a number of bytes in MB or GB."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 0.95e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def estimate_memory(
     networks: StudentTeacher, settings: Settings, batches: ViewBatches
 ) -> MemoryEstimate:
-    """Bytes at the peak of each phase of a fit.
+    """Estimate the bytes at the peak of each phase of a fit.
 
     Parameters
     ----------
     networks : StudentTeacher
-        On the CPU; not changed.
+        Networks on the CPU; not changed.
     settings : Settings
-        Of the fit.
+        Settings of the fit.
     batches : ViewBatches
-        Of the fit. The views of a few images are made, to see what that takes.
+        Batches of the fit. The views of a few images are made to measure the memory of that.
 
     Returns
     -------
     MemoryEstimate
+        Bytes of each component in each phase.
 
     Raises
     ------
     ValueError
-        If the backbone does what fake tensors cannot follow, such as looking at a value.
+        If the backbone cannot run on fake tensors, for example because it reads a value.
     """
     if not settings.freeze_backbone:
         return MemoryEstimate(_phases(networks, settings, batches), settings.micro_batch)
@@ -144,13 +145,13 @@ def estimate_memory(
 
 
 def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> dict[str, Bytes]:
-    """Bytes of each component in the phases of a fit whose batches are what is trained on."""
+    """Return the bytes of each component in the phases of a fit that trains on these batches."""
     making = _view_bytes(batches)
     B = settings.batch_size
     try:
         trained, step = step_bytes(networks, settings, making.views)
         start = projection_bytes(networks, settings, making.views[0])
-    except Exception as error:  # whatever a module of the user's own does
+    except Exception as error:  # a module of the user may raise anything
         raise _not_traceable(error) from error
 
     centroids = size([networks.student.centroids.weight, networks.teacher.centroids.weight])
@@ -163,12 +164,12 @@ def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) 
     }
     phases["labels"], n_features = _of_inference(networks, settings, batches, making, held)
     if settings.epochs:
-        phases["views"] |= trained | views  # those of the last step still lie there
-        if batches.device.type == "cpu" and not isinstance(batches.source, Rows):  # used again
+        phases["views"] |= trained | views  # the tensors of the last step are still alive
+        if batches.device.type == "cpu" and not isinstance(batches.source, Rows):  # reused
             making_them = max(0, B * making.of_views - sum(views.values()))
             phases["views"]["making views"] = making_them
         phases["step"] = held | views | step
-    if batches.device.type == "cpu":  # images are opened, projections kept and clustered there
+    if batches.device.type == "cpu":  # it opens images, keeps and clusters projections
         opened = {"opened images": batches.n_jobs * making.thread}
         phases["views"] |= opened
         phases["labels"]["means of features"] = 2 * settings.K * n_features * FLOAT
@@ -191,7 +192,7 @@ def _of_inference(
     making: _ViewBytes,
     held: Bytes,
 ) -> tuple[Bytes, int]:
-    """Bytes of each component while whole images are embedded, and features of the backbone."""
+    """Return the bytes of each component in inference, and the backbone's number of features."""
     n = min(batches.n_samples, settings.inference_batch)
     try:
         activations, n_features = assignment_bytes(networks, [n, *making.image])
@@ -204,20 +205,22 @@ def _of_inference(
 
 
 def _not_traceable(error: Exception) -> ValueError:
-    return ValueError(f"What this backbone takes in memory cannot be told: {error}")
+    return ValueError(f"The memory of this backbone cannot be estimated: {error}")
 
 
 class _ViewBytes(NamedTuple):
-    """What making inputs takes.
+    """Shapes of the inputs, and bytes to make them.
 
     Attributes
     ----------
     views : tuple of sequences of int
-        Shapes of the views of an image, one a resolution: (V, ...).
+        Shapes (V, ...) of the views of an image, one per resolution.
     image : sequence of int
         Shape of an image at inference.
-    thread, of_views, of_image : int
-        Bytes a thread, for the image it has open; and bytes an image of the batch.
+    thread : int
+        Bytes per thread, for the image that it has open.
+    of_views, of_image : int
+        Bytes per image of the batch, to make its views or to prepare it for inference.
     """
 
     views: Sequence[Shape]
@@ -228,10 +231,10 @@ class _ViewBytes(NamedTuple):
 
 
 def _view_bytes(batches: ViewBatches) -> _ViewBytes:
-    """Make the inputs of a few images, counting the tensors.
+    """Make the inputs of a few images, and count the bytes of the tensors.
 
-    Of images that are opened one by one a thread has one open at a time: what the few take at their
-    peak is a thread's. What is a batch's is then seen on blank images of the size of a view.
+    If images are opened one by one, each thread has one open at a time. The peak of a few images
+    is then the memory of a thread, and blank images of the size of a view give that of a batch.
     """
     few = replace(
         batches,
@@ -274,16 +277,17 @@ def _images(few: ViewBatches) -> tuple[int, Tensor]:
 
 
 def generous_bound(networks: StudentTeacher, settings: Settings, batches: ViewBatches) -> int:
-    """Bytes that a fit stays below, without a look at its steps.
+    """Return an upper bound on the bytes of a fit, without running its steps.
 
-    Where a device has more there is nothing to warn of, and the estimate, which can take as long as
-    a fit of a few hundred rows, is saved. Steps measured took up to 150 times their views. Of
-    images that are opened one by one, the largest of some counts four times: others may be larger.
+    If the device has more free memory, the fit needs no warning and no estimate, which can take as
+    long as a fit of a few hundred rows. Measured steps took up to 150 times their views. If images
+    are opened one by one, the bound is four times the largest of a few, because others may be
+    larger.
 
     Parameters
     ----------
     networks, settings, batches
-        As in :func:`estimate_memory`.
+        Networks, settings and batches, as in :func:`estimate_memory`.
     """
     n_samples, source = batches.n_samples, batches.source
     if isinstance(source, ItemImages):

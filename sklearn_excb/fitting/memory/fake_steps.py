@@ -1,4 +1,4 @@
-"""Bytes that phases of a fit take: run on fake tensors, or what the arrays of NumPy add up to."""
+"""Bytes of phases of a fit, from runs on fake tensors, or summed over NumPy arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sklearn_excb.training.teacher_outputs import outputs
 from sklearn_excb.views.batches import Batch
 
 Bytes = dict[str, int]
-Shape = Sequence[int]  # of the views of an image at a resolution: (V, ...)
+Shape = Sequence[int]  # (V, ...), the views of an image at a resolution
 
 FLOAT = 4  # bytes
 
@@ -28,9 +28,9 @@ FLOAT = 4  # bytes
 def step_bytes(
     networks: StudentTeacher, settings: Settings, shapes: Sequence[Shape]
 ) -> tuple[Bytes, Bytes]:
-    """What is there after a step, and what a step adds to networks and views at its peak.
+    """Return the bytes after a step, and those at its peak beyond networks and views.
 
-    A step in many parts is run in two: the others repeat the second.
+    A step with many parts is run with two parts, because the others repeat the second.
     """
     n = min(settings.batch_size, 2 * settings.micro_batch)
     with fake(networks) as fakes:
@@ -50,7 +50,7 @@ def step_bytes(
                     lambda p: counted.count([p.grad], "gradients")
                 )
         with counted:
-            for _ in range(2):  # the second step meets the first one's gradients and momenta
+            for _ in range(2):  # the second finds gradients and momenta of the first
                 counted.reset_peak()
                 train_step(fakes, balancing, optimizer, batch, settings, rates)
                 state = [value for of in optimizer.state.values() for value in of.values()]
@@ -61,7 +61,7 @@ def step_bytes(
 
 @torch.no_grad()
 def projection_bytes(networks: StudentTeacher, settings: Settings, shape: Shape) -> int:
-    """Bytes that projecting one view of as many images as go at once takes."""
+    """Return the bytes to project one view of the images of a micro-batch."""
     with fake(networks) as fakes:
         views = torch.empty(settings.micro_batch, *shape[1:])
         counted = LiveTensors("activations")
@@ -73,7 +73,7 @@ def projection_bytes(networks: StudentTeacher, settings: Settings, shape: Shape)
 
 @torch.no_grad()
 def assignment_bytes(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
-    """Bytes that assigning a batch of whole images takes, and features that the backbone gives."""
+    """Return the bytes to assign a batch of whole images, and the number of backbone features."""
     with fake(networks) as fakes:
         images = torch.empty(*shape)
         counted = LiveTensors("activations")
@@ -86,9 +86,9 @@ def assignment_bytes(networks: StudentTeacher, shape: Shape) -> tuple[int, int]:
 
 
 def settling_bytes(n_samples: int, n_clusters: int) -> Bytes:
-    """Arrays of :func:`sklearn_excb.training.settling.settle`: rows, a part of them, two means.
+    """Return the bytes of the arrays of :func:`sklearn_excb.training.settling.settle`.
 
-    A part is indexed, copied and normalised.
+    The arrays are all rows; a part of the rows, indexed, copied and normalised; and two means.
     """
     row = PROJECTION_DIM * FLOAT
     n_rows = len(settling_sample(n_samples, n_clusters))
@@ -97,6 +97,6 @@ def settling_bytes(n_samples: int, n_clusters: int) -> Bytes:
 
 
 def kmeans_bytes(n_rows: int, n_clusters: int) -> Bytes:
-    """Arrays of :func:`sklearn_excb.method.kmeans.spherical_kmeans`, which are NumPy's."""
+    """Return the bytes of the arrays of :func:`sklearn_excb.method.kmeans.spherical_kmeans`."""
     row = PROJECTION_DIM * FLOAT
     return {"projections": 2 * n_rows * row, "k-means": 4 * n_clusters * row}

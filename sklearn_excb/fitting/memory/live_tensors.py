@@ -1,4 +1,4 @@
-"""Bytes of tensors from birth to death, and networks of fake tensors to run for counting them."""
+"""Counts of the bytes of living tensors, and networks of fake tensors to count them with."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors born inside, by kind, while they live.
+    """Counter of the bytes of tensors that are created inside, by kind, while they live.
 
-    Torch's own ``MemTracker`` refuses frozen parameters, and networks called twice in a step.
+    Torch's own ``MemTracker`` rejects frozen parameters, and networks called twice in a step.
 
     Parameters
     ----------
     kind : str
-        Of tensors born inside, until :meth:`count` calls them something else.
+        Kind of the tensors that are created inside, unless :meth:`count` sets another one.
 
     Attributes
     ----------
     now : Counter
         Bytes of each kind.
     at_peak : dict of str to int
-        The same, when the sum was largest.
+        Bytes of each kind when their sum was largest.
     """
 
     def __init__(self, kind: str) -> None:
@@ -44,11 +44,11 @@ class LiveTensors(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        """Bytes of all kinds together, when they were most."""
+        """Bytes of all kinds together at the peak."""
         return sum(self.at_peak.values())
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Count tensors as of a kind from now on."""
+        """Count tensors under a kind from now on."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage in self._kinds:
@@ -62,7 +62,7 @@ class LiveTensors(TorchDispatchMode):
             self.at_peak = dict(self.now)
 
     def reset_peak(self) -> None:
-        """Forget the peak until now."""
+        """Forget the peak so far."""
         self.at_peak = {}
 
     def _forget(self, size: int, kind: list[str]) -> None:
@@ -78,19 +78,19 @@ class LiveTensors(TorchDispatchMode):
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
+    """Return the parameters and buffers of a module."""
     return [*module.parameters(), *module.buffers()]
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors, those that share their memory once."""
+    """Return the bytes of the tensors, and count shared memory once."""
     storages = {id(tensor.untyped_storage()): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 @contextmanager
 def fake(network: Network) -> Iterator[Network]:
-    """Give a copy of a network that holds nothing; all tensors made inside are fake as well."""
+    """Yield a copy of a network without data; all tensors made inside are fake as well."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = {id(t): mode.from_tensor(t, static_shapes=True) for t in tensors_of(network)}
     copied = copy.deepcopy(network, fakes)
