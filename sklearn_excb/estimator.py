@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin
 from torch import nn
 
 from sklearn_excb.fitting.mixin import FittingMixin
@@ -31,6 +31,7 @@ class ExCBEstimator(
     PlanningMixin,
     InferenceMixin,
     PersistenceMixin,
+    BaseEstimator,
 ):
     """Cluster images, and learn their embeddings, without labels, by Explicit Cluster Balancing.
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-import sklearn_excb.fitting.train
-import sklearn_excb.fitting.training_run
+import sklearn_excb.fitting.epochs
+import sklearn_excb.fitting.run
 import sklearn_excb.storage.tensor_files
 from sklearn_excb import ExCBEstimator
 
@@ -94,7 +94,7 @@ def interrupting(*, after):
 @contextmanager
 def acting(act, *, after):
     """Do something after so many steps of a fit."""
-    train = sklearn_excb.fitting.training_run.train
+    train = sklearn_excb.fitting.run.train
 
     def broken(*arguments, **options):
         for number, report in enumerate(train(*arguments, **options), 1):
@@ -103,7 +103,7 @@ def acting(act, *, after):
             yield report
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sklearn_excb.fitting.training_run, "train", broken)
+        patched.setattr(sklearn_excb.fitting.run, "train", broken)
         yield
 
 
@@ -111,7 +111,7 @@ def trains():
     """Whether training steps are what this is called for, in whichever thread."""
     frames = sys._current_frames().values()
     return any(
-        frame.f_code is sklearn_excb.fitting.train.train_run.__code__ for frame in walked(frames)
+        frame.f_code is sklearn_excb.fitting.epochs.train_run.__code__ for frame in walked(frames)
     )
 
 
@@ -164,14 +164,14 @@ def fit_in_a_process(folder, out, parameters, limit=None):
 
 def wait_before_each_step(seconds):
     """Slow a fit of this process down, so that signals come within a step's time."""
-    train = sklearn_excb.fitting.training_run.train
+    train = sklearn_excb.fitting.run.train
 
     def slow(*arguments, **options):
         for report in train(*arguments, **options):
             time.sleep(seconds)
             yield report
 
-    sklearn_excb.fitting.training_run.train = slow
+    sklearn_excb.fitting.run.train = slow
 
 
 def dying(stage, number):

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.fitting.training_run
+import sklearn_excb.fitting.run
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.collapse import collapse
@@ -152,7 +152,7 @@ def test_a_fit_that_learns_nothing_is_told_so():
 
 
 def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
-    train, sound = sklearn_excb.fitting.training_run.train, {}
+    train, sound = sklearn_excb.fitting.run.train, {}
 
     def poisoned(networks, *arguments, **options):
         for report in train(networks, *arguments, **options):
@@ -163,7 +163,7 @@ def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
                 sound.update(copy.deepcopy(networks.teacher.state_dict()))
             yield report
 
-    monkeypatch.setattr(sklearn_excb.fitting.training_run, "train", poisoned)
+    monkeypatch.setattr(sklearn_excb.fitting.run, "train", poisoned)
     excb = ExCBEstimator(K=6, epochs=4, batch_size=64, settle_passes=0, random_state=0, **SMALL)
     with pytest.warns(ConvergenceWarning, match="diverged in epoch 3 of 4.*after epoch 2"):
         excb.fit(DIGITS)

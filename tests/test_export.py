@@ -19,7 +19,7 @@ from sklearn_excb import ExCBEstimator
 from sklearn_excb.cli.commands import main
 from sklearn_excb.networks.backbones import RowMLP, SmallCNN
 from sklearn_excb.saving import export
-from sklearn_excb.training.traceable import EndToEnd, WholeImages, _rounded
+from sklearn_excb.saving.traceable import EndToEnd, WholeImages, _rounded
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.row_views import standardize
 from sklearn_excb.views.whole_images import whole_images

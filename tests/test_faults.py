@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.fitting.training_run
+import sklearn_excb.fitting.run
 from sklearn_excb import CheckpointWarning, DivergedError, ImageError
 from tests.small_runs import (
     DIGITS,
@@ -178,7 +178,7 @@ def test_a_divergence_names_the_rows_and_the_gradients():
 
 
 def poisoned(at, networks_of):
-    train = sklearn_excb.fitting.training_run.train
+    train = sklearn_excb.fitting.run.train
 
     def train_poisoned(networks, *arguments, first_step=0, **options):
         for report in train(networks, *arguments, first_step=first_step, **options):
@@ -193,7 +193,7 @@ def test_weights_are_finite_whenever_a_fit_ends(tmp_path, monkeypatch):
     """A student that is NaN after step 5 is seen in step 6, and no state of it is written."""
     with monkeypatch.context() as patched:
         bad = poisoned(5, lambda networks: networks.student.projector[0].weight)
-        patched.setattr(sklearn_excb.fitting.training_run, "train", bad)
+        patched.setattr(sklearn_excb.fitting.run, "train", bad)
         excb = small(checkpoint_dir=tmp_path, checkpoint_every=1)
         with pytest.warns(ConvergenceWarning, match=r"epoch 3 of 3, step 7.*after epoch 2") as told:
             excb.fit(DIGITS)

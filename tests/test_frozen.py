@@ -13,7 +13,7 @@ from torch import nn
 
 from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.fitting import training_run
+from sklearn_excb.fitting import run
 from sklearn_excb.fitting.resume import PreviousRun
 
 digits = load_digits()
@@ -93,7 +93,7 @@ def test_a_run_is_taken_up_to_the_bit(fitted, tmp_path):
     first = estimator(checkpoint_dir=tmp_path, checkpoint_every=40)
     seen = 0
 
-    add = training_run.EpochRecord.add
+    add = run.EpochRecord.add
 
     def stopping(self, report):
         nonlocal seen
@@ -103,7 +103,7 @@ def test_a_run_is_taken_up_to_the_bit(fitted, tmp_path):
         return add(self, report)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_run.EpochRecord, "add", stopping)
+        patch.setattr(run.EpochRecord, "add", stopping)
         with pytest.raises(Stop):
             first.fit(IMAGES)
     resumed = estimator(checkpoint_dir=tmp_path, resume=True).fit(IMAGES)

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import ImageError, RankError, SkippedImageWarning
-from sklearn_excb.runtime.launch import number_of_devices
+from sklearn_excb.runtime.devices import number_of_devices
 from tests.small_runs import DIGITS, STEPS_PER_EPOCH, assert_same_bits, small, states
 from tests.test_ranks import HERE, torchrun
 

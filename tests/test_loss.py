@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import sklearn_excb.fitting.training_run
+import sklearn_excb.fitting.run
 import sklearn_excb.training.loop
 from benchmarks import plain_loss
 from sklearn_excb import ExCBEstimator
@@ -278,7 +278,7 @@ def digits_curve(monkeypatch, loss_of=None):
     images = (load_digits().images / 16).astype(np.float32)
     with monkeypatch.context() as patched:
         patched.setattr(sklearn_excb.training.loop, "train_step", recorded)
-        patched.setattr(sklearn_excb.fitting.training_run, "train", in_float64)
+        patched.setattr(sklearn_excb.fitting.run, "train", in_float64)
         if loss_of is not None:
             patched.setattr(sklearn_excb.training.loop, "teacher_targets", plain_targets)
             patched.setattr(sklearn_excb.training.loop, "excb_loss", plain)

@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import DivergedError, ImageError
-from sklearn_excb.fitting import training_run
+from sklearn_excb.fitting import run
 from sklearn_excb.training.optimizer import Plan, TeacherRates
 from sklearn_excb.views import reservoir
 from sklearn_excb.views.reservoir import Reservoir
@@ -151,7 +151,7 @@ def test_a_call_that_fails_is_undone(begun):
 def test_a_divergence_is_undone(begun, monkeypatch):
     before = learned(begun)
     again = copy.deepcopy(begun)
-    real = training_run.train
+    real = run.train
 
     def diverging(networks, *args, **more):
         for report in real(networks, *args, **more):
@@ -159,7 +159,7 @@ def test_a_divergence_is_undone(begun, monkeypatch):
             yield report._replace(outcome=report.outcome._replace(loss=loss))
 
     with monkeypatch.context() as patched:
-        patched.setattr(training_run, "train", diverging)
+        patched.setattr(run, "train", diverging)
         with pytest.raises(DivergedError, match="this call of partial_fit is undone"):
             begun.partial_fit(DIGITS[40:80])
     assert_same(begun, before)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-import sklearn_excb.fitting.training_run
+import sklearn_excb.fitting.run
 from sklearn_excb import CheckpointWarning
 from tests.small_runs import (
     DIGITS,

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.data import open_source as images
 from sklearn_excb.exceptions import DivergenceWarning, ImageError, SkippedImageWarning
-from sklearn_excb.fitting import training_run
+from sklearn_excb.fitting import run
 from sklearn_excb.runtime import threads
 from sklearn_excb.views import stream_batches
 from tests.tiers import others_slow
@@ -355,7 +355,7 @@ def test_a_warm_start_goes_on_with_what_comes():
 
 
 def test_a_stream_that_diverges_late_ends_with_the_last_sound_epoch(monkeypatch):
-    real = training_run.train
+    real = run.train
 
     def diverging(networks, *args, **more):
         for report in real(networks, *args, **more):
@@ -365,7 +365,7 @@ def test_a_stream_that_diverges_late_ends_with_the_last_sound_epoch(monkeypatch)
                 report = report._replace(outcome=report.outcome._replace(loss=loss))
             yield report
 
-    monkeypatch.setattr(training_run, "train", diverging)
+    monkeypatch.setattr(run, "train", diverging)
     excb = small(steps_per_epoch=3).set_params(epochs=3)
     with pytest.warns(DivergenceWarning, match="diverged in epoch 2 of 3, step 5.*after epoch 1"):
         excb.fit(Stream(FORMS["an array"]))

@@ -1,1 +1,1 @@
-"""Fits: start, resume, plan, stream and launch."""
+"""Fits: build, resume, train, label; streams, partial_fit, memory and the dry run."""

@@ -22,7 +22,7 @@ from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.network_description import describe
 
 if TYPE_CHECKING:
-    from sklearn_excb.fitting.training_run import Run
+    from sklearn_excb.fitting.run import Run
 
 Ending = Literal["done", "stopped", "diverged"]
 
@@ -41,7 +41,7 @@ class Checkpoints:
         Folder of the checkpoints; None on all ranks but the first, and without
         ``checkpoint_dir``.
     previous : PreviousRun or None
-        Run that the fit resumes.
+        Run that the fit resumes, until it is restored.
     description : dict
         Data, parameters, versions and network of the fit. Each checkpoint contains it.
     """
@@ -66,10 +66,11 @@ class Checkpoints:
                 image_shape=model.facts.shape,
             ),
         }
-        if self.previous is None:
+        previous, self.previous = self.previous, None  # its tensors are not kept
+        if previous is None:
             return False
-        step, within = self.previous.first_step(settings, n_samples)
-        run.load_state_dict(self.previous.state, step, within=within)
+        step, within = previous.first_step(settings, n_samples)
+        run.load_state_dict(previous.state, step, within=within)
         if self.context.parameters["warm_start"] and step == per_epoch * settings.epochs:
             warn_nothing_to_train(settings.epochs)
         return True

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from sklearn_excb.data.sources import Source
 from sklearn_excb.fitting.checkpoints import open_checkpoints
+from sklearn_excb.fitting.epochs import train_run
 from sklearn_excb.fitting.memory.budget import resolve_micro_batch_together
-from sklearn_excb.fitting.train import train_run
+from sklearn_excb.fitting.run import Run
 from sklearn_excb.fitting.training_data import TrainingData
-from sklearn_excb.fitting.training_run import Run
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.runtime.process_state import (
@@ -39,6 +39,9 @@ FeatureSums = npt.NDArray[np.float32]
 def fit(data: TrainingData, context: FitContext) -> Fitted:
     """Fit a collection or a stream: open, resume, build, start, train, settle, label.
 
+    ``partial_fit`` takes the same steps on one part of a stream after another, see
+    :class:`sklearn_excb.fitting.partial_fit.OnlineFit`.
+
     Parameters
     ----------
     data : TrainingData
@@ -61,21 +64,23 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
         context, checkpoints = stack.enter_context(open_checkpoints(data.fingerprint, context))
         draws = PrivateGenerator(context.seed)
         model, views = build(source, data.n_samples, context, draws)
-        settings, ending, state = model.settings, "done", None
+        settings = model.settings
         bar = stack.enter_context(progress_bar(shown=context.shows_progress, unit="img"))
         run = Run.of(model.networks, settings, context.device, data.n_samples)
         resumes = checkpoints.restore(run, model, data.n_samples)
         batches = data.batches(model, views, bar, resumes=resumes)
         del source, views  # the images of a stream's first part are not kept
+        trains, ending = resumes or settings.epochs > 0, "done"
         sums = np.zeros((settings.K, model.n_features), np.float32) if data.is_whole else None
+        labels = np.empty(0, np.int64)
         if resumes:
             stack.enter_context(resumed_generators(run.generators))
-            labels = np.empty(0, np.int64)
         else:
-            labels = start(run, batches, model, context, draws, None if settings.epochs else sums)
-        if resumes or settings.epochs:
+            labels = start(run, batches, model, context, draws, None if trains else sums)
+        if trains:
             ending = train_run(run, batches, model, context, checkpoints, bar)
-            state = checkpoints.state(run, ending)
+        state = checkpoints.state(run, ending)
+        if trains:
             run.release()
             bar.set_description("ExCB: assigning samples to clusters")
             if resumes and ending == "done":
@@ -109,7 +114,7 @@ def start(
     draws: PrivateGenerator,
     sums: FeatureSums | None,
 ) -> Labels:
-    """Compute the first centroids, and label the samples with the untrained network."""
+    """Compute the first centroids, and label a collection with the untrained network."""
     start_centroids(
         model.networks,
         batches.start(),
@@ -140,7 +145,8 @@ def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> La
     samples, ranks = np.arange(batches.n_kept()), batches.ranks
     mine, labels = ranks.span(len(samples)), np.zeros_like(samples)
     inputs = batches.whole(model.settings.inference_batch, samples[mine])
-    assign(model.networks.teacher, inputs, out=labels[mine], sums=sums)
+    with ranks.together():
+        assign(model.networks.teacher, inputs, out=labels[mine], sums=sums)
     if sums is not None:
         ranks.sum_array(sums)
     return ranks.sum_array(labels)
@@ -186,15 +192,15 @@ def result(
         unit = teacher.centroids.unit().detach().numpy()
         groups = group_centroids(sums, labels, unit, directions=settings.has_backbone)
     return Fitted(
-        teacher,
-        settings,
-        model.recipe,
-        model.n_features,
-        model.facts.shape,
-        labels if sums is not None else np.empty(0, np.int64),
-        run.history,
-        groups,
-        context.seed,
-        state,
-        stopped,
+        teacher=teacher,
+        settings=settings,
+        recipe=model.recipe,
+        n_backbone_features=model.n_features,
+        image_shape=model.facts.shape,
+        labels=np.empty(0, np.int64) if sums is None else labels,
+        history=run.history,
+        group_centroids=groups,
+        seed=context.seed,
+        state=state,
+        stopped=stopped,
     )

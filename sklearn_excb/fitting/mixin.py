@@ -13,14 +13,13 @@ from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
 
 from sklearn_excb.data.open_source import is_stream
-from sklearn_excb.data.sources import ItemImages, Rows, Skipped, Source
+from sklearn_excb.data.sources import ItemImages, Rows, Source
 from sklearn_excb.data.unusable_images import (
     drop_unusable,
     expand_labels,
     skipped_of,
     warn_skipped,
 )
-from sklearn_excb.fitting.context import fit_context
 from sklearn_excb.fitting.fit import fit
 from sklearn_excb.fitting.partial_fit import OnlineFit
 from sklearn_excb.fitting.several_devices import fit_on
@@ -29,7 +28,7 @@ from sklearn_excb.fitting.training_data import Collection
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.inference.learned import INPUT_FACTS, LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
-from sklearn_excb.runtime.launch import number_of_devices
+from sklearn_excb.runtime.devices import number_of_devices
 from sklearn_excb.runtime.process_state import seed_from, usual_modes
 from sklearn_excb.runtime.rendezvous import join
 from sklearn_excb.settings.resolve import Settings
@@ -40,18 +39,6 @@ from sklearn_excb.views.reading import number_of_jobs
 
 class FittingMixin(LearnedAttributes):
     """Fits of an estimator: to a collection, to a stream, or to one part after another."""
-
-    steps_per_epoch: int | str
-    freeze_backbone: bool
-    n_jobs: int | str | None
-    device: str | torch.device
-    devices: int | str
-    random_state: Any
-    checkpoint_dir: Any
-    warm_start: bool
-    image_shape_: tuple[int, int]
-    n_channels_: int
-    skipped_: list[Skipped]
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn clusters and embeddings.
@@ -118,7 +105,7 @@ class FittingMixin(LearnedAttributes):
             If a checkpoint could not be written, and the fit continues without it; or could not be
             read, and the fit resumes from the checkpoint before it.
         """
-        context = fit_context(self)
+        context = FitContext.of(self, self.random_state)
         if self.steps_per_epoch != "auto":
             return self._fit_stream(X, context)
         ranks = context.ranks

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sklearn_excb.data.fingerprints import changes, parameter_fingerprint
 from sklearn_excb.data.sources import Source
 from sklearn_excb.exceptions import DivergedError
-from sklearn_excb.fitting.training_run import Run
+from sklearn_excb.fitting.run import Run
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.heads import predictor, uses_batch_norm
 from sklearn_excb.networks.student_teacher import ClusterNetwork, StudentTeacher
@@ -284,6 +284,7 @@ class OnlineFit:
         """Return the attributes for a pickle, with all tensors on the CPU."""
         networks = copy.deepcopy(self.model.networks).cpu()
         state = vars(self) | {"model": replace(self.model, networks=networks), "_run": None}
+        state["device"] = torch.device("cpu")
         if self._run is not None:
             state |= {"kept": pack(self._run.state_dict()), "history": self._run.history}
         return state

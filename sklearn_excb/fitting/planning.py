@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sklearn_excb.data.unusable_images import drop_unusable
-from sklearn_excb.fitting.context import fit_context
 from sklearn_excb.fitting.memory.budget import estimate_memory_of
 from sklearn_excb.fitting.memory.estimate import MemoryEstimate
 from sklearn_excb.inference.learned import LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
-from sklearn_excb.runtime.devices import resolve_device
-from sklearn_excb.runtime.launch import number_of_devices
+from sklearn_excb.runtime.devices import number_of_devices, resolve_device
 from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.runtime.rendezvous import place_of
 from sklearn_excb.settings.validation import check_parameters
@@ -29,11 +26,6 @@ _TRIED = 1000  # images that a dry run opens to see whether they can be used
 
 class PlanningMixin(LearnedAttributes):
     """Estimates of the memory and the time of a fit, without fitting."""
-
-    steps_per_epoch: int | str
-    n_jobs: int | str | None
-    device: str | torch.device
-    devices: int | str
 
     def estimate_memory(self, X: Any) -> MemoryEstimate:
         """Estimate the memory that :meth:`fit` needs, by component, without fitting.
@@ -113,7 +105,7 @@ class PlanningMixin(LearnedAttributes):
                 "A stream with steps_per_epoch has no dry run, because the dry run would read it "
                 'to its end. Pass a list of its first images, with steps_per_epoch="auto".'
             )
-        context = fit_context(self)
+        context = FitContext.of(self, copy.deepcopy(self.random_state))
         ranks, device = context.ranks, context.device
         with ranks.together():
             source = open_samples(type(self)(**context.parameters), X, fitting=True)

@@ -81,7 +81,9 @@ def check_same_fit(fingerprint: Callable[[], Mapping[str, Any]], context: FitCon
     """
     if context.ranks.count == 1:
         return
-    description = describe_fit(fingerprint(), context.parameters)
+    description: dict[str, Any] = {}
+    with context.ranks.together():
+        description |= describe_fit(fingerprint(), context.parameters)
     if isinstance(context.parameters["random_state"], Integral):
         description["parameters"]["random_state"] = context.seed
 
@@ -106,7 +108,7 @@ class PreviousRun:
     ----------
     state : dict
         Training state of the run (see
-        :meth:`sklearn_excb.fitting.training_run.Run.state_dict`), with its description under
+        :meth:`sklearn_excb.fitting.run.Run.state_dict`), with its description under
         "about".
     differing : list of str
         Differences between that fit and this one, in words. Empty if the fit resumes the run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -90,8 +90,7 @@ class Stream:
         try:
             yield handed_on.pop()
         finally:
-            self._parts = iter(())
-            opened.close()
+            self._parts = iter(())  # a thread that reads ahead may still be in the old one
 
     def _open_part(self, part: StreamPart) -> Source:
         """Open a part, without the images that cannot be used."""
@@ -178,7 +177,7 @@ def _with_first(first: Source, parts: Iterator[Source]) -> Iterator[Source]:
 
 def _usable_parts(
     parts: Iterator[StreamPart], open_part: Callable[[StreamPart], Source], *, most: int
-) -> Generator[Source, None, None]:
+) -> Iterator[Source]:
     """Yield the opened parts; leave out up to ``most`` in a row that have no usable image."""
     n_bad = 0
     for part in parts:

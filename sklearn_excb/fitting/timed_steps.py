@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sklearn_excb.fitting.training_run import Run
+from sklearn_excb.fitting.run import Run
 from sklearn_excb.method.kmeans import nearest_centroids, unit_rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.networks.sync_batch_norm import synchronized_batch_norm

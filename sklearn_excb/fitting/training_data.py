@@ -105,7 +105,8 @@ class Collection:
         bar.set_description("ExCB: computing features")
         rows, mine = np.arange(len(self.source)), ranks.span(len(self.source))
         features = np.zeros((len(rows), model.n_features), np.float32)
-        features[mine] = features_of(model.networks, views, settings, rows[mine])
+        with ranks.together():
+            features[mine] = features_of(model.networks, views, settings, rows[mine])
         features = ranks.sum_array(features)
         return feature_batches(model.networks, views, settings, features, goes_on=resumes)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_excb.data.sources import Skipped
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.training.coarse_groups import merge_tree
@@ -34,10 +37,26 @@ class Learning(Protocol):
         ...
 
 
-class LearnedAttributes(BaseEstimator):
+if TYPE_CHECKING:
+    _Base = BaseEstimator
+else:
+    _Base = object  # the estimator inherits BaseEstimator itself, last
+
+
+class LearnedAttributes(_Base):
     """Attributes that a fit sets, or that are computed from its result."""
 
     embedding: str
+    steps_per_epoch: int | str
+    freeze_backbone: bool
+    n_jobs: int | str | None
+    device: str | torch.device
+    devices: int | str
+    random_state: Any
+    checkpoint_dir: str | os.PathLike[str] | None
+    image_shape_: tuple[int, int]
+    n_channels_: int
+    skipped_: list[Skipped]
     _online: Learning
 
     @property

@@ -32,10 +32,6 @@ from sklearn_excb.views.whole_images import inference_inputs
 class InferenceMixin(TransformerMixin, LearnedAttributes):
     """Inference with the teacher of a fitted estimator."""
 
-    n_jobs: int | str | None
-    device: str | torch.device
-    devices: int | str
-
     # pipelines and searches never use these arguments, so nobody has to request their routing
     __metadata_request__predict = {  # noqa: RUF012 - as scikit-learn reads it
         "n_clusters": metadata_routing.UNUSED,

@@ -49,6 +49,31 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def number_of_devices(devices: int | str, device: torch.device) -> int:
+    """Return the number of processes of a fit; "auto" is one per GPU, unless one GPU is named.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer GPUs, or if ``device`` is a single device.
+    """
+    if device.type == "cuda" and device.index is None:
+        there = torch.cuda.device_count()
+        if devices == "auto":
+            return there
+        if int(devices) > there:
+            raise ValueError(
+                f"devices={devices}, but this machine has {there} GPUs. Lower devices, or leave "
+                'devices="auto" to use all GPUs.'
+            )
+    elif devices != "auto" and int(devices) > 1 and device.type != "cpu":
+        raise ValueError(
+            f"devices={devices}, but device={str(device)!r} is a single device. Leave "
+            'devices="auto", or pass a device without a number, such as device="cuda".'
+        )
+    return 1 if devices == "auto" else int(devices)
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return a precision by name; "auto" is "bf16" if the device multiplies in it, else "32"."""
     if precision != "auto":

@@ -53,31 +53,6 @@ class Job(Protocol):
         ...
 
 
-def number_of_devices(devices: int | str, device: torch.device) -> int:
-    """Return the number of processes of a fit; "auto" is one per GPU, unless one GPU is named.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer GPUs, or if ``device`` is a single device.
-    """
-    if device.type == "cuda" and device.index is None:
-        there = torch.cuda.device_count()
-        if devices == "auto":
-            return there
-        if int(devices) > there:
-            raise ValueError(
-                f"devices={devices}, but this machine has {there} GPUs. Lower devices, or leave "
-                'devices="auto" to use all GPUs.'
-            )
-    elif devices != "auto" and int(devices) > 1 and device.type != "cpu":
-        raise ValueError(
-            f"devices={devices}, but device={str(device)!r} is a single device. Leave "
-            'devices="auto", or pass a device without a number, such as device="cuda".'
-        )
-    return 1 if devices == "auto" else int(devices)
-
-
 def run_in_processes(n_processes: int, job: Job) -> Any:
     """Do a job in several processes of this machine, and return the first one's result.
 

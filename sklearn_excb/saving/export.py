@@ -23,8 +23,8 @@ from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.backbones import rebuilding
 from sklearn_excb.networks.frozen import unfrozen
 from sklearn_excb.runtime.compat import dimension
+from sklearn_excb.saving.traceable import EndToEnd, StandardRows, WholeImages
 from sklearn_excb.training.teacher_outputs import Embedding
-from sklearn_excb.training.traceable import EndToEnd, StandardRows, WholeImages
 from sklearn_excb.views.row_views import RowRecipe, standardize
 from sklearn_excb.views.whole_images import whole_images, whole_side
 

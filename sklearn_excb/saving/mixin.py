@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any, Self, cast
 
-import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -19,12 +18,6 @@ from sklearn_excb.training.teacher_outputs import Embedding
 
 class PersistenceMixin(LearnedAttributes):
     """Methods that write and read the files of a fitted estimator."""
-
-    device: str | torch.device
-    random_state: Any
-    image_shape_: tuple[int, int]
-    n_channels_: int
-    skipped_: list[Any]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a folder: safetensors and JSON, nothing executable.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from sklearn_excb.runtime.process_state import seed_from
 from sklearn_excb.runtime.ranks import ALONE, Ranks
+from sklearn_excb.runtime.rendezvous import join
+from sklearn_excb.settings.validation import check_parameters
 from sklearn_excb.storage.packing import Snapshot
 
 
@@ -43,3 +46,35 @@ class FitContext:
     def shows_progress(self) -> bool:
         """Whether this process shows a progress bar."""
         return bool(self.parameters["verbose"]) and self.ranks.first
+
+    @classmethod
+    def of(cls, estimator: Any, random_state: Any) -> Self:
+        """Check the parameters of an estimator, meet the other ranks, and draw the seed.
+
+        Parameters
+        ----------
+        estimator : ExCBEstimator
+            Fitted or not. A warm start goes on from its last fit.
+        random_state : int, RandomState or None
+            Gives the seed.
+
+        Raises
+        ------
+        ValueError
+            If a parameter cannot be used.
+        RankError
+            If the other ranks do not come.
+        """
+        parameters = estimator.get_params(deep=False)
+        check_parameters(parameters)
+        ranks, device = join(parameters["device"], parameters["devices"])
+        begins = not parameters["warm_start"] or "_online" in estimator.__dict__
+        before = None if begins else estimator.__dict__.get("_fitted")
+        return cls(
+            parameters,
+            seed_from(random_state),
+            device,
+            ranks,
+            previous=None if before is None else before.state,
+            fitted_before=before is not None,
+        )

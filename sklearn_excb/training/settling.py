@@ -107,7 +107,8 @@ def settle_teacher(
     mine = ranks.span(n_samples)
     n_rows, n_dims = mine.stop - mine.start, teacher.centroids.weight.shape[1]
     rows = np.empty((n_rows, n_dims), dtype=np.float32)
-    embed(teacher, inputs, "projection", out=rows)
+    with ranks.together():
+        embed(teacher, inputs, "projection", out=rows)
     if not are_distinct(rows, ranks):
         return None
     settled = settle(

@@ -1,4 +1,4 @@
-"""Batches from a source: views for training, whole images for inference.
+"""Batches of views from a source, for training.
 
 Threads open, crop and resize images that have to be opened one by one, so at most one full-size
 image per thread is in memory. Random draws do not depend on threads, so the number of threads

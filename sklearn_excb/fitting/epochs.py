@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from sklearn_excb.exceptions import RankError
 from sklearn_excb.fitting.checkpoints import Checkpoints, Ending
 from sklearn_excb.fitting.duration import Pace, warn_if_long
-from sklearn_excb.fitting.training_run import Run
+from sklearn_excb.fitting.run import Run
 from sklearn_excb.networks.student_teacher import compiled
 from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.runtime.signals import SignalRequests, deferred_signals
