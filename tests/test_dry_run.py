@@ -64,6 +64,9 @@ def test_nothing_is_changed(tmp_path):
     states = np.random.get_state()[1].copy(), torch.get_rng_state(), random.getstate()  # noqa: NPY002
     excb.dry_run(DIGITS)
     assert vars(excb) == before
+    mine, other = np.random.RandomState(4), np.random.RandomState(4)
+    small(random_state=mine).dry_run(DIGITS)
+    assert mine.randint(2**31) == other.randint(2**31)
     assert not (tmp_path / "run").exists()
     np.testing.assert_array_equal(np.random.get_state()[1], states[0])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[1])

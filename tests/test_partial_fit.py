@@ -94,6 +94,13 @@ def test_pickled_it_goes_on_bit_for_bit(rows):
     assert json.dumps(again.history_) == json.dumps(excb.history_)
 
 
+def test_a_pickle_of_an_accelerator_predicts_where_there_is_none(begun):
+    begun._online.device = torch.device("cuda")
+    again = pickle.loads(pickle.dumps(begun))
+    assert again._online.device == torch.device("cpu")
+    assert again.predict(DIGITS[:5]).shape == (5,)
+
+
 def test_saved_and_loaded_it_goes_on(begun, tmp_path):
     begun.save(tmp_path / "saved")
     loaded = ExCBEstimator.load(tmp_path / "saved")

@@ -1,6 +1,7 @@
 """Runs that were broken off and taken up end as if nothing had happened."""
 
 import copy
+import gc
 import pickle
 import random
 import shutil
@@ -13,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import sklearn_excb.fitting.run
 from sklearn_excb import CheckpointWarning
+from sklearn_excb.fitting.resume import PreviousRun
 from tests.small_runs import (
     DIGITS,
     OF_ROWS,
@@ -71,6 +73,20 @@ def fit(X, parameters, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of nine steps
         return small(**(parameters | own | more)).fit(X)
+
+
+def test_the_resumed_state_is_freed_before_the_first_step(tmp_path, monkeypatch):
+    with breaking_off(after=2), pytest.raises(BreaksOffError):
+        fit(DIGITS, {}, checkpoint_dir=tmp_path, checkpoint_every=1)
+    train, alive = sklearn_excb.fitting.run.train, []
+
+    def counting(*arguments, **options):
+        alive.append(sum(type(held) is PreviousRun for held in gc.get_objects()))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(sklearn_excb.fitting.run, "train", counting)
+    fit(DIGITS, {}, checkpoint_dir=tmp_path)
+    assert alive == [0]
 
 
 EXEMPLARY = {"local views", "rows", "micro-batches", "backbone that draws"}

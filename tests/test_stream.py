@@ -5,6 +5,7 @@ import io
 import itertools
 import signal
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn_excb.exceptions import DivergenceWarning, ImageError, SkippedImageW
 from sklearn_excb.fitting import run
 from sklearn_excb.runtime import threads
 from sklearn_excb.views import stream_batches
+from tests.small_runs import interrupting
 from tests.tiers import others_slow
 
 IMAGES = list(np.random.default_rng(0).integers(0, 255, (70, 12, 12, 3), dtype=np.uint8))
@@ -352,6 +354,26 @@ def test_a_warm_start_goes_on_with_what_comes():
     excb.set_params(epochs=2).fit(one_batch_for_ever())
     assert [entry["epoch"] for entry in excb.history_] == [0, 1, 2]
     assert not np.array_equal(excb.cluster_centers_, before)
+
+
+def test_a_warm_start_follows_a_fit_of_no_epochs():
+    excb = small(steps_per_epoch=3, warm_start=True).set_params(epochs=0).fit(one_batch_for_ever())
+    excb.set_params(epochs=1).fit(one_batch_for_ever())
+    assert [entry["epoch"] for entry in excb.history_] == [0, 1]
+
+
+def test_ctrl_c_ends_a_fit_whose_reader_is_ahead(monkeypatch):
+    monkeypatch.setattr(stream_batches.StreamBatches, "n_ahead", 2)
+
+    def slow():
+        for number in itertools.count():
+            time.sleep(0.002 * (number > 48))
+            yield png(IMAGES[number % len(IMAGES)])
+
+    excb = small(steps_per_epoch=50, n_jobs=2)
+    with interrupting(after=4), pytest.raises(KeyboardInterrupt, match="is fitted"):
+        excb.fit(slow())
+    assert np.isfinite(excb.transform(IMAGES)).all()
 
 
 def test_a_stream_that_diverges_late_ends_with_the_last_sound_epoch(monkeypatch):
