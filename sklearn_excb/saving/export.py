@@ -200,7 +200,7 @@ def _difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     """Return the largest difference as a share of the largest number."""
     if found.shape != expected.shape:
         return float("nan")
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1))
 
 
 def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
