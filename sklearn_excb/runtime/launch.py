@@ -31,6 +31,7 @@ from sklearn_excb.runtime.ranks import Ranks
 JOB, RESULT, ERROR, PROCESS, WARNING = "job", "result", "error-{}", "process-{}", "warning-{:06d}"
 INTERRUPTED = "interrupted"
 _OF_THE_AGENT = (signal.SIGTERM, signal.SIGABRT)  # ends of those that were not the cause
+_PROCESSES_A_CORE, _FEWEST_PROCESSES = 4, 8  # processes that a CPU may be asked for
 _LOOKS = 0.5  # seconds between two looks for warnings
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT"  # Ctrl-C is passed on from here
 
@@ -59,7 +60,7 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
     Raises
     ------
     ValueError
-        If there are not as many GPUs.
+        If there are not as many GPUs, or far fewer CPU cores.
     """
     if device.type == "cuda" and device.index is None:
         there = torch.cuda.device_count()
@@ -75,6 +76,14 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
             f"devices={devices}, but device={str(device)!r} is one. Leave "
             'devices="auto", or name no number, as in device="cuda".'
         )
+    elif devices != "auto" and device.type == "cpu":
+        cores = os.cpu_count() or 1
+        most = max(_FEWEST_PROCESSES, cores * _PROCESSES_A_CORE)
+        if int(devices) > most:
+            raise ValueError(
+                f"devices={devices}, but this machine has {cores} CPU cores, too few for more than "
+                f'{most} processes. Lower it, or leave devices="auto": one process uses all cores.'
+            )
     return 1 if devices == "auto" else int(devices)
 
 

@@ -60,7 +60,7 @@ def export_onnx(
     OSError
         If the file cannot be written.
     ValueError
-        If ``dtype`` is not one of these, or the backbone cannot be exported.
+        If ``dtype`` is not one of these, the path is not UTF-8, or the backbone cannot be exported.
     RuntimeError
         If onnxruntime and torch compute different results. Then nothing is written.
     """
@@ -72,6 +72,12 @@ def export_onnx(
         raise ValueError(f"dtype={dtype!r} cannot be used: for {kind} it must be {allowed}.")
     parts = [output_files.check_writable(path)]
     file = parts[0]
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"path={str(file)!r} is not UTF-8, and onnx takes no other path. Choose another file."
+        ) from None
     for module in ("onnx", "onnxscript", "onnxruntime"):
         _optional.require(module, extra="onnx", purpose="Exporting to ONNX")
     network = _end_to_end(fitted, embedding)
