@@ -57,6 +57,25 @@ def test_equal_sizes_are_scipys_ward(K, D, precision):
     np.testing.assert_allclose(tree[:, 2], expected[:, 2], rtol=precision)
 
 
+@pytest.mark.parametrize("power", [-1000, -600, -200, 200, 600, 1000])
+@pytest.mark.parametrize("sizes", [np.ones(9), np.arange(9) % 4], ids=["used", "empty"])
+def test_the_tree_does_not_depend_on_the_unit(sizes, power):
+    x = points(9)
+    tree, expected = merge_tree(np.ldexp(x, power), sizes), merge_tree(x, sizes)
+    np.testing.assert_array_equal(tree[:, [0, 1, 3]], expected[:, [0, 1, 3]])
+    np.testing.assert_array_equal(np.ldexp(tree[:, 2], -power), expected[:, 2])
+
+
+@pytest.mark.parametrize("power", [-100, -40, 20, 100])
+def test_directions_of_features_do_not_depend_on_their_unit(power):
+    labels, unit = np.repeat(np.arange(5), 8), np.eye(6, 3, dtype=np.float32)
+    sums = points(6, 7).astype(np.float32)
+    expected, found = (
+        group_centroids(np.ldexp(sums, p), labels, unit, directions=True) for p in (0, power)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("K", [2, 40, 300])
 def test_sizes_are_points_repeated(K, precision):
     x = points(K, 5, seed=1)

@@ -14,6 +14,7 @@ import sklearn_excb.fitting.run
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.settings.resolve import Facts, resolve
 from sklearn_excb.training.collapse import collapse
+from sklearn_excb.training.final_labels import in_one_cluster, why_alike
 
 DIGITS = (load_digits().images[:240] / 16).astype(np.float32)
 SMALL = {"image_size": 12, "local_size": 8, "n_local": 1, "head_width": 32}
@@ -172,3 +173,110 @@ def test_a_run_that_diverges_later_ends_with_the_last_sound_epoch(monkeypatch):
     for name, tensor in excb._fitted.teacher.state_dict().items():
         torch.testing.assert_close(tensor, sound[name], rtol=0, atol=0)
     np.testing.assert_array_equal(excb.labels_, excb.predict(DIGITS))
+
+
+def slow_if(route):
+    return [pytest.mark.slow] if route == "two processes" else []
+
+
+TINY = {"K": 4, "epochs": 2, "batch_size": 16, "image_size": 12, "n_local": 0, "head_width": 16}
+ROUTES = ["images", "rows", "mlp", "frozen", "two processes", "stream", "partial_fit"]
+
+
+def fit_by(route, images, **parameters):
+    """Fit the same samples by each route; what was learned is asked for."""
+    excb = ExCBEstimator(**(TINY | {"random_state": 0, "devices": 1} | parameters))
+    rows = images.reshape(len(images), -1)
+    if route in ("rows", "mlp"):
+        excb.set_params(image_size="auto", backbone="auto" if route == "rows" else "mlp").fit(rows)
+    elif route == "frozen":
+        backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 8))
+        excb.set_params(backbone=backbone, freeze_backbone=True).fit(images)
+    elif route == "two processes":
+        excb.set_params(devices=2, device="cpu").fit(images)
+    elif route == "stream":
+        excb.set_params(steps_per_epoch=3).fit(iter_again(images))
+    elif route == "partial_fit":
+        excb.partial_fit(images[:30]).partial_fit(images[30:])
+    else:
+        excb.fit(images)
+    return excb.predict(rows if route in ("rows", "mlp") else images)
+
+
+def iter_again(images):
+    class Again(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(images)
+
+    return Again()
+
+
+@pytest.mark.parametrize("route", [pytest.param(r, marks=slow_if(r)) for r in ROUTES])
+@pytest.mark.parametrize("parameters", [{}, {"K": 2}, {"settle_passes": 0}], ids=str)
+def test_copies_are_named_by_every_route(route, parameters):
+    images = np.repeat(DIGITS[:1], 48, axis=0)
+    with pytest.warns(ConvergenceWarning, match="in one cluster .* copies of one another") as told:
+        labels = fit_by(route, images, **parameters)
+    assert len(set(labels)) == 1
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_copies_are_named_by_early_warnings_too():
+    with pytest.warns(ConvergenceWarning, match="does not follow .* copies of one another") as told:
+        fit_by("images", np.repeat(DIGITS[:1], 48, axis=0), epochs=60)
+    assert len(told) == 1
+
+
+def test_the_labels_of_a_short_fit_are_judged():
+    with pytest.warns(ConvergenceWarning, match=r"All 48 .*took 3 steps.*epochs \(now 1\)"):
+        fit_by("images", DIGITS[:48], epochs=1)
+
+
+def test_a_warning_of_the_run_before_does_not_hide_the_result(tmp_path):
+    images, again = np.repeat(DIGITS[:1], 48, axis=0), {"checkpoint_dir": tmp_path}
+    for _ in range(2):  # the second time it resumes after the last step
+        with pytest.warns(ConvergenceWarning, match="have collapsed"):
+            fit_by("images", images, **again)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([40, 0, 0, 0], "All 40 samples are in one cluster of 4"),
+        ([37, 3, 0, 0], "37 of 40 samples"),
+        ([30, 10, 0, 0], None),
+        ([39, 1], None),
+        ([40, 0], "one cluster of 2"),
+        ([1, 0, 0, 0], None),
+        ([0, 0, 0, 0], None),
+    ],
+    ids=str,
+)
+def test_labels_that_are_all_alike(counts, told):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    found = in_one_cluster(np.append(labels, -1), len(counts))
+    assert (told is None and found is None) or told in found
+
+
+NOISE = np.random.default_rng(0).normal(size=(60, 1, 4, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e15])
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        (NOISE, None),
+        (NOISE + 30, None),
+        (NOISE[:1].repeat(60, 0), "copies of one another"),
+        (np.zeros_like(NOISE), "copies of one another"),
+        (np.concatenate([NOISE[:1].repeat(40, 0), NOISE[1:21]]), "67% of the samples are copies"),
+        (NOISE[:5].repeat(12, 0), "Only 5 of 60 .*lower K to 5"),
+        (NOISE / 1000 + 1, "hardly differ: by 0.001"),
+    ],
+    ids=["noise", "offset", "one", "zeros", "most", "few", "alike"],
+)
+def test_what_makes_labels_alike(samples, told, unit):
+    samples = torch.from_numpy(samples * np.float32(unit))
+    cause = why_alike(samples.split(7), n_clusters=8)
+    assert (told is None and cause is None) or re.search(told, cause)

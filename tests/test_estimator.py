@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import warnings
 
 import joblib
 import numpy as np
@@ -23,7 +24,7 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.validation import check_columns
+from sklearn_excb.settings.validation import _CONSTRAINTS, check_columns, check_parameters
 from tests.tiers import others_slow
 
 DIGITS = load_digits()
@@ -360,7 +361,7 @@ def test_images_with_five_channels():
         ({"K": 2.5}, r"K=2.5 cannot be used"),
         ({"n_global": 1}, r"n_global=1 cannot be used: it must be an integer >= 2"),
         ({"epochs": -1}, r"epochs=-1"),
-        ({"teacher_temperature": 0.0}, r"a number in \(0, inf\)"),
+        ({"teacher_temperature": 0.0}, r"a number in \[1e-06, 1e\+06\]"),
         ({"size_momentum": 1.0}, r"a number in \[0, 1\)"),
         ({"weight_decay": -0.1}, r"or a pair of them: the first and the last"),
         ({"balancing": "cubic"}, r"one of 'linear', 'exponential'"),
@@ -382,6 +383,42 @@ def test_bad_parameters_get_a_clear_error_and_lose_nothing(parameters, message):
         excb.fit(IMAGES)
     after = {k: v for k, v in vars(excb).items() if k not in parameters}
     assert after == {k: v for k, v in before.items() if k not in parameters}
+
+
+HUGE = [10**31, -(10**31), 10**400, 1e308, -1e308, float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("name", sorted(set(_CONSTRAINTS) - {"verbose"}))
+@pytest.mark.parametrize("value", HUGE, ids=lambda value: f"{str(value)[:5]}")
+def test_no_parameter_takes_any_number(name, value):
+    with pytest.raises(ValueError, match=f"^{name}=.* cannot be used: it must be "):
+        check_parameters(ExCBEstimator().get_params() | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 1e-45),
+        ("learning_rate", 1e-320),
+        ("weight_decay", 1e6),
+        ("warmup_epochs", 2**31 - 1),
+        ("teacher_temperature", 1e-6),
+        ("teacher_temperature", 1e6),
+        ("student_temperature", 1e-6),
+        ("student_temperature", 1e6),
+        ("size_momentum", 1 - 1e-16),
+        ("batch_size", 2**31 - 1),
+        ("micro_batch", 2**31 - 1),
+        ("n_jobs", 4096),
+        ("n_jobs", -4096),
+        ("random_state", 2**32 - 1),
+    ],
+)
+def test_the_ends_of_ranges_are_fitted(name, value):
+    few = small_of_rows(**({"K": 3, "n_local": 0, "batch_size": 20, "epochs": 1} | {name: value}))
+    with warnings.catch_warnings(action="ignore"):
+        labels = few.fit_predict(IMAGES[:40].reshape(40, -1))
+    assert set(labels) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize(

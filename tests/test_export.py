@@ -1,6 +1,7 @@
 """Exported files against predict and transform: in onnxruntime, in timm, in torchvision."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -183,6 +184,13 @@ def test_a_network_that_computes_something_else_is_not_written(rows, tmp_path, m
         rows.export_onnx(file)
     assert file.read_bytes() == b"what was there"
     assert [path.name for path in tmp_path.iterdir()] == ["rows.onnx"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_path_that_onnx_cannot_take_is_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        rows.export_onnx(tmp_path / os.fsdecode(b"caf\xe9.onnx"))
+    assert not list(tmp_path.iterdir())
 
 
 class Undecided(nn.Sequential):

@@ -54,6 +54,21 @@ def test_the_backbone_stays_and_the_head_learns(fitted):
     assert knn_accuracy(rows[:half], y[:half], rows[half:], y[half:], k=10) > 0.7
 
 
+@pytest.mark.parametrize("power", [-80, -47, 9, 80])
+def test_nothing_depends_on_the_unit_of_features(power):
+    def learned(unit):
+        backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 12, bias=False))
+        torch.manual_seed(0)
+        nn.init.normal_(backbone[1].weight, std=0.1)
+        backbone[1].weight.data.mul_(unit)
+        few = {"K": 5, "epochs": 2, "batch_size": 40, "head_width": 8, "image_size": 8}
+        excb = estimator(backbone=backbone, **few).fit(IMAGES[:80])
+        return excb.labels_, excb.transform(IMAGES[:80]), excb.linkage_
+
+    for found, expected in zip(learned(2.0**power), learned(1.0), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_labels_are_those_of_prediction_from_images(fitted):
     np.testing.assert_array_equal(fitted.predict(IMAGES), fitted.labels_)
     z = fitted.transform(IMAGES) @ fitted.cluster_centers_.T

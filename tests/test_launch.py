@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import ImageError, RankError, SkippedImageWarning
+from sklearn_excb.fitting import several_devices
 from sklearn_excb.runtime.devices import number_of_devices
 from tests.small_runs import DIGITS, STEPS_PER_EPOCH, assert_same_bits, small, states
 from tests.test_ranks import HERE, torchrun
@@ -213,10 +214,24 @@ def test_what_cannot_be_sent_says_so():
         small(**TWO).fit(Connected())
 
 
-@pytest.mark.slow
-def test_a_batch_that_does_not_go_round():
-    with pytest.raises(ValueError, match=r"batch_size=2 .* 3 devices.*batch_size to 6"):
-        small(device="cpu", devices=3, batch_size=2).fit(DIGITS)
+@pytest.mark.parametrize(
+    ("n", "parameters", "said"),
+    [
+        (60, {"devices": 3, "batch_size": 2}, r"batch_size=2 .* 3 devices.*batch_size to 6"),
+        (5, {"devices": 6, "K": 2}, "X holds 5 samples, too few for 6 devices"),
+        (60, {"devices": 10**6}, "devices=1000000, but this machine has .* CPU cores"),
+        (60, {"devices": 2**31}, "devices=2147483648 cannot be used"),
+        (60, {"devices": 2, "K": 61}, "K=61 exceeds n_samples=60"),
+        (60, {"devices": 2, "image_size": 640}, "image_size=640 would enlarge"),
+        (60, {"devices": 2, "local_size": 24, "n_local": 1}, "local_size=24 exceeds"),
+        (60, {"devices": 2, "freeze_backbone": True, "backbone": "resnet18"}, "random weights"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_shared_starts_no_process(n, parameters, said, monkeypatch):
+    monkeypatch.setattr(several_devices, "run_in_processes", None)
+    with pytest.raises(ValueError, match=said):
+        small(device="cpu", **parameters).fit(DIGITS[:n])
 
 
 class Fading:

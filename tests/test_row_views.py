@@ -31,10 +31,48 @@ def test_one_scale_for_all_features():
     assert row_statistics(load(np.ones((9, 3))), 9)[1] == 1.0
 
 
-@pytest.mark.parametrize("size", [1e160, 1e306])
-def test_rows_too_large_to_square_are_refused(size):
-    with pytest.raises(ValueError, match=r"their squares overflow\. Rescale X"):
-        ExCBEstimator(K=3).fit(size * (ROWS + 9))
+def learned(X, how):
+    few = {"K": 4, "epochs": 1, "batch_size": 60, "head_width": 8, "n_local": 0, "devices": 1}
+    excb = ExCBEstimator(**few, random_state=0, **how).fit(X)
+    return excb.labels_, excb.predict(X), excb.transform(X), excb.linkage_
+
+
+@pytest.mark.parametrize("how", [{}, {"backbone": "mlp"}], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "powers"),
+    [
+        (np.float64, [-1010, -700, -500, -340, -120, -47, -1, 3, 60, 127, 333, 510, 700, 1019]),
+        (np.float32, [-115, -47, 3, 60, 124]),
+        (np.float16, [-3, 9]),
+    ],
+    ids=["double", "single", "half"],
+)
+def test_nothing_depends_on_the_unit_of_rows(dtype, powers, how):
+    centers = 0.1 * ROWS[:120] + np.repeat(np.eye(4, 7), 30, axis=0)
+    X = (centers.round(3) + 2.0**-7).astype(dtype)  # no value is next to zero
+    X[np.abs(X) < 2.0**-10] = 2.0**-7
+    expected = learned(X, how)
+    assert len(set(expected[0])) == 4
+    for power in powers:
+        scaled = np.ldexp(X, power)
+        assert np.array_equal(np.ldexp(scaled, -power), X)
+        for found, at_one in zip(learned(scaled, how), expected, strict=True):
+            np.testing.assert_array_equal(found, at_one, err_msg=f"at 2**{power}")
+
+
+@pytest.mark.parametrize("unit", [5e-324 * 2**20, 1e-310, 1e-14, 1e150, 1e306])
+def test_rows_of_any_unit_are_clustered(unit):
+    X, y = make_blobs(120, centers=4, n_features=5, cluster_std=0.2, random_state=0)
+    labels = ExCBEstimator(K=4, epochs=2, random_state=0).fit_predict(X * unit)
+    assert normalized_mutual_info_score(y, labels) > 0.95
+
+
+@pytest.mark.parametrize("unit", [1e-320, 1e-30, 1.0, 1e300])
+def test_rows_without_spread_have_the_scale_of_their_size(unit):
+    rows = np.full((9, 3), unit)
+    assert row_statistics(load(rows), 9)[1] == pytest.approx(unit)
+    assert constant_of(rows) == 1.0
+    assert row_statistics(load(rows * 0), 9)[1] == 1.0
 
 
 @pytest.mark.parametrize("n_clusters", [2, 30, 600])

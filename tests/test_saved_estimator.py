@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import stat
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import sklearn_excb.saving.saved_estimator
 from sklearn_excb import DamagedFileError, ExCBEstimator
+from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
 from sklearn_excb.storage.tensor_files import text_checksum
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
 from tests.test_resume import Payload, backbone, cut, empty, flip
@@ -90,6 +92,8 @@ def test_tensors_of_another_estimator_are_refused(saved, tmp_path):
         (lambda d: d.pop("facts"), r"unknown: none; missing: facts\)"),
         (lambda d: d["settings"].update(more=1), "other settings .*unknown: more"),
         (lambda d: d["parameters"].update(more=1), "parameters that .* does not know: more"),
+        (lambda d: d["facts"].update(predict="x", K=7), "facts that .* does not know: K, predict"),
+        (lambda d: d["facts"].update(_fitted=7), "facts that .* does not know: _fitted"),
         (lambda d: d["recipe"].update(more=1), "other values of ViewRecipe .*unknown: more"),
         (lambda d: d["recipe"].update(kind="os.system"), "unknown kind of recipe, 'os.system'"),
         (lambda d: d.update(tensors="../x.safetensors"), "is not a file of tensors beside it"),
@@ -106,6 +110,13 @@ def test_what_is_not_known_is_refused(change, said, saved):
     redescribe(saved, change)
     with pytest.raises(ValueError, match=said):
         ExCBEstimator.load(saved)
+
+
+def test_no_file_says_where_a_fit_writes(saved, tmp_path):
+    given = {name: str(tmp_path / "planted") for name in CHECKPOINT_PARAMETERS}
+    redescribe(saved, lambda description: description["parameters"].update(given))
+    loaded, unchanged = ExCBEstimator.load(saved).get_params(), ExCBEstimator().get_params()
+    assert [loaded[name] for name in given] == [unchanged[name] for name in given]
 
 
 @pytest.mark.parametrize("content", ["7", "[]", "null", '"x"'])
@@ -135,6 +146,97 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(saved, fitted, monkeypatch
     other.save(saved)
     assert_same_bits(ExCBEstimator.load(saved), other)
     assert len(list(saved.iterdir())) == 2
+
+
+@pytest.fixture(scope="module")
+def others():
+    return [small(random_state=seed, epochs=0).fit(DIGITS) for seed in (1, 2, 3)]
+
+
+STAGES = ["_superseded", "write_tensors", "_checksum"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("within", [None, *STAGES])
+def test_saves_to_one_folder_leave_the_last_to_finish(stage, within, saved, others, monkeypatch):
+    waiting = [(within, others[1]), (None, others[2])]
+
+    def save(estimator, stage):
+        """Save, and let others save completely after a stage."""
+        if stage is None:
+            estimator.save(saved)
+            assert_same_bits(ExCBEstimator.load(saved), estimator)
+            return
+        done = getattr(sklearn_excb.saving.saved_estimator, stage)
+
+        def meanwhile(*arguments):
+            found = done(*arguments)
+            patched.undo()
+            if waiting:
+                next_stage, next_one = waiting.pop(0)
+                save(next_one, next_stage)
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sklearn_excb.saving.saved_estimator, stage, meanwhile)
+            estimator.save(saved)
+        assert_same_bits(ExCBEstimator.load(saved), estimator)
+
+    save(others[0], stage)
+    assert_same_bits(ExCBEstimator.load(saved), others[0])
+
+
+def test_a_load_while_another_saves_reads_what_is_there_then(saved, others, monkeypatch):
+    read, waiting = sklearn_excb.saving.saved_estimator.read_tensors, list(others)
+
+    def meanwhile(file):
+        if waiting:
+            waiting.pop().save(saved)
+        return read(file)
+
+    monkeypatch.setattr(sklearn_excb.saving.saved_estimator, "read_tensors", meanwhile)
+    assert_same_bits(ExCBEstimator.load(saved), others[0])
+    assert not waiting
+
+
+def test_what_killed_saves_leave_is_removed_in_time(saved, others):
+    young, old = (saved / f"tensors-{digit * 16}.safetensors" for digit in "0f")
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    others[0].save(saved)
+    assert young.exists()
+    assert not old.exists()
+
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+
+
+@needs_pipes
+@pytest.mark.parametrize("which", ["description", "tensors", "state"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(which, saved, tmp_path):
+    named = {"description": saved / "estimator.json", "tensors": tensors_of(saved)}
+    file = named.get(which, tmp_path / "best.safetensors")
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(OSError, match="not a regular file"):
+        ExCBEstimator.load(file if which == "state" else saved)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_paths_need_not_be_utf_8(fitted, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    fitted.save(folder)
+    assert_same_bits(ExCBEstimator.load(folder), fitted)
+    checkpoints = {"checkpoint_dir": folder / "run", "epochs": 1}
+    first = small(**checkpoints).fit(DIGITS)
+    assert_same_bits(small(**checkpoints).fit(DIGITS), first)
+    ExCBEstimator.load(folder / "run" / "best.safetensors")
+    torch.manual_seed(0)
+    convolution = {"backbone": "resnet18", "image_size": 32, "n_local": 0, "epochs": 0}
+    fitted = small(**convolution).fit(DIGITS)
+    fitted.export_backbone(folder / "backbone.safetensors")
+    small(**convolution, pretrained=folder / "backbone.safetensors", n_channels=1).fit(DIGITS)
 
 
 def test_files_can_be_read_by_whom_the_umask_lets(fitted, tmp_path):

@@ -123,7 +123,7 @@ def test_only_a_part_of_a_stream_is_in_memory(fitted):
     def counted():
         nonlocal most
         for i in range(300):
-            image = IMAGES[0].copy()
+            image = IMAGES[i % len(IMAGES)].copy()
             alive.add(i)
             weakref.finalize(image, alive.discard, i)
             most = max(most, len(alive))
@@ -227,7 +227,7 @@ def test_of_a_stream_only_a_part_and_the_next_are_in_memory():
 
     def counted():
         for i in itertools.count():
-            image = IMAGES[0].copy()
+            image = IMAGES[i % len(IMAGES)].copy()
             alive.add(i)
             weakref.finalize(image, alive.discard, i)
             left.append(len(alive))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from sklearn_excb.data.sources import Source
 from sklearn_excb.fitting.checkpoints import open_checkpoints
@@ -18,14 +21,17 @@ from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.runtime.process_state import (
     generator_states,
+    preserved_generators,
     resumed_generators,
 )
 from sklearn_excb.runtime.progress import progress_bar
+from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.settings.validation import check_devices
 from sklearn_excb.storage.packing import Snapshot
 from sklearn_excb.training.build import Model, prepare
 from sklearn_excb.training.coarse_groups import group_centroids
 from sklearn_excb.training.context import FitContext
+from sklearn_excb.training.final_labels import looked_at
 from sklearn_excb.training.history import entry, filling
 from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.training.settling import enough_to_settle, settle_teacher, settling_sample
@@ -77,6 +83,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
             stack.enter_context(resumed_generators(run.generators))
         else:
             labels = start(run, batches, model, context, draws, None if trains else sums)
+        run.monitor.inputs = partial(some_inputs, batches, settings)
         if trains:
             ending = train_run(run, batches, model, context, checkpoints, bar)
         state = checkpoints.state(run, ending)
@@ -88,6 +95,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
             labels = settle_and_label(run, batches, model, context, sums)
             if ending == "done":
                 run.monitor.check(run.history[-1])
+        run.monitor.check_labels(labels, run.step)
         data.close(context.ranks)
     return result(model, run, context, labels, sums, state=state, stopped=ending == "stopped")
 
@@ -150,6 +158,14 @@ def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> La
     if sums is not None:
         ranks.sum_array(sums)
     return ranks.sum_array(labels)
+
+
+def some_inputs(batches: Batches, settings: Settings) -> Iterator[Tensor]:
+    """Yield some of this rank's kept samples, and leave alone what a data set draws from."""
+    n = batches.n_kept()
+    with preserved_generators():
+        mine = looked_at(np.arange(n)[batches.ranks.span(n)])
+        yield from batches.whole(settings.inference_batch, mine)
 
 
 def settle_and_label(

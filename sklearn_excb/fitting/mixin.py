@@ -109,6 +109,7 @@ class FittingMixin(LearnedAttributes):
         if self.steps_per_epoch != "auto":
             return self._fit_stream(X, context)
         ranks = context.ranks
+        n_devices = number_of_devices(self.devices, context.device) if ranks.count == 1 else 1
         with unchanged_on_error(self), usual_modes():
             with ranks.together():
                 source = open_samples(self, X, fitting=True)
@@ -116,8 +117,6 @@ class FittingMixin(LearnedAttributes):
                 usable = drop_unusable(source, n_jobs, progress=context.shows_progress)
             skipped_before = skipped_of(source)
             warn_skipped(skipped_before, len(source))
-            alone = ranks.count == 1
-            n_devices = number_of_devices(self.devices, context.device) if alone else 1
             if n_devices > 1:
                 fitted = fit_on(n_devices, usable, context)
             else:

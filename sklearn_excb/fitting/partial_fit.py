@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -27,11 +28,13 @@ from sklearn_excb.settings.resolve import Facts, Settings
 from sklearn_excb.storage.packing import Snapshot, pack, unpack
 from sklearn_excb.training.build import Model, prepare
 from sklearn_excb.training.context import FitContext
+from sklearn_excb.training.final_labels import MOST_LOOKED_AT
 from sklearn_excb.training.gradients import Divergence
 from sklearn_excb.training.history import entry
 from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.training.optimizer import Plan
 from sklearn_excb.training.settling import enough_to_settle, settle_teacher
+from sklearn_excb.training.teacher_outputs import assign
 from sklearn_excb.views.batches import Batch, ViewBatches
 from sklearn_excb.views.reservoir import Reservoir, samples_of, source_of
 from sklearn_excb.views.whole_images import inference_inputs
@@ -216,9 +219,9 @@ class OnlineFit:
             seed=self.seed,
         )
 
-    def inputs(self) -> Iterator[Tensor]:
-        """Return batches of the kept samples, prepared for inference."""
-        kept = self.reservoir.draw(0, len(self.reservoir))
+    def inputs(self, most: int = _NO_END) -> Iterator[Tensor]:
+        """Return batches of at most ``most`` kept samples, prepared for inference."""
+        kept = self.reservoir.draw(0, min(most, len(self.reservoir)))
         return inference_inputs(
             source_of(kept, self.model.settings.n_channels),
             self.model.recipe,
@@ -234,6 +237,10 @@ class OnlineFit:
         teacher = ClusterNetwork(learning.backbone, learning.projector, centroids).eval()
         if enough_to_settle(self.model.settings, n):
             settle_teacher(teacher, self.inputs(), self.model.settings, n_samples=n, seed=self.seed)
+        if self._run is not None and n:
+            labels = np.empty(min(MOST_LOOKED_AT, n), np.int64)
+            assign(teacher, self.inputs(MOST_LOOKED_AT), out=labels)
+            self._run.monitor.check_labels(labels, self._run.step)
         return teacher
 
     def _batches(self, source: Source, n_jobs: int, first: int) -> Iterator[Batch]:
@@ -258,6 +265,7 @@ class OnlineFit:
         networks = self.model.networks.to(self.device)  # inference may have moved them
         if self._run is None:
             self._run = Run.of(networks, self.model.settings, self.device, self.n_samples)
+            self._run.monitor.inputs = partial(self.inputs, MOST_LOOKED_AT)
             if self.kept is not None:
                 state = unpack(*self.kept)
                 self._run.load_state_dict(state, state["step"], within=True)

@@ -12,7 +12,9 @@ from sklearn_excb.fitting.fit import fit
 from sklearn_excb.fitting.training_data import Collection
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.runtime.launch import run_in_processes
+from sklearn_excb.runtime.process_state import preserved_generators
 from sklearn_excb.runtime.ranks import Ranks
+from sklearn_excb.training.build import check_before, facts_of
 from sklearn_excb.training.context import FitContext
 
 
@@ -49,7 +51,14 @@ def fit_on(n_devices: int, source: Source, context: FitContext) -> Fitted:
     """Fit a source with one process per device; the result is that of one, up to rounding.
 
     See :func:`sklearn_excb.runtime.launch.run_in_processes`.
+
+    Raises
+    ------
+    ValueError
+        If parameters, data and the number of devices do not go together. No process starts then.
     """
+    with preserved_generators():  # a data set may draw from them where its first images are read
+        check_before(context.parameters, facts_of(source), n_devices)
     n_threads = max(1, torch.get_num_threads() // n_devices)
     fitted, reasons = run_in_processes(n_devices, FitJob(source, context, n_threads))
     if isinstance(source, ItemImages):

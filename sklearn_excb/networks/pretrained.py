@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sklearn_excb.exceptions import PretrainedWeightsError
 from sklearn_excb.runtime.private_generator import PrivateGenerator
+from sklearn_excb.storage.tensor_files import open_safetensors
 from sklearn_excb.storage.torch_files import load_objects
 from sklearn_excb.storage.weight_files import existing
 
@@ -156,9 +157,8 @@ def _best(name: str) -> Any:
 def _read(file: Path) -> dict[str, Tensor]:
     """Read the weights of a file by name, also if a checkpoint contains them among other things."""
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
+        with open_safetensors(file) as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     from timm.models import clean_state_dict
 
     found = load_objects(file)

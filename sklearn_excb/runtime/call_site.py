@@ -7,7 +7,7 @@ import warnings
 from types import FrameType
 
 # packages whose frames are skipped: this one, and those that wrap or call its methods
-_SKIPPED = frozenset(("sklearn_excb", "contextlib", "sklearn", "joblib"))
+_SKIPPED = frozenset(("sklearn_excb", "contextlib", "functools", "sklearn", "joblib"))
 
 
 def caller() -> FrameType:

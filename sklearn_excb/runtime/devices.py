@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,8 @@ _PAIRS = (  # files with limit and usage, in version 2 and in version 1 of cgrou
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+
+_PROCESSES_PER_CORE, _FEWEST_PROCESSES = 4, 8  # processes that a CPU may be asked for
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -55,7 +58,7 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
     Raises
     ------
     ValueError
-        If there are fewer GPUs, or if ``device`` is a single device.
+        If there are not as many GPUs, or far fewer CPU cores.
     """
     if device.type == "cuda" and device.index is None:
         there = torch.cuda.device_count()
@@ -71,6 +74,14 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
             f"devices={devices}, but device={str(device)!r} is a single device. Leave "
             'devices="auto", or pass a device without a number, such as device="cuda".'
         )
+    elif devices != "auto" and device.type == "cpu":
+        cores = os.cpu_count() or 1
+        most = max(_FEWEST_PROCESSES, cores * _PROCESSES_PER_CORE)
+        if int(devices) > most:
+            raise ValueError(
+                f"devices={devices}, but this machine has {cores} CPU cores, too few for more than "
+                f'{most} processes. Lower it, or leave devices="auto": one process uses all cores.'
+            )
     return 1 if devices == "auto" else int(devices)
 
 

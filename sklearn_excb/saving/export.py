@@ -60,7 +60,7 @@ def export_onnx(
     OSError
         If the file cannot be written.
     ValueError
-        If ``dtype`` is not one of these, or the backbone cannot be exported.
+        If ``dtype`` is not one of these, the path is not UTF-8, or the backbone cannot be exported.
     RuntimeError
         If onnxruntime and torch compute different results. Then nothing is written.
     """
@@ -72,6 +72,12 @@ def export_onnx(
         raise ValueError(f"dtype={dtype!r} cannot be used: for {kind} it must be {allowed}.")
     parts = [output_files.check_writable(path)]
     file = parts[0]
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"path={str(file)!r} is not UTF-8, and onnx takes no other path. Choose another file."
+        ) from None
     for module in ("onnx", "onnxscript", "onnxruntime"):
         _optional.require(module, extra="onnx", purpose="Exporting to ONNX")
     network = _end_to_end(fitted, embedding)
@@ -200,7 +206,7 @@ def _difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     """Return the largest difference as a share of the largest number."""
     if found.shape != expected.shape:
         return float("nan")
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1))
 
 
 def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:

@@ -58,12 +58,19 @@ class PersistenceMixin(LearnedAttributes):
         """
         with usual_modes():
             parameters, resolved, facts, fitted = load_estimator(path, backbone)
-        unknown = sorted(parameters.keys() - cls().get_params(deep=False))
-        if unknown:
-            raise ValueError(
-                f"{path} has parameters that this {cls.__name__} does not know: "
-                f"{', '.join(unknown)}. Load it with the version that wrote it."
-            )
+        # save() leaves out those of checkpoints; other files must not say where a fit writes
+        parameters = {n: of for n, of in parameters.items() if n not in CHECKPOINT_PARAMETERS}
+        known = cls().get_params(deep=False).keys()
+        for kind, unknown in (
+            ("parameters", parameters.keys() - known),
+            ("facts", facts.keys() - set(INPUT_FACTS)),
+        ):
+            if unknown:
+                raise ValueError(
+                    f"{path} has {kind} that this {cls.__name__} does not know: "
+                    f"{', '.join(sorted(unknown))}. Load it with the version that wrote it, if "
+                    "save() wrote it."
+                )
         estimator = cls(**parameters)
         estimator.__dict__.update(facts)
         estimator._set_fitted(fitted, resolved)

@@ -4,7 +4,8 @@ A saved estimator is a folder with ``estimator.json`` (version, parameters, sett
 the file that it names, ``tensors-....safetensors``: the parameters and buffers of f, h and C, the
 labels, the positions of clusters for merging, and the statistics of rows. Both have checksums.
 ``estimator.json`` is written last. After an interrupted save, the folder therefore still has the
-previous estimator.
+previous estimator. Processes may save to one folder and
+load from it at any time; the last to finish is what is there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import math
 import os
 import re
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from sklearn_excb.exceptions import DamagedFileError
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.storage.checkpoint_folder import read_checkpoint
 from sklearn_excb.storage.packing import pack, unpack
+from sklearn_excb.storage.regular_files import open_regular
 from sklearn_excb.storage.tensor_files import read_tensors, text_checksum, write_tensors
 from sklearn_excb.training.network_description import (
     DESCRIBED,
@@ -41,6 +45,7 @@ _READ = (7, 8, FORMAT)
 _DESCRIPTION = "estimator.json"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."
+_LEFT_BEHIND = 86_400.0  # seconds after which nobody is still writing a description for tensors
 _PARTS = {"format", "tensors", "tensors_checksum", "parameters", "resolved", "facts", "history"}
 Loaded = tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]
 
@@ -88,26 +93,57 @@ def save_estimator(
         arrays["mean"] = described["recipe"].pop("mean")
     weights = fitted.teacher.state_dict()
     arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
-    before = [file for file in folder.iterdir() if _NAME.fullmatch(file.name)]
+    replaced = _superseded(folder)
     file = folder / f"tensors-{uuid.uuid4().hex[:16]}.safetensors"
-    checksum = write_tensors(file, *pack(arrays))
-    description = plain(
-        {
-            "format": FORMAT,
-            "tensors": file.name,
-            "tensors_checksum": checksum,
-            "parameters": parameters,
-            "resolved": resolved,
-            "facts": facts,
-            "history": fitted.history,
-            **described,
-        }
-    )
-    checked = {**description, "checksum": _checksum(description)}
-    with output_files.replacing(folder / _DESCRIPTION) as beside:
-        beside.write_text(json.dumps(checked, indent=1, allow_nan=False), encoding="utf-8")
-    for old in before:
-        old.unlink(missing_ok=True)
+    try:
+        checksum = write_tensors(file, *pack(arrays))
+        description = plain(
+            {
+                "format": FORMAT,
+                "tensors": file.name,
+                "tensors_checksum": checksum,
+                "parameters": parameters,
+                "resolved": resolved,
+                "facts": facts,
+                "history": fitted.history,
+                **described,
+            }
+        )
+        checked = {**description, "checksum": _checksum(description)}
+        with output_files.replacing(folder / _DESCRIPTION) as beside:
+            beside.write_text(json.dumps(checked, indent=1, allow_nan=False), encoding="utf-8")
+    except BaseException:
+        if _named_in(folder) != file.name:
+            file.unlink(missing_ok=True)
+        raise
+    for old in replaced:
+        with suppress(OSError):  # it is being read, on Windows
+            old.unlink(missing_ok=True)
+
+
+def _superseded(folder: Path) -> list[Path]:
+    """Return the files of tensors that nothing names once a new description is written.
+
+    Another process may be saving to the folder. What the current description names will not be
+    named again. Other files may be about to be named, unless they are old: then a save was killed.
+    """
+    named, found = _named_in(folder), []
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if _NAME.fullmatch(file.name) and (
+                file.name == named or time.time() - file.stat().st_mtime > _LEFT_BEHIND
+            ):
+                found.append(file)
+    return found
+
+
+def _named_in(folder: Path) -> str | None:
+    """Return the file of tensors that a description names; None if it cannot be read."""
+    try:
+        with open_regular(folder / _DESCRIPTION) as file:
+            return json.load(file)["tensors"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _checksum(description: Mapping[str, Any]) -> str:
@@ -115,15 +151,31 @@ def _checksum(description: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the description, and the tensors and arrays, of a saved estimator."""
+    """Return the description, and the tensors and arrays, of a saved estimator.
+
+    Another process may save to the folder meanwhile: it removes the tensors that a description
+    named once a new description is there, which is read then.
+    """
+    named = _named_in(folder)
+    while True:
+        try:
+            return _read_once(folder)
+        except (FileNotFoundError, DamagedFileError):
+            before, named = named, _named_in(folder)
+            if named in (None, before):
+                raise
+
+
+def _read_once(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     file = folder / _DESCRIPTION
-    if not file.is_file():
+    try:
+        with open_regular(file) as opened:
+            description = json.load(opened)
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"No saved estimator in {folder}: the folder has no {_DESCRIPTION}. Pass the folder "
             "that save() wrote."
-        )
-    try:
-        description = json.loads(file.read_bytes())
+        ) from None
     except ValueError as error:
         raise DamagedFileError(f"{file} is damaged: {error}.") from error
     known = description.get("format") if isinstance(description, dict) else None
@@ -175,7 +227,7 @@ def load_estimator(path: str | os.PathLike[str], backbone: nn.Module | None) -> 
     """
     path = Path(path)
     try:
-        read = _read_checkpoint if path.is_file() else _read
+        read = _read_checkpoint if path.exists() and not path.is_dir() else _read
         return _built(path, *read(path), backbone)
     except (AttributeError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise ValueError(

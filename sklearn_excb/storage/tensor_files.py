@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sklearn_excb.exceptions import DamagedFileError
+from sklearn_excb.storage.regular_files import check_regular, open_regular
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -> str:
@@ -75,7 +77,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
         If the file cannot be read.
     """
     try:
-        with safe_open(file, "pt") as opened:
+        with open_safetensors(file) as opened:
             metadata = opened.metadata() or {}
             # copies, because the file may be replaced while the tensors are used
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
@@ -89,6 +91,28 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
             else f"{file} has no checksum, so it was not written by sklearn_excb."
         )
     return tensors, json.loads(text), checksum
+
+
+@contextmanager
+def open_safetensors(file: Path) -> Iterator[Any]:
+    """Open a file as safetensors does, but only a regular file, and at any path.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read, or is not regular.
+    SafetensorError
+        If the file has another format, or is damaged.
+    """
+    check_regular(file.stat().st_mode, file)
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:  # safetensors takes no such path, but another name of the open file
+        with open_regular(file) as held, safe_open(f"/dev/fd/{held.fileno()}", "pt") as opened:
+            yield opened
+        return
+    with safe_open(file, "pt") as opened:
+        yield opened
 
 
 def text_checksum(text: str) -> str:

@@ -28,7 +28,12 @@ from sklearn_excb.settings.resolve import (
     resolve_backbone,
     resolve_image_size,
 )
-from sklearn_excb.settings.validation import check_rows_parameters, check_sizes, check_weights
+from sklearn_excb.settings.validation import (
+    check_devices,
+    check_rows_parameters,
+    check_sizes,
+    check_weights,
+)
 from sklearn_excb.training.context import FitContext
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
@@ -84,6 +89,27 @@ def _examples(settings: Settings, kind: str) -> list[Tensor]:
     has_local = settings.n_local and not settings.freeze_backbone
     sizes = [settings.image_size, *([settings.local_size] if has_local else [])]
     return [torch.zeros(2, settings.n_channels, size, size) for size in sizes]
+
+
+def check_before(parameters: Mapping[str, Any], facts: Facts, n_devices: int) -> None:
+    """Check what can be checked without a network, before any process of a fit starts.
+
+    Raises
+    ------
+    ValueError
+        If parameters, data and the number of processes do not fit together.
+    """
+    if facts.kind == "rows":
+        check_rows_parameters(parameters)
+    check_weights(parameters)
+    settings = resolve(parameters, facts, has_batch_norm=True)
+    check_sizes(settings, facts)
+    if facts.n_samples < n_devices:
+        raise ValueError(
+            f"X holds {facts.n_samples} samples, too few for {n_devices} devices: each device "
+            "needs a sample of every batch. Lower devices."
+        )
+    check_devices(settings, n_devices)
 
 
 def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, Settings, int]:

@@ -14,6 +14,7 @@ Axes: ``K`` fine clusters, the leaves; ``D`` dimensions; ``d`` features of the b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,9 @@ def group_centroids(
     if means.shape[1] > _MOST_DIMENSIONS:
         means = _main_directions(means, counts)
     if directions:
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        means /= np.float32(_unit(means))  # keeps squares in range
+        norms = np.linalg.norm(means, axis=1, keepdims=True)
+        means /= np.where(norms > 0, norms, 1)
     used, empty = np.flatnonzero(counts), np.flatnonzero(counts == 0)
     if len(empty):
         means[empty] = means[used[_nearest(centroids[empty], centroids[used], 1)[:, 0]]]
@@ -145,11 +148,14 @@ def merge_tree(
     points, weights = _check(centroids, sizes)
     K = len(points)
     empty = np.flatnonzero(weights == 0)
+    unit = _unit(points)  # keeps squares of large and small values in range
+    points /= unit
     if not len(empty):
-        return _tree(points, weights, exact_up_to)
+        return _scaled(_tree(points, weights, exact_up_to), unit)
     used = np.flatnonzero(weights)
     tree = _tree(points[used], weights[used], exact_up_to)
-    return _with_empty(tree, used, empty, used[_nearest(points[empty], points[used], 1)[:, 0]], K)
+    nearest = used[_nearest(points[empty], points[used], 1)[:, 0]]
+    return _scaled(_with_empty(tree, used, empty, nearest, K), unit)
 
 
 def cut(linkage: npt.ArrayLike, n_groups: int) -> Ints:
@@ -224,13 +230,22 @@ def _tree(points: Doubles, weights: Doubles, exact_up_to: int) -> Linkage:
     """Build the linkage of clusters that all have images."""
     if len(points) == 1:
         return np.empty((0, 4))
-    unit = np.abs(points).max() or 1.0  # keeps squares of large and small values in range
+    unit = np.abs(points).max() or 1.0
     merging = Merging(points / unit, weights)
     if len(points) > exact_up_to:
         merging.merge_along(_graph(points / unit), exact_up_to)
-    tree = merging.tree()
+    return _scaled(merging.tree(), unit)
+
+
+def _scaled(tree: Linkage, unit: float) -> Linkage:
+    """Return a tree with the heights of another unit."""
     tree[:, 2] *= unit
     return tree
+
+
+def _unit(points: npt.NDArray[Any]) -> float:
+    """Return the largest power of two that a value reaches: division by it is exact."""
+    return math.ldexp(1.0, math.frexp(float(np.abs(points).max(initial=0.0)) or 1.0)[1] - 1)
 
 
 def _graph(points: Doubles) -> Ints:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.settings.auto_rules import learning_rate
 from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.training.final_labels import in_one_cluster, why_alike
 
 if TYPE_CHECKING:
     from sklearn_excb.training.gradients import Divergence
@@ -58,6 +61,14 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
     str or None
         Text of a warning, or None.
     """
+    found = _finding(record, settings, steps_per_epoch)
+    return None if found is None else " ".join(found)
+
+
+def _finding(
+    record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
+) -> tuple[str, str] | None:
+    """Return what an epoch shows, and the advice; see :func:`collapse`."""
     K, epoch = settings.K, record["epoch"]
     if K <= _UNEVEN:
         return None
@@ -72,33 +83,32 @@ def collapse(record: Mapping[str, Any], settings: Settings, steps_per_epoch: int
     if trained_enough and few(inferred, _FEW_LABELLED):  # False for nan, before the last epoch
         return (
             f"The clusters have collapsed: labels_ has {inferred:.3g} of {K} clusters in effective "
-            f"use, and {record['empty_fraction']:.0%} are empty. {_advise_more_steps(settings)}"
-        )
+            f"use, and {record['empty_fraction']:.0%} are empty."
+        ), _advise_more_steps(settings)
     when = f"in epoch {epoch} of {settings.epochs}"
     balanced, plain = record["effective_clusters_balanced"], record["effective_clusters_plain"]
     if epoch >= _FIRST_EPOCH and few(balanced):
         return (
             f"The clusters are collapsing: {when}, only {balanced:.3g} of {K} are in effective use "
-            f"after balancing. {_advise_balancing(settings)}"
-        )
+            "after balancing."
+        ), _advise_balancing(settings)
     warmup = settings.warmup_epochs
     if epoch < max(_FEWEST_EPOCHS, warmup + _LEARNING * (settings.epochs - warmup)):
         return None
     if trained_enough and few(plain) and not settings.settle_passes:
         return (
             f"The clusters are collapsing: {when}, {balanced:.3g} of {K} are in effective use "
-            f"after balancing, but only {plain:.3g} without it, and predict does not balance. "
-            f"{_advise_more_steps(settings)}"
-        )
+            f"after balancing, but only {plain:.3g} without it, and predict does not balance."
+        ), _advise_more_steps(settings)
     measured = (
         f"{when}, the loss is {record['loss']:.2f} (log K is {math.log(K):.2f}), and the entropy "
         f"of the targets is {record['teacher_entropy']:.0%} of its maximum."
     )
     if record["teacher_entropy"] > _UNLEARNED:
-        return f"The fit has learned little so far: {measured} {_advise_sharper_targets(settings)}"
+        return f"The fit has learned little so far: {measured}", _advise_sharper_targets(settings)
     if record["loss"] > _UNLEARNED * math.log(K):
-        return (
-            f"The student does not follow the teacher: {measured} {_advise_learning_rate(settings)}"
+        return f"The student does not follow the teacher: {measured}", _advise_learning_rate(
+            settings
         )
     return None
 
@@ -135,6 +145,16 @@ def _advise_more_steps(settings: Settings) -> str:
     )
 
 
+def _advise_after(steps: int, settings: Settings) -> str:
+    """Return the advice for labels that are all the same although the samples differ."""
+    if steps < _FEWEST_STEPS:
+        return (
+            f"The fit took {steps} steps, too few to learn from. Raise epochs (now "
+            f"{settings.epochs}), or lower batch_size (now {settings.batch_size})."
+        )
+    return _advise_more_steps(settings)
+
+
 def _advise_balancing(settings: Settings) -> str:
     """Return the advice for labels that pile up in a few clusters."""
     if settings.balancing not in ("linear", "exponential"):
@@ -160,6 +180,14 @@ class CollapseMonitor:
         Settings of the fit.
     steps_per_epoch : int
         Steps per epoch of the fit.
+
+    Attributes
+    ----------
+    warned : bool
+        Whether a warning was given, also by the run that this one resumes.
+    inputs : callable or None
+        Function that returns some of the samples as inference sees them. A warning looks at them
+        for its cause.
     """
 
     def __init__(self, teacher: ClusterNetwork, settings: Settings, steps_per_epoch: int) -> None:
@@ -168,7 +196,8 @@ class CollapseMonitor:
         self._steps_per_epoch = steps_per_epoch
         self._kept: dict[str, Any] | None = None
         self._kept_when = ""
-        self.warned = False
+        self.warned = self._told = False
+        self.inputs: Callable[[], Iterable[Tensor]] | None = None
 
     def keep(self, when: str) -> None:
         """Keep a copy of the teacher, which is sound.
@@ -193,10 +222,29 @@ class CollapseMonitor:
         """Warn of a collapse that an entry of the history shows, unless a warning was given."""
         if self.warned:
             return
-        reason = collapse(record, self._settings, self._steps_per_epoch)
-        if reason is not None:
-            self.warned = True
-            warn_caller(reason, CollapseWarning)
+        found = _finding(record, self._settings, self._steps_per_epoch)
+        if found is not None:
+            self._warn(*found)
+
+    def check_labels(self, labels: npt.NDArray[np.int64], steps: int) -> None:
+        """Warn of a trained fit whose labels are all the same, unless this process has warned.
+
+        Parameters
+        ----------
+        labels : ndarray of shape (n_samples,)
+            Labels by plain inference at the end.
+        steps : int
+            Number of training steps so far.
+        """
+        found = in_one_cluster(labels, self._settings.K)
+        if found is not None and steps and not self._told:
+            self._warn(found, _advise_after(steps, self._settings))
+
+    def _warn(self, found: str, advice: str) -> None:
+        """Warn of what was found; where the samples themselves are the cause, advise on them."""
+        self.warned = self._told = True
+        cause = None if self.inputs is None else why_alike(self.inputs(), self._settings.K)
+        warn_caller(f"{found} {cause or advice}", CollapseWarning)
 
     def recover(
         self,
@@ -237,7 +285,7 @@ class CollapseMonitor:
             error.rows = list(rows)
             raise error
         self._teacher.load_state_dict(self._kept)
-        self.warned = True
+        self.warned = self._told = True
         warn_caller(
             f"{message} The fit stops with the weights it had {self._kept_when}.",
             DivergenceWarning,

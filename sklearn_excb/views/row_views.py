@@ -27,6 +27,8 @@ _STATISTICS_BLOCK = 2**20  # elements: 8 MB of float64
 _NOISE = 1 << 32  # number of the operation, to which the block of four features is added
 _STRENGTH, _MOST = 1.8, 1.2  # noise in neighbourhood radii, and its limit in units of scale
 _LENGTHS = 3.0  # constant feature, in interquartile ranges of the rows' lengths
+_NO_SPREAD = 1e-12  # deviation, in units of the mean, that rounding errors can reach
+_SAFE = 1e-100, 1e100  # scales at which neither squares nor differences leave the range of floats
 _SHORT = 1e-6  # length, in units of scale, that rounding errors can reach
 _QUERIES = 64  # rows whose neighbours are measured
 _FEWEST, _PER_CLUSTER = 20_000, 4  # rows among which to find neighbours, in all or per cluster
@@ -117,8 +119,23 @@ def standardize(rows: npt.NDArray[Any], recipe: RowRecipe) -> Tensor:
 
     The difference is computed in float64, so features far from zero keep their digits.
     """
-    standard = (rows.astype(np.float64) - recipe.mean) / recipe.scale
-    return torch.from_numpy(standard.astype(np.float32))
+    return torch.from_numpy(_standard(rows, recipe).astype(np.float32))
+
+
+def _standard(rows: npt.NDArray[Any], recipe: RowRecipe) -> npt.NDArray[np.float64]:
+    unit = 1.0 if _SAFE[0] < recipe.scale < _SAFE[1] else _power_of_two(recipe.scale)
+    return (_in_unit(rows, unit) - recipe.mean / unit) / (recipe.scale / unit)
+
+
+def _power_of_two(size: float) -> float:
+    """Return the power of two just above half a number: division by it is exact."""
+    return math.ldexp(1.0, math.frexp(size)[1] - 1)
+
+
+def _in_unit(rows: npt.NDArray[Any], unit: float) -> npt.NDArray[np.float64]:
+    """Return rows as multiples of a unit."""
+    doubles = rows.astype(np.float64)
+    return doubles if unit == 1 else doubles / unit
 
 
 def row_recipe(
@@ -151,7 +168,9 @@ def row_recipe(
         Numbers of global and local views, G and L.
     """
     mean, scale = row_statistics(load, n_rows)
-    radius = neighborhood_radius(load, n_rows, n_clusters) / scale / math.sqrt(len(mean))
+    unit = _power_of_two(scale)  # squares and single precision have the range for no other
+    radius = neighborhood_radius(lambda some: _in_unit(load(some), unit), n_rows, n_clusters)
+    radius = radius / (scale / unit) / math.sqrt(len(mean))
     return RowRecipe(n_global, n_local, mean, scale, min(_MOST, _STRENGTH * radius))
 
 
@@ -160,22 +179,29 @@ def row_statistics(
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Return the mean of each feature and the root mean square of their standard deviations.
 
-    The second number is 1 if the rows have no spread.
-
-    Raises
-    ------
-    ValueError
-        If the rows are so large that their squares overflow.
+    If the rows have no spread, the second number is the largest mean, or 1 if all values are 0.
     """
+    mean, variance = _moments(load, n_rows)
+    unit = 1.0
+    if not _SAFE[0] ** 2 < variance < _SAFE[1] ** 2:  # squares may be out of range
+        blocks = _blocks(load, np.arange(n_rows))
+        largest = max(float(np.abs(load(block).astype(np.float64)).max()) for block in blocks)
+        unit = _power_of_two(largest) if largest else 1.0
+        mean, variance = _moments(lambda some: _in_unit(load(some), unit), n_rows)
+    scale, offset = math.sqrt(variance), float(np.abs(mean).max())
+    return mean * unit, (scale if scale > _NO_SPREAD * offset else offset or 1.0) * unit
+
+
+def _moments(
+    load: Callable[[Indices], npt.NDArray[Any]], n_rows: int
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Return the mean of each feature, and the mean of their variances, as plain sums give them."""
     blocks = _blocks(load, np.arange(n_rows))
     with np.errstate(over="ignore", invalid="ignore"):
         sums = [load(block).sum(axis=0, dtype=np.float64) for block in blocks]
         mean = np.sum(sums, axis=0) / n_rows
         squares = np.sum([np.square(load(block) - mean).sum() for block in blocks])
-    if not np.isfinite(squares):
-        raise ValueError("The values of X are so large that their squares overflow. Rescale X.")
-    scale = math.sqrt(squares / n_rows / len(mean))
-    return mean, scale if scale > 1e-12 * max(1.0, np.abs(mean).max()) else 1.0
+    return mean, float(squares / n_rows / len(mean))
 
 
 def constant_feature(
@@ -199,7 +225,7 @@ def constant_feature(
     """
     blocks = _blocks(load, _spread(n_rows, _FEWEST))
     lengths = np.concatenate(
-        [np.linalg.norm((load(block) - recipe.mean) / recipe.scale, axis=1) for block in blocks]
+        [np.linalg.norm(_standard(load(block), recipe), axis=1) for block in blocks]
     )
     low, median, high = np.quantile(lengths, [0.25, 0.5, 0.75])
     constant = max(_LENGTHS * (high - low), median / 10)
