@@ -1,21 +1,31 @@
 """What users bring: arrays, lists, folders, data sets; and what is refused, with which words."""
 
+import errno
 import gzip
 import io
+import os
+import re
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from sklearn_excb.data import limits
+from sklearn_excb.data.archives import list_members
 from sklearn_excb.data.channel_statistics import channel_statistics
-from sklearn_excb.data.folders import list_images
+from sklearn_excb.data.folders import IMAGE_SUFFIXES, list_images
+from sklearn_excb.data.image_files import FORMATS
 from sklearn_excb.data.open_source import are_rows, open_source
 from sklearn_excb.data.sources import ArrayImages, typical_shape
-from sklearn_excb.exceptions import ImageError
+from sklearn_excb.data.unusable_images import ignored_with_reasons, warn_unread
+from sklearn_excb.exceptions import ImageError, SkippedImageWarning
 from sklearn_excb.views.multicrop import ViewRecipe
 from sklearn_excb.views.whole_images import whole_images
 
@@ -417,3 +427,242 @@ def test_items_within_items(tmp_path):
         for image, expected in zip(all_of(open_source(items)), COLOUR, strict=True):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
     assert not are_rows([None, *COLOUR])
+
+
+@pytest.mark.parametrize("code", ["EACCES", "EIO", "ESTALE", "ELOOP", "ENOTCONN", "ENAMETOOLONG"])
+def test_a_folder_that_cannot_be_opened_does_not_vanish(tmp_path, monkeypatch, code):
+    folder_of(tmp_path, COLOUR[:2], ["a/0.png", "b/c/0.png"])
+    scandir = os.scandir
+
+    def failing(path):
+        if Path(path).name == "c":
+            raise OSError(getattr(errno, code), "out of order", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    kind = type(OSError(getattr(errno, code), ""))
+    with pytest.raises(
+        kind, match=r"b/c/ cannot be opened: out of order.*on_error=.skip"
+    ) as raised:
+        open_source(tmp_path)
+    assert type(raised.value) is kind
+    source = open_source(tmp_path, on_error="skip")
+    with pytest.warns(SkippedImageWarning, match=r"not among the 1 images of X.*b/c/: out of or"):
+        warn_unread(source)
+    assert ignored_with_reasons(source) == [f"{tmp_path}/b/c/ (out of order)"]
+    with pytest.raises(kind, match="c/ cannot be opened"):
+        open_source(tmp_path / "b" / "c", on_error="skip")
+
+
+def test_links_that_lead_nowhere_are_told(tmp_path):
+    folder_of(tmp_path, COLOUR[:1])
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    assert list_images(tmp_path).unreachable == {f"{tmp_path}/gone": os.strerror(errno.ENOENT)}
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError, match="loop cannot be opened"):
+        list_images(tmp_path)
+    listing = list_images(tmp_path, on_error="skip")
+    assert list(listing.unreachable) == listing.ignored == [f"{tmp_path}/gone", f"{tmp_path}/loop"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("@eaDir/a.jpg", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found", "_gsdata_"),
+        *("System Volume Information", ".Trashes", "Thumbs", ".thumbnails", "@Recycle"),
+    ],
+)
+def test_folders_of_systems_are_ignored_as_hidden_ones_are(tmp_path, name):
+    folder_of(tmp_path, COLOUR[:2], ["0.png", f"album/{name}/0.png"])
+    listing = list_images(tmp_path)
+    assert listing.images == [f"{tmp_path}/0.png"]
+    assert listing.ignored == [f"{tmp_path}/album/{name.split('/')[0]}/"]
+    files = {"0.png": as_png(COLOUR[0]), f"album/{name}/0.png": as_png(COLOUR[1])}
+    found = list_members([tar_of(tmp_path / "a.tar", files)])
+    assert [member.name for member in found.images] == ["0.png"]
+    assert found.ignored == [f"{tmp_path}/a.tar/album/{name}/0.png"]
+
+
+def headers_of(archive):
+    with tarfile.open(archive) as members:
+        return [member.offset for member in members]
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_no_damage_to_the_headers_of_an_archive_loses_an_image_silently(data):
+    files = {f"{i}.png": as_png(image) for i, image in enumerate(COLOUR)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = tar_of(Path(folder) / "a.tar", files)
+        content, headers = bytearray(path.read_bytes()), headers_of(path)
+        end = headers[-1] + 512 + -(-len(files["4.png"]) // 512) * 512
+        if data.draw(st.booleans(), "cut"):
+            del content[data.draw(st.integers(0, end), "at") :]
+        else:
+            header = data.draw(st.sampled_from(headers), "header")
+            content[header + data.draw(st.integers(0, 511), "at")] ^= 1 << data.draw(
+                st.integers(0, 7), "bit"
+            )
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.tar cannot be read.*(truncated|not a tar)"):
+            open_source(path)
+        whole = tar_of(Path(folder) / "whole.tar", files)
+        source = open_source([path, whole], on_error="skip")
+        assert list(source.unreachable) == [str(path)]
+        loaded = all_of(source)
+        skipped = {image.index for image in source.skipped()}  # its content is cut off
+        assert len(skipped) <= 1
+        for i in set(range(len(loaded))) - skipped:
+            expected = COLOUR[int(source.names[i][-5])]
+            np.testing.assert_array_equal(loaded[i].permute(1, 2, 0).numpy(), expected)
+
+
+def test_what_follows_the_end_of_an_archive_is_not_left_out_silently(tmp_path):
+    first = tar_of(tmp_path / "a.tar", {"a.png": as_png(COLOUR[0])})
+    second = tar_of(tmp_path / "b.tar", {"b.png": as_png(COLOUR[1])})
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    with pytest.raises(ValueError, match="more follows the mark of its end"):
+        open_source(first)
+
+
+def sparse_tar(path, size, stored):
+    """An archive with a sparse file, of which ``stored`` has the bytes by position, and 0.png."""
+    header = tarfile.TarInfo("sparse.bmp")
+    header.type = tarfile.GNUTYPE_SPARSE
+    header.size = sum(map(len, stored.values()))
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    numbers = [n for at, piece in stored.items() for n in (at, len(piece))]
+    for i, number in enumerate(numbers):
+        block[386 + 12 * i : 398 + 12 * i] = b"\x80" + number.to_bytes(11, "big")
+    block[483:495] = b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    content = b"".join(stored.values())
+    beside = tar_of(path, {"0.png": as_png(COLOUR[0])}).read_bytes()
+    path.write_bytes(bytes(block) + content + bytes(-len(content) % 512) + beside)
+    return path
+
+
+def test_sparse_members_are_read_with_their_holes(tmp_path):
+    image = np.zeros((60, 60, 3), np.uint8)
+    image[:9], image[-9:] = 255, (255, 0, 7)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "BMP")
+    content = file.getvalue()
+    last = len(content) - 2048
+    stored = {0: content[:2048], last: content[last:]}
+    source = open_source(sparse_tar(tmp_path / "a.tar", len(content), stored))
+    found = [image.permute(1, 2, 0).numpy() for image in all_of(source)]
+    np.testing.assert_array_equal(found[0], image)
+    np.testing.assert_array_equal(found[1], COLOUR[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "stored", "reason"),
+    [
+        (2**40, {0: b"BM"}, r"1,099\.5 GB, and one image may take"),
+        (100, {99: b"BM"}, "map of the sparse file"),
+        (100, {2**50: b"BM"}, "map of the sparse file"),
+    ],
+)
+def test_sparse_members_that_lie_are_skipped(tmp_path, size, stored, reason):
+    source = open_source(sparse_tar(tmp_path / "a.tar", size, stored), on_error="skip")
+    np.testing.assert_array_equal(all_of(source)[1].permute(1, 2, 0).numpy(), COLOUR[0])
+    assert [skipped.index for skipped in source.skipped()] == [0]
+    assert re.search(reason, source.skipped()[0].reason)
+
+
+@pytest.mark.parametrize(
+    ("target", "found"), [("./a/0.png", 0), ("/a//0.png", 0), ("a/../a/0.png", 0), ("b.png", None)]
+)
+def test_hard_links_in_any_spelling_and_to_nothing(tmp_path, target, found):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, image in (("a/0.png", COLOUR[0]), ("1.png", COLOUR[1])):
+            member = tarfile.TarInfo(name)
+            member.size = len(as_png(image))
+            archive.addfile(member, io.BytesIO(as_png(image)))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.LNKTYPE, target
+        archive.addfile(link)
+    source = open_source(path, on_error="skip")
+    loaded = all_of(source)
+    if found is None:
+        assert [(s.index, "hard link to b.png" in s.reason) for s in source.skipped()] == [
+            (2, True)
+        ]
+    else:
+        np.testing.assert_array_equal(loaded[2].permute(1, 2, 0).numpy(), COLOUR[found])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["C:\\fotos\\0.png", "a\\CON.png", "NUL.png", "aux/0.png", "a?*|.png", "../0.png", "a./0 .png"],
+)
+def test_names_of_windows_and_odd_ones_in_archives(tmp_path, name):
+    source = open_source(tar_of(tmp_path / "a.tar", {name: as_png(COLOUR[0])}))
+    np.testing.assert_array_equal(all_of(source)[0].permute(1, 2, 0).numpy(), COLOUR[0])
+    hidden = tar_of(tmp_path / "b.tar", {"0.png": as_png(COLOUR[0]), "a\\.b\\1.png": b""})
+    assert len(open_source(hidden)) == 1
+
+
+def test_an_archive_that_changes_after_it_was_listed_is_noticed(tmp_path):
+    path = tar_of(tmp_path / "a.tar", {f"{i}.png": as_png(COLOUR[i]) for i in range(3)})
+    source = open_source(path)
+    tar_of(path, {f"{i}.png": as_png(COLOUR[i]) for i in (2, 1, 0, 3)})
+    with pytest.raises(ImageError, match=r"0\.png: the archive has changed"):
+        source.load_one(0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PCX", "ICO"]
+)
+@pytest.mark.parametrize("route", ["folder", "bytes", "archive"])
+def test_only_documented_formats_are_opened(tmp_path, content, route):
+    if isinstance(content, str):
+        file = io.BytesIO()
+        Image.fromarray(photo_pixels := np.repeat(COLOUR[0], 3, axis=0)).save(file, content)
+        assert Image.open(io.BytesIO(file.getvalue())).format == content, photo_pixels.shape
+        content = file.getvalue()
+    (tmp_path / "0.png").write_bytes(content)
+    routes = {
+        "folder": tmp_path,
+        "bytes": [content],
+        "archive": tar_of(tmp_path / "a.tar", {"0.png": content}),
+    }
+    with pytest.raises(ImageError, match="not an image in a known format"):
+        all_of(open_source(routes[route]))
+
+
+def test_the_suffixes_of_images_are_those_of_the_formats():
+    Image.init()
+    formats = {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES}
+    assert formats == set(FORMATS)
+
+
+@pytest.mark.parametrize("kind", ["sparse file", "many pixels", "picture"])
+def test_files_that_claim_more_than_the_memory_there_is(tmp_path, monkeypatch, kind):
+    folder_of(tmp_path, COLOUR)
+    claims = tmp_path / "3.png"
+    if kind == "sparse file":
+        os.truncate(claims, 2**42)
+    else:
+        Image.new("1", (9000, 9000)).save(claims)
+        monkeypatch.setattr(limits, "available_memory", lambda device: 2**31)
+    X = tmp_path
+    if kind == "picture":
+        X = [Image.open(io.BytesIO(path.read_bytes())) for path in sorted(tmp_path.iterdir())]
+    source = open_source(X, on_error="skip", n_channels=3)
+    all_of(source)
+    assert [skipped.index for skipped in source.skipped()] == [3]
+    assert re.search(r"[0-9]\.[0-9] GB.*quarter of the free memory", source.skipped()[0].reason)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.jpg", "a"])
+@pytest.mark.parametrize("route", ["itself", "list", "data set"])
+def test_pipes_never_hang_a_reader(tmp_path, name, route):
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    X = {"itself": pipe, "list": [pipe], "data set": {0: pipe}}[route]
+    with pytest.raises((OSError, ValueError), match=r"regular file|is a file|do not exist"):
+        all_of(open_source(X))

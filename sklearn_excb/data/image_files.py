@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.data.limits import check_bytes, check_n_pixels
 from sklearn_excb.data.pixels import is_gray
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.buffers import BufferPool
+from sklearn_excb.storage.regular_files import NotRegularError, open_regular
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
+# Pillow's names of the formats that are read. Others are never tried: some start programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 _ORIENTATION = 0x0112  # the EXIF tag; values from 5 on exchange width and height
 # member of PIL.Image.Transpose that turns each orientation upright
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -33,7 +35,7 @@ class EncodedPicture:
     Parameters
     ----------
     content : bytes
-        Content of a file in any format that Pillow reads. The first of several frames counts.
+        Content of a file in one of ``FORMATS``. The first of several frames counts.
 
     Raises
     ------
@@ -47,7 +49,7 @@ class EncodedPicture:
         if not content:
             raise ImageError("the file is empty.")
         try:
-            self._image: Any = Image.open(io.BytesIO(content))
+            self._image: Any = Image.open(io.BytesIO(content), formats=FORMATS)
             self._content = content
         except UnidentifiedImageError:
             raise ImageError(
@@ -81,6 +83,8 @@ class EncodedPicture:
         width, height = self._image.size
         fitting = (n for n in _REDUCTIONS if at_least and min(width, height) // n >= at_least)
         reduction = next(fitting, 1)
+        shrinks = reduction if self._image.format in ("JPEG", "MPO") else 1
+        check_n_pixels(height // shrinks, width // shrinks)
         array = self._decoded_fast(reduction, buffers)
         if array is not None:
             return array
@@ -140,6 +144,9 @@ def _orientation(image: Any) -> int:
 
 def open_file(path: str | os.PathLike[str]) -> EncodedPicture:
     """Open an image file and read it whole, so that no file stays open."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ImageError("not a regular file.")  # reading a pipe would block
-    return EncodedPicture(Path(path).read_bytes())
+    try:
+        with open_regular(path) as file:
+            check_bytes(os.fstat(file.fileno()).st_size)
+            return EncodedPicture(file.read())
+    except NotRegularError:
+        raise ImageError("not a regular file.") from None

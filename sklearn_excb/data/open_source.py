@@ -139,7 +139,7 @@ def open_source(
     if _is_path(X):
         if is_archive(X):
             return _open_archives([X], n_channels, on_error)
-        return _open_folder(list_images(X), n_channels, on_error)
+        return _open_folder(list_images(X, on_error), n_channels, on_error)
     items = _items(X)
     if items is not None:
         return _open_list(items, n_channels, on_error)
@@ -209,7 +209,7 @@ def _all_of_stream(X: Any) -> list[Any]:
 
 def _open_folder(found: Listing, n_channels: int | None, on_error: str) -> ItemImages:
     source = _open_files(found.images, n_channels, on_error)
-    source.ignored = found.ignored
+    source.ignored, source.unreachable = found.ignored, found.unreachable
     return source
 
 
@@ -224,11 +224,13 @@ def _open_files(
 def _open_archives(
     paths: Sequence[str | os.PathLike[str]], n_channels: int | None, on_error: str
 ) -> ItemImages:
-    members = list_members(paths)
-    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in members]
-    return ItemImages(
-        members, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
+    found = list_members(paths, on_error)
+    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in found.images]
+    source = ItemImages(
+        found.images, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
     )
+    source.ignored, source.unreachable = found.ignored, found.unreachable
+    return source
 
 
 def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemImages:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sklearn_excb.data.image_files import EncodedPicture
+from sklearn_excb.data.limits import check_n_pixels
 from sklearn_excb.data.pixels import (
     channels_first,
     check_layout,
@@ -129,7 +130,9 @@ class ItemImages:
         Positions of the images in the whole collection, which also index ``names``. In the result
         of :meth:`usable` they are not 0..n-1.
     ignored : list of str or None
-        Other files in the folder.
+        Other files in the folder or the archives.
+    unreachable : dict of str to str
+        Reason for each folder, link or archive whose images are missing.
 
     Raises
     ------
@@ -155,6 +158,7 @@ class ItemImages:
         self.reads_in_parallel = reads_in_parallel
         self.skips = on_error == "skip"
         self.ignored: list[str] | None = None
+        self.unreachable: dict[str, str] = {}
         self._items = items
         self._open_item = open_item
         self.places = np.arange(len(items))
@@ -270,6 +274,8 @@ class ItemImages:
         image = self._open(index)
         if isinstance(image, EncodedPicture):
             image = image.decode(at_least, buffers)
+        elif is_picture(image):
+            check_n_pixels(image.height, image.width)
         return image_tensor(image, self._wanted)
 
     def _load(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:

@@ -94,10 +94,24 @@ def fill_skipped(
     return result
 
 
+def ignored_with_reasons(source: ItemImages) -> list[str]:
+    """Return the paths that a source ignores, those that cannot be opened with the reason."""
+    why = source.unreachable
+    return [f"{name} ({why[name]})" if name in why else name for name in source.ignored or ()]
+
+
 def warn_unread(source: Source) -> None:
-    """Warn of images of a folder in formats that cannot be read, because they have no row."""
+    """Warn of images of folders and archives that cannot be read, because they have no row."""
     if not isinstance(source, ItemImages) or not source.ignored:
         return
+    if source.unreachable:
+        first, reason = next(iter(source.unreachable.items()))
+        warn_caller(
+            f"{len(source.unreachable):,} folders, links or archives cannot be read, or not to "
+            f"their end. What they hold is not among the {len(source):,} images of X; "
+            f"ignored_files_ lists them. The first is {first}: {reason}",
+            SkippedImageWarning,
+        )
     if unread := unread_pictures(source.ignored, source.names or ()):
         kinds = sorted({os.path.splitext(name)[1].lower() for name in unread})
         warn_caller(

@@ -17,6 +17,7 @@ from sklearn_excb.data.sources import ItemImages, Rows, Skipped, Source
 from sklearn_excb.data.unusable_images import (
     drop_unusable,
     expand_labels,
+    ignored_with_reasons,
     skipped_of,
     warn_skipped,
 )
@@ -261,9 +262,9 @@ class FittingMixin(LearnedAttributes):
         if not isinstance(source, Rows):
             self.image_shape_, self.n_channels_ = image_shape, source.n_channels
         if source.names is not None:
-            self.sample_names_ = np.array(source.names)
+            self.sample_names_ = np.array(source.names, dtype=object)
         if isinstance(source, ItemImages) and source.ignored is not None:
-            self.ignored_files_ = np.array(source.ignored, dtype=str)
+            self.ignored_files_ = np.array(ignored_with_reasons(source), dtype=object)
         self.skipped_ = skipped_of(source)
 
     def _interrupt_if_stopped(self) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sklearn_excb.exceptions import DamagedFileError
+from sklearn_excb.storage.regular_files import check_regular
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -> str:
@@ -74,6 +75,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
     OSError
         If the file cannot be read.
     """
+    check_regular(file.stat().st_mode, file)
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
