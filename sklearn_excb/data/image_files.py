@@ -22,9 +22,6 @@ except ImportError:
 
 # Pillow's names of the formats that are read. Others are never tried: some start programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
-_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on exchange width and height
-# member of PIL.Image.Transpose that turns each orientation upright
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _SIMPLE_MODES = {"RGB": "RGB", "L": "GRAY"}  # from modes of Pillow to names of simplejpeg
 _REDUCTIONS = (8, 4, 2)  # factors by which decoding can shrink a JPEG, in a fraction of the time
 
@@ -46,6 +43,8 @@ class EncodedPicture:
     def __init__(self, content: bytes) -> None:
         from PIL import Image, UnidentifiedImageError
 
+        from sklearn_excb.evaluation.maps.pictures import picture_orientation
+
         if not content:
             raise ImageError("the file is empty.")
         try:
@@ -55,7 +54,7 @@ class EncodedPicture:
             raise ImageError(
                 "not an image in a known format, or the header of the file is broken."
             ) from None
-        self._orientation = _orientation(self._image)
+        self._orientation = picture_orientation(self._image)
 
     @property
     def is_gray(self) -> bool:
@@ -66,11 +65,10 @@ class EncodedPicture:
     def shape(self) -> tuple[int, int]:
         """Height and width of the upright image, in pixels."""
         width, height = self._image.size
-        turned = self._orientation >= 5 and not self._turns_itself
-        return (width, height) if turned else (height, width)
+        return (width, height) if self._orientation >= 5 else (height, width)
 
     def decode(self, at_least: int, buffers: BufferPool | None = None) -> Any:
-        """Decode the upright image, as a PIL image or an array (h, w) or (h, w, 3).
+        """Return the upright image as an array (h, w) or (h, w, 3), or the PIL image to decode.
 
         Parameters
         ----------
@@ -90,9 +88,7 @@ class EncodedPicture:
             return array
         if reduction > 1:
             self._image.draft(None, (width // reduction, height // reduction))
-        self._image.load()
-        turn = None if self._turns_itself else _TURNS.get(self._orientation)
-        return self._image if turn is None else self._image.transpose(turn)
+        return self._image
 
     def _decoded_fast(
         self, reduction: int, buffers: BufferPool | None
@@ -101,6 +97,8 @@ class EncodedPicture:
 
         Both use libjpeg-turbo and give the same pixels, but simplejpeg has less overhead.
         """
+        from sklearn_excb.evaluation.maps.pictures import turn_upright
+
         mode = _SIMPLE_MODES.get(self._image.mode)
         if simplejpeg is None or self._image.format != "JPEG" or mode is None:
             return None
@@ -114,32 +112,7 @@ class EncodedPicture:
         except ValueError:  # simplejpeg refuses more files than Pillow
             return None
         array = array[..., 0] if mode == "GRAY" else array
-        return _turned(array, self._orientation)
-
-    @property
-    def _turns_itself(self) -> bool:
-        """Whether Pillow applies the orientation itself, which it does for TIFF files."""
-        return self._image.format == "TIFF"
-
-
-def _turned(array: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Turn pixels (h, w, ...) upright."""
-    if orientation >= 5:
-        array = array.swapaxes(0, 1)
-    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return array[:: -1 if vertical else 1, :: -1 if horizontal else 1]
-
-
-def _orientation(image: Any) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if it is missing or cannot be read."""
-    from PIL import Image
-
-    try:
-        # read the header only: the method of PNG images would decode the pixels as well
-        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # the EXIF block is broken, but the pixels may be intact
-        return 1
-    return found if found in range(1, 9) else 1
+        return turn_upright(array, self._orientation)
 
 
 def open_file(path: str | os.PathLike[str]) -> EncodedPicture:

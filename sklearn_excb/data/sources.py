@@ -27,6 +27,7 @@ from sklearn_excb.data.pixels import (
     image_tensor,
     is_gray,
     is_picture,
+    upright_shape,
 )
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.buffers import BufferPool
@@ -267,7 +268,7 @@ class ItemImages:
         if isinstance(image, EncodedPicture):
             return Shape(*image.shape)
         if is_picture(image):
-            return Shape(image.height, image.width)
+            return Shape(*upright_shape(image))
         return Shape(*self._load(index, 0).shape[1:])
 
     def _read(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
