@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_excb.data.limits import check_bytes, check_n_pixels
-from sklearn_excb.data.pixels import is_gray
+from sklearn_excb.data.pixels import is_deep, is_gray
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.buffers import BufferPool
 from sklearn_excb.storage.regular_files import NotRegularError, open_regular
@@ -43,7 +43,7 @@ class EncodedPicture:
     def __init__(self, content: bytes) -> None:
         from PIL import Image, UnidentifiedImageError
 
-        from sklearn_excb.evaluation.maps.pictures import picture_orientation
+        from sklearn_excb.evaluation import maps
 
         if not content:
             raise ImageError("the file is empty.")
@@ -54,12 +54,17 @@ class EncodedPicture:
             raise ImageError(
                 "not an image in a known format, or the header of the file is broken."
             ) from None
-        self._orientation = picture_orientation(self._image)
+        self._orientation = maps.pictures.picture_orientation(self._image)
 
     @property
     def is_gray(self) -> bool:
         """Whether the image has no colour."""
         return is_gray(self._image)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the pixels are integers of more than 8 bits."""
+        return is_deep(self._image)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,7 +102,7 @@ class EncodedPicture:
 
         Both use libjpeg-turbo and give the same pixels, but simplejpeg has less overhead.
         """
-        from sklearn_excb.evaluation.maps.pictures import turn_upright
+        from sklearn_excb.evaluation import maps
 
         mode = _SIMPLE_MODES.get(self._image.mode)
         if simplejpeg is None or self._image.format != "JPEG" or mode is None:
@@ -112,7 +117,7 @@ class EncodedPicture:
         except ValueError:  # simplejpeg refuses more files than Pillow
             return None
         array = array[..., 0] if mode == "GRAY" else array
-        return turn_upright(array, self._orientation)
+        return maps.pictures.turn_upright(array, self._orientation)
 
 
 def open_file(path: str | os.PathLike[str]) -> EncodedPicture:

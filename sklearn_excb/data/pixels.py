@@ -26,12 +26,17 @@ def is_gray(picture: Any) -> bool:
     return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 
 
+def is_deep(picture: Any) -> bool:
+    """Return whether a PIL image has integers of more than 8 bits."""
+    return picture.mode.startswith("I")
+
+
 def upright_shape(picture: Any) -> tuple[int, int]:
     """Return height and width of a PIL image once it is turned as its EXIF block says."""
-    from sklearn_excb.evaluation.maps.pictures import picture_orientation
+    from sklearn_excb.evaluation import maps
 
     height, width = picture.height, picture.width
-    return (width, height) if picture_orientation(picture) >= 5 else (height, width)
+    return (width, height) if maps.pictures.picture_orientation(picture) >= 5 else (height, width)
 
 
 def image_tensor(image: Any, n_channels: int | None) -> Tensor:
@@ -54,9 +59,9 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
     if is_picture(image):
         if n_channels not in (None, 1, 3):
             raise ImageError(f"files and PIL images need n_channels=1 or 3, not {n_channels}.")
-        from sklearn_excb.evaluation.maps.pictures import picture_pixels
+        from sklearn_excb.evaluation import maps
 
-        array = picture_pixels(image)
+        array = maps.pictures.picture_pixels(image)
     elif isinstance(image, Tensor):
         array = tensor_array(image)
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):

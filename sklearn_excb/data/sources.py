@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sklearn_excb.data.broken_files import BrokenFiles, reason_of
 from sklearn_excb.data.image_files import EncodedPicture
 from sklearn_excb.data.limits import check_n_pixels
 from sklearn_excb.data.pixels import (
@@ -25,6 +26,7 @@ from sklearn_excb.data.pixels import (
     check_layout,
     check_pixels,
     image_tensor,
+    is_deep,
     is_gray,
     is_picture,
     upright_shape,
@@ -134,6 +136,8 @@ class ItemImages:
         Other files in the folder or the archives.
     unreachable : dict of str to str
         Reason for each folder, link or archive whose images are missing.
+    brightest : dict of str to float
+        Largest pixel by dtype of the images that were decoded for their shape: not of 8 bits.
 
     Raises
     ------
@@ -164,6 +168,8 @@ class ItemImages:
         self._open_item = open_item
         self.places = np.arange(len(items))
         self._reasons: dict[int, str] = {}
+        self.brightest: dict[str, float] = {}
+        self._broken = BrokenFiles()
         self._n_may_fail = len(items)
         self._wanted = self._pictures_channels() if n_channels is None else n_channels
         self.n_channels = self._wanted or self._usual_channels()
@@ -266,10 +272,14 @@ class ItemImages:
     def _shape(self, index: int) -> Shape:
         image = self._open(index)
         if isinstance(image, EncodedPicture):
-            return Shape(*image.shape)
-        if is_picture(image):
+            if not image.is_deep:
+                return Shape(*image.shape)
+        elif is_picture(image) and not is_deep(image):
             return Shape(*upright_shape(image))
-        return Shape(*self._load(index, 0).shape[1:])
+        pixels = self._load(index, 0)
+        kind = str(pixels.dtype).removeprefix("torch.")
+        self.brightest[kind] = max(float(pixels.numpy().max()), self.brightest.get(kind, 0))
+        return Shape(*pixels.shape[1:])
 
     def _read(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
         image = self._open(index)
@@ -302,9 +312,10 @@ class ItemImages:
             error.add_note(f"It was image {name}.")
             raise
         except Exception as error:
-            reason, cause = _reason(error), error
+            reason, cause = reason_of(error), error
         if not self.skips:
-            raise ImageError(f"Image {name}: {reason}") from cause
+            count = self._broken.advice(place, self.names, self._items, self._open_item)
+            raise ImageError(f"Image {name}: {reason.rstrip('.')}. {count}") from cause
         self._reasons[place] = reason
         if len(self._reasons) > self._n_may_fail:
             raise ImageError(
@@ -320,14 +331,6 @@ class ItemImages:
             f"None of the {len(self._reasons)} tested images can be used. The first is "
             f"{first.name or first.index}: {first.reason}"
         )
-
-
-def _reason(error: Exception) -> str:
-    """Describe what is wrong with an image."""
-    if isinstance(error, ImageError):
-        return str(error)
-    kind = "" if isinstance(error, (OSError, ValueError)) and str(error) else type(error).__name__
-    return "cannot be read: " + ": ".join(filter(None, (kind, str(error))))
 
 
 Source = Rows | ArrayImages | ItemImages

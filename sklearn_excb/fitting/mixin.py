@@ -19,6 +19,7 @@ from sklearn_excb.data.unusable_images import (
     expand_labels,
     ignored_with_reasons,
     skipped_of,
+    warn_if_nearly_black,
     warn_skipped,
 )
 from sklearn_excb.fitting.context import fit_context
@@ -112,6 +113,8 @@ class FittingMixin(LearnedAttributes):
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
             If a folder has pictures of kinds that are not read, such as HEIC.
+        PixelRangeWarning
+            If the images are nearly black, as those of 12 bits are in 16, with how to scale them.
         CheckpointWarning
             If a state could not be written, in which case the fit goes on; or not be read, in which
             case it goes on from the one before.
@@ -127,6 +130,7 @@ class FittingMixin(LearnedAttributes):
                 usable = drop_unusable(source, n_jobs, progress=context.shows_progress)
             skipped_before = skipped_of(source)
             warn_skipped(skipped_before, len(source))
+            warn_if_nearly_black(usable)
             alone = ranks.count == 1
             n_devices = number_of_devices(self.devices, context.device) if alone else 1
             if n_devices > 1:
@@ -233,6 +237,7 @@ class FittingMixin(LearnedAttributes):
             source = open_samples(self, X, fitting=fitted is None and online is None)
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = drop_unusable(source, n_jobs)
+            warn_if_nearly_black(usable)
             if online is not None:
                 online.check(parameters)
             elif fitted is not None:

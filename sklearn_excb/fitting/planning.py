@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sklearn_excb.data.unusable_images import drop_unusable
+from sklearn_excb.data.sources import ItemImages
+from sklearn_excb.data.unusable_images import drop_unusable, skipped_of, warn_if_nearly_black
 from sklearn_excb.fitting.context import fit_context
 from sklearn_excb.fitting.memory.budget import estimate_memory_of
 from sklearn_excb.fitting.memory.estimate import MemoryEstimate
@@ -97,8 +99,9 @@ class PlanningMixin(LearnedAttributes):
         -----
         Up to twelve steps are taken, two at the least, for half a minute; with a launcher (see
         ``devices``) all processes have to call it. Where :meth:`fit` would start processes itself,
-        one takes its share of each batch, and their messages are not in the times. With
-        ``on_error="skip"`` a thousand of the images are tried beforehand.
+        one takes its share of each batch, and their messages are not in the times. A thousand
+        files (with ``on_error="skip"``, of any images) are tried beforehand, and those that cannot
+        be read are counted.
         """
         from sklearn_excb.fitting.dry_run import dry_run
 
@@ -112,7 +115,11 @@ class PlanningMixin(LearnedAttributes):
         ranks, device = context.ranks, context.device
         with ranks.together():
             source = open_samples(type(self)(**context.parameters), X, fitting=True)
+            if isinstance(source, ItemImages) and source.names is not None:
+                source.skips = True  # broken files are counted, whatever fit does with them
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = drop_unusable(source, n_jobs, most=_TRIED)
+            warn_if_nearly_black(usable)
         n_devices = number_of_devices(self.devices, device) if ranks.count == 1 else 1
-        return dry_run(usable, context, n_devices=n_devices)
+        tried = dry_run(usable, context, n_devices=n_devices)
+        return replace(tried, unusable=tuple(skipped_of(source)), n_tried=min(_TRIED, len(source)))
