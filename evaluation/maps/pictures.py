@@ -102,6 +102,11 @@ def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def as_rgb(image: Any, position: int) -> Picture:
     """Return an image as uint8 of shape (h, w, 3), upright, with transparent parts on white."""
+    if image is None:
+        raise ValueError(
+            f"Image {position} is None. Mark images that are missing as skipped: label -1, "
+            "embedding NaN. Those are not read."
+        )
     array = picture_pixels(image) if hasattr(image, "convert") else np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]

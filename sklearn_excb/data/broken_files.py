@@ -10,7 +10,7 @@ from sklearn_excb.exceptions import ImageError
 
 _MOST = 1000  # files that are read to count broken ones
 _NAMED = 3
-_ADVICE = 'on_error="skip" (--on-error skip) leaves them out.'
+_ADVICE = 'on_error="skip" (--on-error skip) leaves'
 _counting = threading.Lock()
 
 
@@ -41,7 +41,7 @@ class BrokenFiles:
         have no names, are not read: each may take as long as the time limit of a network.
         """
         if names is None:
-            return _ADVICE.replace("them", "images that cannot be used")
+            return f"{_ADVICE} out images that cannot be used."
         with _counting:  # other threads that find broken files wait, and say the same
             if not self._found:
                 n = len(items)
@@ -50,7 +50,9 @@ class BrokenFiles:
                 also = f", also {', '.join(broken[1:_NAMED])}" if len(broken) > 1 else ""
                 more = ", ..." if len(broken) > _NAMED else ""
                 of = f"{n:,} files" if len(tested) == n else f"{_MOST:,} files tested, of {n:,},"
-                self._found = f"{len(broken):,} of {of} cannot be read{also}{more}. {_ADVICE}"
+                self._found = (
+                    f"{len(broken):,} of {of} cannot be read{also}{more}. {_ADVICE} them out."
+                )
         return self._found
 
 

@@ -67,6 +67,8 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
             array = array.transpose(1, 2, 0)
     else:
+        if np.ma.is_masked(image):
+            raise ImageError("some of its pixels are masked. Pass image.filled(value).")
         array = np.asarray(image)
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ImageError(f"an array of shape {array.shape} is not an image (h, w) or (h, w, c).")

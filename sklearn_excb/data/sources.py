@@ -133,7 +133,7 @@ class ItemImages:
         Positions of the images in the whole collection, which also index ``names``. In the result
         of :meth:`usable` they are not 0..n-1.
     ignored : list of str or None
-        Other files in the folder or the archives.
+        Other files in the folder or archives.
     unreachable : dict of str to str
         Reason for each folder, link or archive whose images are missing.
     brightest : dict of str to float
@@ -277,8 +277,8 @@ class ItemImages:
         elif is_picture(image) and not is_deep(image):
             return Shape(*upright_shape(image))
         pixels = self._load(index, 0)
-        kind = str(pixels.dtype).removeprefix("torch.")
-        self.brightest[kind] = max(float(pixels.numpy().max()), self.brightest.get(kind, 0))
+        kind, found = str(pixels.dtype).removeprefix("torch."), float(pixels.numpy().max())
+        self.brightest[kind] = max(found, self.brightest.get(kind, 0))
         return Shape(*pixels.shape[1:])
 
     def _read(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
