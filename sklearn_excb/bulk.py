@@ -24,6 +24,7 @@ from sklearn_excb.data.fingerprints import changes, source_fingerprint, tensor_f
 from sklearn_excb.evaluation import output_files
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.rendezvous import Place, place_of
+from sklearn_excb.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator
@@ -103,7 +104,8 @@ class BulkResults:
         with FileLock(self._beside(".lock"), timeout=_SECONDS):
             underway = self._beside(".chunks").exists()  # read first: the last process removes it
             if about.exists():
-                before = json.loads(about.read_text())
+                with open_regular(about) as file:
+                    before = json.load(file)
                 done = before.pop("done", False)
                 if found := _differences(before, self._about):
                     raise ValueError(
@@ -143,7 +145,8 @@ class BulkResults:
             Numbers of the missing chunks, in [0, ``n_chunks``).
         """
         try:
-            done = self._beside(".chunks").read_bytes()
+            with open_regular(self._beside(".chunks")) as file:
+                done = file.read()
         except FileNotFoundError:  # the process that did the last chunk removed it
             return []
         return [chunk for chunk in range(self.n_chunks) if done[chunk : chunk + 1] == _MISSING]

@@ -61,6 +61,10 @@ class UnreadPicturesWarning(UserWarning):
     """A folder holds pictures in formats that the library does not read, such as HEIC."""
 
 
+class PixelRangeWarning(UserWarning):
+    """The brightest pixels are far from white, as those of 12 bits are in 16: nearly black."""
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint could not be written or read, or cannot be resumed exactly as it was."""
 

@@ -1,6 +1,7 @@
 """A hostile folder: every file is accounted for, nothing shifts, nothing hangs."""
 
 import re
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sklearn_excb import ExCBEstimator, ImageError, SkippedImageWarning
+from sklearn_excb import ExCBEstimator, ImageError, PixelRangeWarning, SkippedImageWarning
 from sklearn_excb.data.open_source import open_source
+from sklearn_excb.data.unusable_images import warn_if_nearly_black
 from tests.hostile import broken_files, sound_files, write_folder
 
 pytestmark = [
@@ -295,3 +297,63 @@ def test_mutated_files_are_all_accounted_for(tmp_path, n_files):
     assert 0.1 * n_files < len(skipped) < 0.9 * n_files
     assert skipped >= {i for i, path in enumerate(paths) if refused_by_pillow(path)}
     np.testing.assert_array_equal(labels, excb.labels_)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("route", ["folder", "list", "archive"])
+def test_all_broken_files_are_counted_and_what_to_do_is_told(tmp_path, route, n_jobs):
+    contents = {f"{i}.png": sound_files()["palette.png"][0] for i in range(9)}
+    contents["3.png"] = contents["7.png"] = b"broken"
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in contents:
+            archive.add(tmp_path / name, name)
+    files = [tmp_path / name for name in contents]
+    X = {"folder": tmp_path, "list": files, "archive": tmp_path / "a.tar"}[route]
+    told = r'3\.png: not an .*2 of 9 files .*also .*7\.png\. on_error="skip" \(--on-error skip\) l'
+    fitted = estimator(epochs=0, n_jobs=n_jobs).fit(files[:3] + files[4:6])
+    for use in (estimator(n_jobs=n_jobs).fit, fitted.predict, fitted.transform):
+        with pytest.raises(ImageError, match=told):
+            use(X)
+    plan = estimator().dry_run(X)
+    assert [Path(skipped.name).name for skipped in plan.unusable] == ["3.png", "7.png"]
+    assert re.search(r"2 of 9 tried .*\(--on-error skip\) leaves.*\n.*3\.png: not an im", str(plan))
+
+
+DARK = {
+    "12 bits in 16": (np.uint16, 4095, r"4095 \(12 bits\) in X.*/ 4095"),
+    "14 bits in 16": (np.uint16, 16_000, r"16383 \(14 bits\)"),
+    "a mask": (np.uint8, 1, r"white is 1 \(1 bits\)"),
+    "16 levels": (np.uint8, 15, r"15 \(4 bits\)"),
+    "12 bits / 65535": (np.float32, 4095 / 65535, r"0\.06"),
+}
+
+
+# pictures of 8 bits use them, and floats have no files
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [(kind, route) for kind in DARK for route in ("array", "list", "data set")]
+    + [(kind, route) for kind in list(DARK)[:2] for route in ("files", "pictures")],
+)
+def test_images_that_are_nearly_black_are_told(tmp_path, kind, route):
+    dtype, white, told = DARK[kind]
+    X = (np.random.default_rng(0).random((9, 12, 12)) * white).round(0 if white >= 1 else 9)
+    X = X.astype(dtype)
+    X[:, 0, 0] = white
+    if route in ("files", "pictures"):
+        X = [Image.fromarray(image) for image in X]
+        for i, image in enumerate(X):
+            image.save(tmp_path / f"{i}.png")
+    X = {"list": list(X), "data set": dict(enumerate(X)), "files": tmp_path}.get(route, X)
+    with pytest.warns(PixelRangeWarning, match=told):
+        estimator(epochs=0, image_size=12).fit(X)
+
+
+def test_dark_and_black_images_of_the_full_range_are_not_told_of():
+    X = np.zeros((9, 12, 12), np.uint16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PixelRangeWarning)
+        warn_if_nearly_black(open_source(X))
+        X[4, 0, 0] = 60_000
+        warn_if_nearly_black(open_source(X))

@@ -1,5 +1,5 @@
 """Two-dimensional maps of embeddings."""
 
-from . import projection
+from . import pictures, projection
 
-__all__ = ["projection"]
+__all__ = ["pictures", "projection"]

@@ -1,4 +1,4 @@
-"""Conversion of user images to RGB pixels for display."""
+"""Pixels of user images: upright and opaque, for display and for the estimator alike."""
 
 from typing import Any
 
@@ -10,12 +10,104 @@ from .._optional import require
 Picture = NDArray[np.uint8]
 """Pixels of shape (h, w, 3)."""
 
+_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on exchange width and height
+_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # modes with a channel of opacity
+# factor from the transparent value of a PNG to pixels as Pillow decodes them, by its raw mode
+_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+
+
+def picture_pixels(picture: Any) -> NDArray[Any]:
+    """Return the pixels of a PIL image: turned upright, with transparent parts on white.
+
+    Parameters
+    ----------
+    picture : PIL image
+        Image of any mode. Its pixels are decoded if they are not yet.
+
+    Returns
+    -------
+    ndarray of shape (h, w) or (h, w, 3)
+        uint8 for modes of 8 bits and less; uint16 for integers from 0 to 65,535, other integers
+        and floats as they are.
+    """
+    mode, orientation = picture.mode, picture_orientation(picture)
+    transparent = _transparent_value(picture)
+    if mode in _ALPHA or (mode == "P" and getattr(picture, "has_transparency_data", False)):
+        pixels = _on_white(picture)
+    elif mode.startswith("I"):  # 16 bits, or 16 bits stored in 32
+        pixels = np.asarray(picture)
+        fits = pixels.min() >= 0 and pixels.max() <= 65_535
+        pixels = pixels.astype(np.uint16) if fits else pixels
+    elif mode == "F":
+        pixels = np.asarray(picture)
+    else:
+        shown = "L" if mode in ("1", "L") else "RGB"
+        pixels = np.asarray(picture if mode == shown else picture.convert(shown))
+    if transparent is not None:
+        white = np.iinfo(pixels.dtype).max
+        clear = pixels == transparent
+        clear = clear.all(axis=2, keepdims=True) if pixels.ndim == 3 else clear
+        pixels = np.where(clear, white, pixels)
+    return turn_upright(pixels, orientation)
+
+
+def _on_white(picture: Any) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    gray = picture.mode in ("LA", "La")
+    # Pillow converts premultiplied gray to nothing else
+    opaque = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+    white = Image.new("RGBA", opaque.size, "white")
+    return np.array(Image.alpha_composite(white, opaque).convert("L" if gray else "RGB"))
+
+
+def _transparent_value(picture: Any) -> Any:
+    """Return the pixel that is transparent in an image without opacity; None if there is none.
+
+    To be asked before the pixels are decoded: later Pillow does not tell how they were stored.
+    """
+    value = picture.info.get("transparency")
+    gray = picture.mode in ("1", "L") or picture.mode.startswith("I")
+    if not (isinstance(value, int) if gray else picture.mode == "RGB" and isinstance(value, tuple)):
+        return None
+    tile = getattr(picture, "tile", None)
+    scale = _SCALES.get(tile[0][3], 1) if tile and isinstance(tile[0][3], str) else 1
+    return np.floor(np.multiply(value, scale)).astype(np.int64)
+
+
+def picture_orientation(picture: Any) -> int:
+    """Return the EXIF orientation by which a PIL image is yet to be turned, 1 to 8.
+
+    1 is upright, or not known. Pillow turns TIFF files itself.
+    """
+    from PIL import Image
+
+    if getattr(picture, "format", None) == "TIFF":
+        return 1
+    try:
+        # read the header only: the method of PNG images would decode the pixels as well
+        found = Image.Image.getexif(picture).get(_ORIENTATION, 1)
+    except Exception:  # the EXIF block is broken, but the pixels may be intact
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn pixels (h, w, ...) of an EXIF orientation upright."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return pixels[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+
 
 def as_rgb(image: Any, position: int) -> Picture:
-    """Return an image as uint8 of shape (h, w, 3), with transparent parts on white."""
-    if hasattr(image, "convert"):  # PIL converts palettes and other modes
-        image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-    array = np.asarray(image)
+    """Return an image as uint8 of shape (h, w, 3), upright, with transparent parts on white."""
+    if image is None:
+        raise ValueError(
+            f"Image {position} is None. Mark images that are missing as skipped: label -1, "
+            "embedding NaN. Those are not read."
+        )
+    array = picture_pixels(image) if hasattr(image, "convert") else np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
@@ -31,11 +123,13 @@ def as_rgb(image: Any, position: int) -> Picture:
                 "Use images / images.max(), or convert to uint8."
             )
         array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = np.round(array / 257).astype(np.uint8)
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         raise ValueError(
-            f"Image {position} has dtype {array.dtype}, needed uint8, or float in [0, 1]. "
+            f"Image {position} has dtype {array.dtype}, needed uint8, uint16, or float in [0, 1]. "
             "Use images / images.max()."
         )
     if array.shape[2] == 4:

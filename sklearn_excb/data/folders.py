@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
@@ -14,6 +15,15 @@ IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
 _UNREAD_FORMATS = "heic heif jxl cr2 cr3 nef arw orf rw2 raf dng"
 _UNREAD = tuple("." + name for name in _UNREAD_FORMATS.split())
 _TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # files that may hold feature vectors
+# folders in which systems, drives and network storage keep thumbnails, snapshots and deleted files
+_SYSTEM_FOLDERS = frozenset(
+    (
+        *("@eadir", "@recycle", "@recently-snapshot", "@snapshot", "@tmp", "@thumb"),
+        *("#recycle", "#snapshot", "$recycle.bin", "$recycle", "recycler", "recycled", "found.000"),
+        *("__macosx", "lost+found", "_gsdata_", "_thumbs", "thumbs", "system volume information"),
+        *("network trash folder", "temporary items"),
+    )
+)
 _numbers = re.compile(r"([0-9]+)").split
 
 
@@ -26,29 +36,43 @@ class Listing(NamedTuple):
         Image files. The files of a folder come before the files of its subfolders, both in natural
         order.
     ignored : list of str
-        Hidden files and folders, files without the suffix of an image, and folders that cannot be
-        opened.
+        Hidden files, hidden folders and folders of the system, files without the suffix of an
+        image, and all of ``unreachable``.
+    unreachable : dict of str to str
+        Reason for each folder, link or archive whose images are missing because it cannot be read.
     """
 
     images: list[str]
     ignored: list[str]
+    unreachable: dict[str, str]
 
 
-def list_images(folder: str | os.PathLike[str]) -> Listing:
+def list_images(folder: str | os.PathLike[str], on_error: str = "raise") -> Listing:
     """List the image files below a folder in natural order (``img2`` before ``img10``).
 
-    The suffix decides which files are images. The search ignores hidden files, follows links and
-    enters no folder twice.
+    The suffix decides which files are images. The search ignores hidden files and folders in which
+    systems keep thumbnails and deleted files, follows links and enters no folder twice.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        Folder to search through.
+    on_error : {"raise", "skip"}, default="raise"
+        Treatment of a folder below ``folder``, or of a link, that cannot be opened: "skip" gives
+        the reason in ``unreachable``.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
         If the folder does not exist or is not a folder.
+    OSError
+        If the folder cannot be opened, or with "raise", a folder below it. The class is that of the
+        system's error, such as PermissionError.
     ValueError
         If the folder holds no image file.
     """
     root = os.fspath(folder)
-    if not os.path.exists(root):
+    if not _exists(root):
         if any(sign in root for sign in "*?["):
             raise FileNotFoundError(
                 f"{root} is a pattern, but X must be a folder or a list of files. Pass the folder, "
@@ -64,23 +88,33 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
             )
         raise NotADirectoryError(f"{root} is a file. Pass its folder or a list of paths.")
     found, ignored, seen = [], [], set()
+    unreachable: dict[str, str] = {}
 
-    def ignore_folder(error: OSError) -> None:
-        ignored.append(os.path.join(error.filename, ""))
+    def miss(error: OSError) -> None:
+        place = os.path.join(error.filename or root, "")
+        if on_error != "skip" or place == os.path.join(root, ""):
+            raise cannot_be_opened(place, error) from error
+        unreachable[place] = error.strerror or type(error).__name__
+        ignored.append(place)
 
-    for place, folders, files in os.walk(root, onerror=ignore_folder, followlinks=True):
+    for place, folders, files in os.walk(root, onerror=miss, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        hidden = [name for name in folders if name.startswith(".")]
+        hidden = [name for name in folders if is_hidden(name)]
         folders[:] = _natural(set(folders).difference(hidden))
         images = _natural(_image_files(files))
         inside = os.path.join(place, "")
         found += [inside + name for name in images]
         if hidden or len(images) < len(files):
-            ignored += [inside + name for name in sorted(set(files).difference(images))]
+            others = [inside + name for name in sorted(set(files).difference(images))]
+            for link, error in _broken_links(others):
+                if error.errno != errno.ENOENT and on_error != "skip":
+                    raise cannot_be_opened(link, error) from error
+                unreachable[link] = error.strerror or type(error).__name__
+            ignored += others
             ignored += [os.path.join(inside, name, "") for name in sorted(hidden)]
     if not found:
         unread = unread_pictures(ignored)
@@ -91,11 +125,51 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
             hint = " Pass tar archives as a list: sorted(folder.glob('*.tar'))."
         else:
             hint = ""
+        if unreachable:
+            first, reason = next(iter(unreachable.items()))
+            hint += f" {len(unreachable)} folders or links cannot be opened: {first} ({reason})."
         raise ValueError(
             f"No image file in {root} or its subfolders ({len(ignored)} other files and folders). "
             f"The suffixes of image files are {' '.join(IMAGE_SUFFIXES)}.{hint}"
         )
-    return Listing(found, ignored)
+    return Listing(found, ignored, unreachable)
+
+
+def _exists(path: str) -> bool:
+    """Return whether a path exists; raise an error if the system does not say."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        raise cannot_be_opened(path, error) from error
+    return True
+
+
+def cannot_be_opened(place: str, error: OSError) -> OSError:
+    """Return the error to raise if the images of a folder or an archive would be missing."""
+    return type(error)(
+        f"{place} cannot be opened: {error.strerror or error}. Its images would be missing. Make "
+        'it readable, or pass on_error="skip" (--on-error skip) to leave it out.'
+    )
+
+
+def _broken_links(files: Iterable[str]) -> list[tuple[str, OSError]]:
+    """Return the links whose target cannot be reached, which may be a folder; not hidden ones."""
+    broken = []
+    for file in files:
+        if os.path.islink(file) and not os.path.basename(file).startswith("."):
+            try:
+                os.stat(file)
+            except OSError as error:
+                broken.append((file, error))
+    return broken
+
+
+def is_hidden(folder: str) -> bool:
+    """Return whether the name of a folder is hidden, or that of a folder of the system."""
+    hidden = folder.startswith(".") and folder not in (".", "..")
+    return hidden or folder.lower() in _SYSTEM_FOLDERS
 
 
 def unread_pictures(ignored: Collection[str], images: Collection[str] = ()) -> list[str]:
@@ -116,6 +190,11 @@ def unread_pictures(ignored: Collection[str], images: Collection[str] = ()) -> l
 def is_image_file(name: str) -> bool:
     """Return whether a file name, without its folder, has an image suffix and is not hidden."""
     return bool(_image_files([name]))
+
+
+def looks_like_picture(name: str) -> bool:
+    """Return whether a file name has the suffix of an image, of a format that is read or not."""
+    return name.lower().endswith((*IMAGE_SUFFIXES, *_UNREAD))
 
 
 def _image_files(names: list[str]) -> list[str]:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_excb.data.pixels import is_gray
+from sklearn_excb.data.limits import check_bytes, check_n_pixels
+from sklearn_excb.data.pixels import is_deep, is_gray
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.buffers import BufferPool
+from sklearn_excb.storage.regular_files import NotRegularError, open_regular
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
-_ORIENTATION = 0x0112  # the EXIF tag; values from 5 on exchange width and height
-# member of PIL.Image.Transpose that turns each orientation upright
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+# Pillow's names of the formats that are read. Others are never tried: some start programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA")
 _SIMPLE_MODES = {"RGB": "RGB", "L": "GRAY"}  # from modes of Pillow to names of simplejpeg
 _REDUCTIONS = (8, 4, 2)  # factors by which decoding can shrink a JPEG, in a fraction of the time
 
@@ -33,7 +32,7 @@ class EncodedPicture:
     Parameters
     ----------
     content : bytes
-        Content of a file in any format that Pillow reads. The first of several frames counts.
+        Content of a file in one of ``FORMATS``. The first of several frames counts.
 
     Raises
     ------
@@ -44,16 +43,18 @@ class EncodedPicture:
     def __init__(self, content: bytes) -> None:
         from PIL import Image, UnidentifiedImageError
 
+        from sklearn_excb.evaluation import maps
+
         if not content:
             raise ImageError("the file is empty.")
         try:
-            self._image: Any = Image.open(io.BytesIO(content))
+            self._image: Any = Image.open(io.BytesIO(content), formats=FORMATS)
             self._content = content
         except UnidentifiedImageError:
             raise ImageError(
                 "not an image in a known format, or the header of the file is broken."
             ) from None
-        self._orientation = _orientation(self._image)
+        self._orientation = maps.pictures.picture_orientation(self._image)
 
     @property
     def is_gray(self) -> bool:
@@ -61,14 +62,18 @@ class EncodedPicture:
         return is_gray(self._image)
 
     @property
+    def is_deep(self) -> bool:
+        """Whether the pixels are integers of more than 8 bits."""
+        return is_deep(self._image)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the upright image, in pixels."""
         width, height = self._image.size
-        turned = self._orientation >= 5 and not self._turns_itself
-        return (width, height) if turned else (height, width)
+        return (width, height) if self._orientation >= 5 else (height, width)
 
     def decode(self, at_least: int, buffers: BufferPool | None = None) -> Any:
-        """Decode the upright image, as a PIL image or an array (h, w) or (h, w, 3).
+        """Return the upright image as an array (h, w) or (h, w, 3), or the PIL image to decode.
 
         Parameters
         ----------
@@ -81,14 +86,14 @@ class EncodedPicture:
         width, height = self._image.size
         fitting = (n for n in _REDUCTIONS if at_least and min(width, height) // n >= at_least)
         reduction = next(fitting, 1)
+        shrinks = reduction if self._image.format in ("JPEG", "MPO") else 1
+        check_n_pixels(height // shrinks, width // shrinks)
         array = self._decoded_fast(reduction, buffers)
         if array is not None:
             return array
         if reduction > 1:
             self._image.draft(None, (width // reduction, height // reduction))
-        self._image.load()
-        turn = None if self._turns_itself else _TURNS.get(self._orientation)
-        return self._image if turn is None else self._image.transpose(turn)
+        return self._image
 
     def _decoded_fast(
         self, reduction: int, buffers: BufferPool | None
@@ -97,6 +102,8 @@ class EncodedPicture:
 
         Both use libjpeg-turbo and give the same pixels, but simplejpeg has less overhead.
         """
+        from sklearn_excb.evaluation import maps
+
         mode = _SIMPLE_MODES.get(self._image.mode)
         if simplejpeg is None or self._image.format != "JPEG" or mode is None:
             return None
@@ -110,36 +117,14 @@ class EncodedPicture:
         except ValueError:  # simplejpeg refuses more files than Pillow
             return None
         array = array[..., 0] if mode == "GRAY" else array
-        return _turned(array, self._orientation)
-
-    @property
-    def _turns_itself(self) -> bool:
-        """Whether Pillow applies the orientation itself, which it does for TIFF files."""
-        return self._image.format == "TIFF"
-
-
-def _turned(array: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """Turn pixels (h, w, ...) upright."""
-    if orientation >= 5:
-        array = array.swapaxes(0, 1)
-    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return array[:: -1 if vertical else 1, :: -1 if horizontal else 1]
-
-
-def _orientation(image: Any) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if it is missing or cannot be read."""
-    from PIL import Image
-
-    try:
-        # read the header only: the method of PNG images would decode the pixels as well
-        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # the EXIF block is broken, but the pixels may be intact
-        return 1
-    return found if found in range(1, 9) else 1
+        return maps.pictures.turn_upright(array, self._orientation)
 
 
 def open_file(path: str | os.PathLike[str]) -> EncodedPicture:
     """Open an image file and read it whole, so that no file stays open."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ImageError("not a regular file.")  # reading a pipe would block
-    return EncodedPicture(Path(path).read_bytes())
+    try:
+        with open_regular(path) as file:
+            check_bytes(os.fstat(file.fileno()).st_size)
+            return EncodedPicture(file.read())
+    except NotRegularError:
+        raise ImageError("not a regular file.") from None

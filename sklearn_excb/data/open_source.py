@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sklearn_excb.data.archives import Member, is_archive, list_members
+from sklearn_excb.data.columns import plain_collection
 from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, list_images
 from sklearn_excb.data.image_files import EncodedPicture, open_file
 from sklearn_excb.data.pixels import is_picture, tensor_array
@@ -136,10 +137,11 @@ def open_source(
     ImageError
         If an image cannot be read or does not match the others.
     """
+    X = plain_collection(X)
     if _is_path(X):
         if is_archive(X):
             return _open_archives([X], n_channels, on_error)
-        return _open_folder(list_images(X), n_channels, on_error)
+        return _open_folder(list_images(X, on_error), n_channels, on_error)
     items = _items(X)
     if items is not None:
         return _open_list(items, n_channels, on_error)
@@ -209,7 +211,7 @@ def _all_of_stream(X: Any) -> list[Any]:
 
 def _open_folder(found: Listing, n_channels: int | None, on_error: str) -> ItemImages:
     source = _open_files(found.images, n_channels, on_error)
-    source.ignored = found.ignored
+    source.ignored, source.unreachable = found.ignored, found.unreachable
     return source
 
 
@@ -224,11 +226,13 @@ def _open_files(
 def _open_archives(
     paths: Sequence[str | os.PathLike[str]], n_channels: int | None, on_error: str
 ) -> ItemImages:
-    members = list_members(paths)
-    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in members]
-    return ItemImages(
-        members, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
+    found = list_members(paths, on_error)
+    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in found.images]
+    source = ItemImages(
+        found.images, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
     )
+    source.ignored, source.unreachable = found.ignored, found.unreachable
+    return source
 
 
 def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemImages:
@@ -288,7 +292,13 @@ def _image_keys(item: dict[Any, Any]) -> list[Any]:
         return named[:1]
     suffixed = [key for key in there if f".{key}".lower().endswith(IMAGE_SUFFIXES)]
     plain = [key for key in suffixed if "." not in str(key)]
-    return plain or suffixed or [key for key in _FILE_KEYS if key in there][:1]
+    if found := plain or suffixed or [key for key in _FILE_KEYS if key in there][:1]:
+        return found
+    return there if len(item) == 1 and _holds_image(item[there[0]] if there else None) else []
+
+
+def _holds_image(value: Any) -> bool:
+    return _is_path(value) or _is_item(value) or np.ndim(value) >= 2
 
 
 def _unwrapped(item: Any) -> Any:
@@ -308,9 +318,13 @@ def _image_of_item(item: Any) -> Any:
     if isinstance(image, dict):
         if keys := _image_keys(image):
             raise ImageError(f"a dict with several images: {keys}. Keep one of these keys.")
+        if empty := [key for key in (*_IMAGE_KEYS, *_FILE_KEYS) if key in image]:
+            raise ImageError(f"the entry {empty[0]!r} of the dict is None, not an image.")
         raise ImageError(
             f"a dict without an image. Use the key 'image' or 'jpg'; the keys are {list(image)}."
         )
+    if image is None:
+        raise ImageError("None is not an image.")
     if _is_path(image):
         return open_file(image)
     if _is_bytes(image):

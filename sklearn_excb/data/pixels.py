@@ -23,7 +23,20 @@ def is_picture(image: Any) -> bool:
 
 def is_gray(picture: Any) -> bool:
     """Return whether a PIL image has no colour."""
-    return picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I")
+    return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
+
+
+def is_deep(picture: Any) -> bool:
+    """Return whether a PIL image has integers of more than 8 bits."""
+    return picture.mode.startswith("I")
+
+
+def upright_shape(picture: Any) -> tuple[int, int]:
+    """Return height and width of a PIL image once it is turned as its EXIF block says."""
+    from sklearn_excb.evaluation import maps
+
+    height, width = picture.height, picture.width
+    return (width, height) if maps.pictures.picture_orientation(picture) >= 5 else (height, width)
 
 
 def image_tensor(image: Any, n_channels: int | None) -> Tensor:
@@ -46,12 +59,16 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
     if is_picture(image):
         if n_channels not in (None, 1, 3):
             raise ImageError(f"files and PIL images need n_channels=1 or 3, not {n_channels}.")
-        array = _picture_array(image)
+        from sklearn_excb.evaluation import maps
+
+        array = maps.pictures.picture_pixels(image)
     elif isinstance(image, Tensor):
         array = tensor_array(image)
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
             array = array.transpose(1, 2, 0)
     else:
+        if np.ma.is_masked(image):
+            raise ImageError("some of its pixels are masked. Pass image.filled(value).")
         array = np.asarray(image)
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ImageError(f"an array of shape {array.shape} is not an image (h, w) or (h, w, c).")
@@ -80,25 +97,6 @@ def to_gray(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
     gray = _LUMA[0] * red
     return gray.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
-
-
-def _picture_array(picture: Any) -> npt.NDArray[Any]:
-    """Return the unclipped pixels of a PIL image on white, as an array (h, w) or (h, w, 3)."""
-    from PIL import Image
-
-    if picture.mode.startswith("I"):  # 16 bits, or 16 bits stored in 32
-        array = np.asarray(picture)
-        fits = array.min() >= 0 and array.max() <= 65_535
-        return array.astype(np.uint16) if fits else array
-    if picture.mode == "F":
-        return np.asarray(picture)
-    if "A" in picture.mode or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        blended = Image.alpha_composite(white, opaque)
-        return np.array(blended.convert("L" if picture.mode == "LA" else "RGB"))
-    mode = "L" if is_gray(picture) else "RGB"
-    return np.asarray(picture if picture.mode == mode else picture.convert(mode))
 
 
 def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:

@@ -18,14 +18,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sklearn_excb.data.broken_files import BrokenFiles, reason_of
 from sklearn_excb.data.image_files import EncodedPicture
+from sklearn_excb.data.limits import check_n_pixels
 from sklearn_excb.data.pixels import (
     channels_first,
     check_layout,
     check_pixels,
     image_tensor,
+    is_deep,
     is_gray,
     is_picture,
+    upright_shape,
 )
 from sklearn_excb.exceptions import ImageError
 from sklearn_excb.runtime.buffers import BufferPool
@@ -129,7 +133,11 @@ class ItemImages:
         Positions of the images in the whole collection, which also index ``names``. In the result
         of :meth:`usable` they are not 0..n-1.
     ignored : list of str or None
-        Other files in the folder.
+        Other files in the folder or archives.
+    unreachable : dict of str to str
+        Reason for each folder, link or archive whose images are missing.
+    brightest : dict of str to float
+        Largest pixel by dtype of the images that were decoded for their shape: not of 8 bits.
 
     Raises
     ------
@@ -155,10 +163,13 @@ class ItemImages:
         self.reads_in_parallel = reads_in_parallel
         self.skips = on_error == "skip"
         self.ignored: list[str] | None = None
+        self.unreachable: dict[str, str] = {}
         self._items = items
         self._open_item = open_item
         self.places = np.arange(len(items))
         self._reasons: dict[int, str] = {}
+        self.brightest: dict[str, float] = {}
+        self._broken = BrokenFiles()
         self._n_may_fail = len(items)
         self._wanted = self._pictures_channels() if n_channels is None else n_channels
         self.n_channels = self._wanted or self._usual_channels()
@@ -261,15 +272,21 @@ class ItemImages:
     def _shape(self, index: int) -> Shape:
         image = self._open(index)
         if isinstance(image, EncodedPicture):
-            return Shape(*image.shape)
-        if is_picture(image):
-            return Shape(image.height, image.width)
-        return Shape(*self._load(index, 0).shape[1:])
+            if not image.is_deep:
+                return Shape(*image.shape)
+        elif is_picture(image) and not is_deep(image):
+            return Shape(*upright_shape(image))
+        pixels = self._load(index, 0)
+        kind, found = str(pixels.dtype).removeprefix("torch."), float(pixels.numpy().max())
+        self.brightest[kind] = max(found, self.brightest.get(kind, 0))
+        return Shape(*pixels.shape[1:])
 
     def _read(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
         image = self._open(index)
         if isinstance(image, EncodedPicture):
             image = image.decode(at_least, buffers)
+        elif is_picture(image):
+            check_n_pixels(image.height, image.width)
         return image_tensor(image, self._wanted)
 
     def _load(self, index: int, at_least: int, buffers: BufferPool | None = None) -> Tensor:
@@ -295,9 +312,10 @@ class ItemImages:
             error.add_note(f"It was image {name}.")
             raise
         except Exception as error:
-            reason, cause = _reason(error), error
+            reason, cause = reason_of(error), error
         if not self.skips:
-            raise ImageError(f"Image {name}: {reason}") from cause
+            count = self._broken.advice(place, self.names, self._items, self._open_item)
+            raise ImageError(f"Image {name}: {reason.rstrip('.')}. {count}") from cause
         self._reasons[place] = reason
         if len(self._reasons) > self._n_may_fail:
             raise ImageError(
@@ -313,14 +331,6 @@ class ItemImages:
             f"None of the {len(self._reasons)} tested images can be used. The first is "
             f"{first.name or first.index}: {first.reason}"
         )
-
-
-def _reason(error: Exception) -> str:
-    """Describe what is wrong with an image."""
-    if isinstance(error, ImageError):
-        return str(error)
-    kind = "" if isinstance(error, (OSError, ValueError)) and str(error) else type(error).__name__
-    return "cannot be read: " + ": ".join(filter(None, (kind, str(error))))
 
 
 Source = Rows | ArrayImages | ItemImages

@@ -1,4 +1,4 @@
-"""Support of ``on_error="skip"``: leave out images that cannot be used without shifting labels."""
+"""Images that cannot be used, or not as they are: left out without shifting labels, and told."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_excb.data.folders import unread_pictures
-from sklearn_excb.data.sources import ItemImages, Skipped, Source
-from sklearn_excb.exceptions import SkippedImageWarning, UnreadPicturesWarning
+from sklearn_excb.data.sources import ItemImages, Rows, Skipped, Source, probes
+from sklearn_excb.exceptions import (
+    PixelRangeWarning,
+    SkippedImageWarning,
+    UnreadPicturesWarning,
+)
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.runtime.threads import reader_threads
 
+# white of each dtype, and the share of it that some pixel of 64 images exceeds in any photos:
+# 14 bits in 16, 5 in 8, and 12 bits in 16 that were divided by 65,535
+_WHITE = {"uint16": (65_535, 1 / 4), "uint8": (255, 1 / 8)}
+_WHITE_OF_FLOATS = (1, 1 / 12)
 _BLOCK = 1024  # images that are queued for the threads at a time
 
 
@@ -94,10 +102,24 @@ def fill_skipped(
     return result
 
 
+def ignored_with_reasons(source: ItemImages) -> list[str]:
+    """Return the paths that a source ignores, those that cannot be opened with the reason."""
+    why = source.unreachable
+    return [f"{name} ({why[name]})" if name in why else name for name in source.ignored or ()]
+
+
 def warn_unread(source: Source) -> None:
-    """Warn of images of a folder in formats that cannot be read, because they have no row."""
+    """Warn of images of folders and archives that cannot be read, because they have no row."""
     if not isinstance(source, ItemImages) or not source.ignored:
         return
+    if source.unreachable:
+        first, reason = next(iter(source.unreachable.items()))
+        warn_caller(
+            f"{len(source.unreachable):,} folders, links or archives cannot be read, or not to "
+            f"their end. What they hold is not among the {len(source):,} images of X; "
+            f"ignored_files_ lists them. The first is {first}: {reason}",
+            SkippedImageWarning,
+        )
     if unread := unread_pictures(source.ignored, source.names or ()):
         kinds = sorted({os.path.splitext(name)[1].lower() for name in unread})
         warn_caller(
@@ -121,3 +143,30 @@ def warn_skipped(
             f"{first.name or first.index}: {first.reason}",
             SkippedImageWarning,
         )
+
+
+def warn_if_nearly_black(source: Source) -> None:
+    """Warn if the brightest pixel of up to 64 images is far from white, with how to scale them."""
+    for kind, found in _brightest(source).items():
+        white, share = _WHITE.get(kind, _WHITE_OF_FLOATS)
+        if not 0 < found <= share * white:
+            continue
+        bits = f" ({int(found).bit_length()} bits)" if kind in _WHITE else ""
+        likely = 2 ** int(found).bit_length() - 1 if kind in _WHITE else found
+        warn_caller(
+            f"The brightest pixel of the images that were sampled is {found:g}, and white is "
+            f"{white:,} in {kind}: they are read as nearly black. If white is {likely:g}{bits} in "
+            f"X, divide by it: X.astype('float32') / {likely:g}, or rescale the files.",
+            PixelRangeWarning,
+        )
+
+
+def _brightest(source: Source) -> dict[str, float]:
+    """Return the largest pixel of up to 64 images by dtype; pictures of 8 bits are left out."""
+    if isinstance(source, ItemImages):
+        _ = source.probed_shapes
+        return source.brightest
+    if isinstance(source, Rows):
+        return {}
+    images = [source.load(np.array([index])).numpy() for index in probes(source)]
+    return {images[0].dtype.name: max(float(image.max()) for image in images)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sklearn_excb.data.fingerprints import source_fingerprint
-from sklearn_excb.data.sources import Source
+from sklearn_excb.data.sources import Skipped, Source
 from sklearn_excb.fitting.checkpoints import resume_previous
 from sklearn_excb.fitting.duration import advice_if_long, duration
 from sklearn_excb.fitting.memory.budget import advice_if_short, resolve_micro_batch, share_of_batch
@@ -29,6 +29,7 @@ from sklearn_excb.training.settling import settling_sample
 
 _PER_LINE = 6  # parameters
 _COMPARISONS = 2  # with all centroids, per projection and settling pass: for labels, for sizes
+_NAMED = 3  # images that cannot be used
 _SHOWN = (
     *("K", "backbone", "image_size", "local_size", "n_global", "n_local", "batch_size"),
     *("micro_batch", "precision", "head_width", "optimizer", "learning_rate", "weight_decay"),
@@ -73,6 +74,9 @@ class DryRun:
         (of the untrained network and at the end), "training", "settling".
     faster : str
         Advice on a shorter fit if a CPU needs more than an hour; else empty.
+    unusable : tuple of Skipped
+        Images that cannot be used, of the ``n_tried`` that were tried.
+    n_tried : int
     """
 
     resolved: Mapping[str, Any]
@@ -90,6 +94,8 @@ class DryRun:
     waiting: float
     seconds: Mapping[str, float]
     faster: str = ""
+    unusable: tuple[Skipped, ...] = ()
+    n_tried: int = 0
 
     @property
     def total_seconds(self) -> float:
@@ -109,6 +115,14 @@ class DryRun:
         for i in range(0, len(shown), _PER_LINE):
             yield ("" if i else "recipe"), ", ".join(shown[i : i + _PER_LINE])
         yield "images", f"{self.n_samples:,}"
+        if self.unusable:
+            named = [f"{one.name or one.index}: {one.reason}" for one in self.unusable[:_NAMED]]
+            yield (
+                "",
+                f"{len(self.unusable):,} of {self.n_tried:,} tried cannot be used; "
+                'on_error="skip" (--on-error skip) leaves them out',
+            )
+            yield from (("", line) for line in named)
         several = f"each of {self.n_devices} x " if self.n_devices > 1 else ""
         yield "device", f"{several}{self.device}, {readable(self.available)} free"
         yield "memory", " ".join([str(self.memory), self.advice]).strip()

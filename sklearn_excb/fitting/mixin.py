@@ -17,7 +17,9 @@ from sklearn_excb.data.sources import ItemImages, Rows, Source
 from sklearn_excb.data.unusable_images import (
     drop_unusable,
     expand_labels,
+    ignored_with_reasons,
     skipped_of,
+    warn_if_nearly_black,
     warn_skipped,
 )
 from sklearn_excb.fitting.fit import fit
@@ -101,6 +103,8 @@ class FittingMixin(LearnedAttributes):
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
             If a folder has pictures in formats that are not read, such as HEIC.
+        PixelRangeWarning
+            If the images are nearly black, as those of 12 bits are in 16, with how to scale them.
         CheckpointWarning
             If a checkpoint could not be written, and the fit continues without it; or could not be
             read, and the fit resumes from the checkpoint before it.
@@ -117,6 +121,7 @@ class FittingMixin(LearnedAttributes):
                 usable = drop_unusable(source, n_jobs, progress=context.shows_progress)
             skipped_before = skipped_of(source)
             warn_skipped(skipped_before, len(source))
+            warn_if_nearly_black(usable)
             if n_devices > 1:
                 fitted = fit_on(n_devices, usable, context)
             else:
@@ -222,6 +227,7 @@ class FittingMixin(LearnedAttributes):
             source = open_samples(self, X, fitting=fitted is None and online is None)
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = drop_unusable(source, n_jobs)
+            warn_if_nearly_black(usable)
             if online is not None:
                 online.check(parameters)
             elif fitted is not None:
@@ -251,9 +257,9 @@ class FittingMixin(LearnedAttributes):
         if not isinstance(source, Rows):
             self.image_shape_, self.n_channels_ = image_shape, source.n_channels
         if source.names is not None:
-            self.sample_names_ = np.array(source.names)
+            self.sample_names_ = np.array(source.names, dtype=object)
         if isinstance(source, ItemImages) and source.ignored is not None:
-            self.ignored_files_ = np.array(source.ignored, dtype=str)
+            self.ignored_files_ = np.array(ignored_with_reasons(source), dtype=object)
         self.skipped_ = skipped_of(source)
 
     def _interrupt_if_stopped(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sklearn_excb.data.unusable_images import drop_unusable
+from sklearn_excb.data.sources import ItemImages
+from sklearn_excb.data.unusable_images import drop_unusable, skipped_of, warn_if_nearly_black
 from sklearn_excb.fitting.memory.budget import estimate_memory_of
 from sklearn_excb.fitting.memory.estimate import MemoryEstimate
 from sklearn_excb.inference.learned import LearnedAttributes
@@ -95,7 +97,8 @@ class PlanningMixin(LearnedAttributes):
         The dry run takes twelve steps, or fewer within half a minute, but at least two. With a
         launcher (see ``devices``), all processes have to call it. If :meth:`fit` would start the
         processes itself, the dry run times the share of one process in each batch, without messages
-        between processes. With ``on_error="skip"``, a thousand of the images are tested first.
+        between processes. A thousand files (with ``on_error="skip"``, any images) are tested first,
+        and those that cannot be read are counted.
         """
         from sklearn_excb.fitting.dry_run import dry_run
 
@@ -109,8 +112,12 @@ class PlanningMixin(LearnedAttributes):
         ranks, device = context.ranks, context.device
         with ranks.together():
             source = open_samples(type(self)(**context.parameters), X, fitting=True)
+            if isinstance(source, ItemImages) and source.names is not None:
+                source.skips = True  # broken files are counted, whatever fit does with them
             n_jobs = number_of_jobs(self.n_jobs, source)
             usable = drop_unusable(source, n_jobs, most=_TRIED)
+            warn_if_nearly_black(usable)
         n_devices = number_of_devices(self.devices, device) if ranks.count == 1 else 1
         with usual_modes():
-            return dry_run(usable, context, n_devices=n_devices)
+            tried = dry_run(usable, context, n_devices=n_devices)
+        return replace(tried, unusable=tuple(skipped_of(source)), n_tried=min(_TRIED, len(source)))

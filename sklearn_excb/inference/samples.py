@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import validate_data
 
+from sklearn_excb.data.columns import plain_collection
 from sklearn_excb.data.input_errors import (
     check_several,
     images_for_rows,
@@ -38,6 +39,7 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
     ValueError
         If X cannot be used, or is not of the fitted kind.
     """
+    X = plain_collection(X)
     holds_rows = are_rows(X)
     if fitting:
         for name in INPUT_FACTS:

@@ -286,7 +286,7 @@ def _built(
     if "feature_names_in_" in facts:
         facts["feature_names_in_"] = np.array(facts["feature_names_in_"], dtype=object)
     for name in {"sample_names_", "ignored_files_"}.intersection(facts):
-        facts[name] = np.array(facts[name], dtype=str)
+        facts[name] = np.array(facts[name], dtype=object)
     facts["skipped_"] = [Skipped(*skipped) for skipped in facts["skipped_"]]
     resolved = {name: as_tuple(value) for name, value in description["resolved"].items()}
     return parameters, resolved, facts, fitted

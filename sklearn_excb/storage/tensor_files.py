@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sklearn_excb.exceptions import DamagedFileError
-from sklearn_excb.storage.regular_files import check_regular, open_regular
+from sklearn_excb.storage.regular_files import open_regular
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -> str:
@@ -104,7 +104,6 @@ def open_safetensors(file: Path) -> Iterator[Any]:
     SafetensorError
         If the file has another format, or is damaged.
     """
-    check_regular(file.stat().st_mode, file)
     try:
         str(file).encode()
     except UnicodeEncodeError:  # safetensors takes no such path, but another name of the open file
