@@ -12,15 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_excb.data.image_sequence import ImageSequence
-from sklearn_excb.data.open_source import are_rows, is_stream, open_source
+from sklearn_excb.data.open_source import is_stream, open_source
+from sklearn_excb.data.sources import ItemImages, Rows, Source
+from sklearn_excb.data.unusable_images import skipped_of, warn_skipped
+from sklearn_excb.exceptions import BaselineWarning
+from sklearn_excb.fitting.untrained import untrained_network
+from sklearn_excb.inference.devices import inference_device
 from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
+from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.training.history import MEANINGS
+from sklearn_excb.views.reading import number_of_jobs
 
 if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator
     from sklearn_excb.evaluation import OccupancyDisplay, ReportSummary
-
-_SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
 
 
 class Inferred(NamedTuple):
@@ -46,12 +51,23 @@ def infer(estimator: ExCBEstimator, X: Any) -> Inferred:
     ValueError
         If ``X`` can be read only once. Reports and scores read the images several times.
     """
+    return _infer(estimator, _open(estimator, X))
+
+
+def _open(estimator: ExCBEstimator, X: Any) -> Source:
+    """Open a collection once, with the warnings about it."""
     if is_stream(X):
         raise ValueError(
             f"X of type {type(X).__name__} can be read only once, but reports and scores read it "
             "several times. Pass a list, an array, a folder or a data set that can be indexed."
         )
-    return Inferred(*estimator._project_and_label(X))
+    return estimator._open_indexed(X)
+
+
+def _infer(estimator: ExCBEstimator, source: Source) -> Inferred:
+    found = Inferred(*estimator._project_and_label(source))
+    warn_skipped(skipped_of(source), len(source))
+    return found
 
 
 def report(
@@ -96,6 +112,11 @@ def report(
         If the file cannot be written. This is checked before anything is computed.
     ValueError
         If the data cannot be used.
+
+    Warns
+    -----
+    BaselineWarning
+        If a part of the comparison cannot be computed and is left out.
     """
     from sklearn_excb.evaluation import maps, output_files, write_report
 
@@ -103,7 +124,8 @@ def report(
     fewest = maps.projection.FEWEST_ROWS
     if max_images < fewest:
         raise ValueError(f"max_images={max_images}, needed at least {fewest} images for a map.")
-    seen = infer(estimator, X)
+    source = _open(estimator, X)
+    seen = _infer(estimator, source)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):
         raise ValueError(
@@ -112,12 +134,11 @@ def report(
         )
     K = estimator.resolved_params_["K"]
     names, pictures = None, None
-    if not are_rows(X):
-        source = open_source(X, estimator.n_channels_, estimator.on_error)
+    if not isinstance(source, Rows):
         names, pictures = short_names(source.names), ImageSequence(source)
     compared = {}
     if baseline and (seen.labels >= 0).sum() >= K:
-        compared = _baselines(estimator, X, seen)
+        compared = _baselines(estimator, source, seen)
     return write_report(
         path,
         embeddings=seen.projections,
@@ -178,13 +199,15 @@ def evaluate(
     for name, X, y in (("train", train, y_train), ("test", test, y_test)):
         if X is None:
             continue
-        seen = infer(estimator, X)
+        source = _open(estimator, X)
+        seen = _infer(estimator, source)
         occupancy = asdict(cluster_occupancy(seen.labels, estimator.resolved_params_["K"]))
         del occupancy["counts"]
         found[name] = {"occupancy": occupancy}
         if y is not None:
             found[name]["clustering"] = asdict(clustering_scores(y, seen.labels))
-            features += [_embed(estimator, X, "backbone"), np.asarray(y)]
+            rows = np.arange(len(source))
+            features += [estimator._results_of(source, rows, "backbone")[0], np.asarray(y)]
     if features:
         found |= _accuracies(*features)
     return found
@@ -274,16 +297,6 @@ def folder_classes(folder: str | os.PathLike[str], on_error: str) -> npt.NDArray
     return classes if len(np.unique(classes)) > 1 else None
 
 
-def _embed(estimator: ExCBEstimator, X: Any, embedding: str) -> npt.NDArray[np.float32]:
-    """Return the given embedding as an array, whatever ``embedding`` the estimator is set to."""
-    before = estimator.embedding
-    estimator.embedding = embedding
-    try:
-        return np.asarray(estimator.transform(X))
-    finally:
-        estimator.embedding = before
-
-
 def _nearest(
     rows: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
@@ -293,29 +306,45 @@ def _nearest(
 
 
 def _baselines(
-    estimator: ExCBEstimator, X: Any, seen: Inferred
+    estimator: ExCBEstimator, source: Source, seen: Inferred
 ) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Run k-means with K clusters on the projections and on those of the untrained network."""
-    given = estimator.get_params(deep=False)
-    resolved = estimator.resolved_params_
-    # the same network, even if "auto" would resolve differently for this collection
-    same = {
-        name: resolved[name]
-        for name, value in given.items()
-        if name in _SEEN_BY and value == "auto"
-    }
-    untrained = type(estimator)(**given | same).set_params(
-        K=resolved["K"], epochs=0, settle_passes=0, verbose=0, random_state=resolved["random_state"]
-    )
+    """Run k-means with K clusters on the projections and on those of the untrained network.
+
+    A baseline that fails is left out with a warning.
+    """
     rows = {
-        "k-means on the same embeddings": seen.projections,
-        "untrained network, k-means": _embed(untrained.fit(X), X, "projection"),
+        "k-means on the same embeddings": lambda: seen.projections,
+        "untrained network, k-means": lambda: _untrained_projections(estimator, source),
     }
     found = {}
-    for name, projections in rows.items():
-        labels, kept = np.full(len(projections), -1), ~np.isnan(projections[:, 0])
-        unit = unit_rows(projections[kept])
-        start = spherical_kmeans(unit, resolved["K"], seed=resolved["random_state"])
-        labels[kept] = _nearest(unit, start.unit)
-        found[name] = labels, projections
+    for name, projections_of in rows.items():
+        try:
+            projections = projections_of()
+            found[name] = _kmeans(projections, estimator), projections
+        except Exception as error:  # of a backbone, the memory, ...: the report matters more
+            warn_caller(f"The report lacks the baseline {name!r}: {error}", BaselineWarning)
     return found
+
+
+def _untrained_projections(estimator: ExCBEstimator, source: Source) -> npt.NDArray[np.float32]:
+    usable = source.usable() if isinstance(source, ItemImages) and source.skips else source
+    network = untrained_network(
+        estimator._fitted,
+        usable,
+        pretrained=estimator.resolved_params_.get("pretrained", False),
+        seed=estimator.resolved_params_["random_state"],
+        device=inference_device(estimator.device),
+        n_jobs=number_of_jobs(estimator.n_jobs, source),
+    )
+    return estimator._project_and_label(source, network)[0]
+
+
+def _kmeans(
+    projections: npt.NDArray[np.float32], estimator: ExCBEstimator
+) -> npt.NDArray[np.int64]:
+    labels, kept = np.full(len(projections), -1), ~np.isnan(projections[:, 0])
+    unit = unit_rows(projections[kept])
+    resolved = estimator.resolved_params_
+    start = spherical_kmeans(unit, resolved["K"], seed=resolved["random_state"])
+    labels[kept] = _nearest(unit, start.unit)
+    return labels

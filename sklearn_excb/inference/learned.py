@@ -131,9 +131,12 @@ class LearnedAttributes(BaseEstimator):
     @property
     def _n_features_out(self) -> int:
         """Columns of :meth:`transform`, for the names of features."""
-        fitted = self._fitted
-        if self.embedding == "backbone":
-            return fitted.n_backbone_features
-        self._need_clusters(f"embedding={self.embedding!r}")
+        return self._width(self.embedding)
+
+    def _width(self, embedding: str) -> int:
+        """Return the number of columns of an embedding."""
+        if embedding == "backbone":
+            return self._fitted.n_backbone_features
+        self._need_clusters(f"embedding={embedding!r}")
         K, D = self.cluster_centers_.shape
-        return K if self.embedding == "similarity" else D
+        return K if embedding == "similarity" else D

@@ -1,0 +1,175 @@
+"""Reports and scores of estimators, whichever way they were fitted."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sklearn_excb import ExCBEstimator, reporting
+from sklearn_excb.exceptions import BaselineWarning, SkippedImageWarning
+from sklearn_excb.fitting.untrained import untrained_network
+from sklearn_excb.training import teacher_outputs
+from tests import published_files
+from tests.small_runs import DIGITS, OF_ROWS, small
+
+ROWS = DIGITS.reshape(len(DIGITS), -1)
+BASELINES = ("k-means on the same embeddings", "untrained network, k-means")
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(DIGITS)
+
+
+def module():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    )
+
+
+def frozen(**parameters):
+    return small(backbone=module(), freeze_backbone=True, epochs=1, **parameters)
+
+
+def published(folder):
+    torch.save(published_files.excb("resnet18", K=3, width=32), folder / "published.pth")
+    return ExCBEstimator.from_checkpoint(folder / "published.pth")
+
+
+def loaded(fitted, folder, **parts):
+    fitted.save(folder / "fit")
+    return ExCBEstimator.load(folder / "fit", **parts)
+
+
+def state_of_a_run(folder):
+    small(epochs=1, checkpoint_dir=folder / "states").fit(DIGITS)
+    return ExCBEstimator.load(next((folder / "states").glob("step*")))
+
+
+def one_image_is_broken(folder):
+    return small(epochs=1, on_error="skip").fit([*DIGITS[:-1], "no file"])
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+ROUTES = {
+    "images": (lambda _: small(epochs=1).fit(DIGITS), DIGITS),
+    "fewer images": (lambda _: small(epochs=1).fit(DIGITS), DIGITS[:5]),
+    "larger images": (lambda _: small(epochs=1).fit(DIGITS), DIGITS.repeat(9, 1).repeat(9, 2)),
+    "a list": (lambda _: small(epochs=1).fit([*DIGITS]), [*DIGITS]),
+    "an image skipped": (one_image_is_broken, [*DIGITS[:-1], "no file"]),
+    "rows": (lambda _: small(epochs=1, **OF_ROWS).fit(ROWS), ROWS),
+    "rows and a backbone": (lambda _: small(epochs=1, backbone="mlp", **OF_ROWS).fit(ROWS), ROWS),
+    "a module": (lambda _: small(backbone=module(), epochs=1).fit(DIGITS), DIGITS),
+    "a frozen module": (lambda _: frozen().fit(DIGITS), DIGITS),
+    "no epochs": (lambda _: small(epochs=0).fit(DIGITS), DIGITS),
+    "a stream": (lambda _: small(epochs=1, steps_per_epoch=2).fit(Stream()), DIGITS),
+    "partial_fit": (lambda _: small().partial_fit(DIGITS), DIGITS),
+    "partial_fit of rows": (lambda _: small(**OF_ROWS).partial_fit(ROWS), ROWS),
+    "with checkpoints": (lambda at: small(epochs=1, checkpoint_dir=at / "c").fit(DIGITS), DIGITS),
+    "a state of a run": (state_of_a_run, DIGITS),
+    "loaded": (lambda at: loaded(small(epochs=1).fit(DIGITS), at), DIGITS),
+    "loaded rows": (lambda at: loaded(small(epochs=1, **OF_ROWS).fit(ROWS), at), ROWS),
+    "loaded, frozen": (lambda at: loaded(frozen().fit(DIGITS), at, backbone=module()), DIGITS),
+    "pickled": (lambda _: pickle.loads(pickle.dumps(small(epochs=1).fit(DIGITS))), DIGITS),
+    "published": (published, NOISE),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_of_a_fit_has_its_report(route, tmp_path, monkeypatch):
+    fit, X = ROUTES[route]
+    if route == "published":  # inference fills batches up to 32 images, for the last bits
+        monkeypatch.setattr(teacher_outputs, "_MULTIPLE", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the fit
+        excb = fit(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedImageWarning)
+        labels = excb.predict(X)
+        summary = reporting.report(excb, X, tmp_path / "report.html")
+        np.testing.assert_array_equal(excb.predict(X), labels)  # the fit is as it was
+    assert summary.n_images + summary.n_skipped == len(X)
+    page = summary.path.read_text()
+    assert all(name in page for name in BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "X"),
+    [
+        ({}, DIGITS),
+        ({"batch_size": 60, "micro_batch": 8}, DIGITS),
+        (OF_ROWS, ROWS),
+        ({"backbone": "mlp", **OF_ROWS}, ROWS),
+        ({"backbone": module()}, DIGITS),
+        ({"backbone": module(), "freeze_backbone": True}, DIGITS),
+    ],
+)
+def test_the_untrained_network_is_that_of_no_epochs(parameters, X):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        excb = small(**parameters).fit(X)
+        expected = small(**parameters).set_params(epochs=0, settle_passes=0).fit(X)
+    source = excb._open_indexed(X)
+    network = untrained_network(
+        excb._fitted, source, pretrained=False, seed=0, device=torch.device("cpu"), n_jobs=1
+    )
+    projections, labels = excb._project_and_label(source, network)
+    np.testing.assert_array_equal(projections, expected.transform(X))
+    np.testing.assert_array_equal(labels, expected.labels_)
+
+
+@pytest.mark.parametrize("failing", ["untrained_network", "spherical_kmeans"])
+def test_a_baseline_that_fails_costs_its_column_alone(failing, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    excb = small(epochs=1).fit(DIGITS)
+    monkeypatch.setattr(reporting, failing, fail)
+    with pytest.warns(BaselineWarning, match=r"lacks the baseline .*: out of memory") as told:
+        summary = reporting.report(excb, DIGITS, tmp_path / "report.html")
+    assert [name in summary.path.read_text() for name in BASELINES].count(False) == len(told)
+
+
+def test_each_warning_of_a_report_comes_once(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(DIGITS):
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "phone.heic").write_bytes(b"not read")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        excb = small(epochs=1, on_error="skip").fit(folder)
+    y = [str(i % 2) for i in range(61)]
+    for use in (
+        lambda: reporting.report(excb, folder, tmp_path / "report.html", y=y),
+        lambda: reporting.evaluate(excb, folder, y),
+        lambda: reporting.infer(excb, folder),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            use()
+        kinds = [warning.category.__name__ for warning in told]
+        assert sorted(kinds) == ["SkippedImageWarning", "UnreadPicturesWarning"]
+
+
+def test_reports_leave_the_estimator_as_it_is_at_every_moment(tmp_path, monkeypatch):
+    """So that other threads may use it meanwhile."""
+    excb = small(epochs=1).fit(DIGITS)
+    changed = []
+
+    class Watched(ExCBEstimator):
+        def __setattr__(self, name, value):
+            changed.append(name)
+            super().__setattr__(name, value)
+
+    excb.__class__ = Watched
+    y = np.arange(len(DIGITS)) % 3
+    reporting.report(excb, DIGITS, tmp_path / "report.html", y=y)
+    reporting.evaluate(excb, DIGITS, y, DIGITS, y)
+    assert set(changed) <= {"_linkage"}  # made once, when it is first asked for
