@@ -116,7 +116,6 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         UnreadPicturesWarning
             If a folder has pictures of kinds that are not read, such as HEIC.
         """
-
         wanted = cast(Embedding, self.embedding)
 
         def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
