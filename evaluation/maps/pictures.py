@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import as_array
 from .._optional import require
 
 Picture = NDArray[np.uint8]
@@ -15,12 +16,12 @@ def as_rgb(image: Any, position: int) -> Picture:
     """Return an image as uint8 of shape (h, w, 3), with transparent parts on white."""
     if hasattr(image, "convert"):  # PIL converts palettes and other modes
         image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-    array = np.asarray(image)
+    array = as_array(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
-            f"Image {position} has shape {np.asarray(image).shape}, needed (h, w) or (h, w, c) "
+            f"Image {position} has shape {array.shape}, needed (h, w) or (h, w, c) "
             "with 1, 3 or 4 channels last. If channels come first, use image.transpose(1, 2, 0)."
         )
     if array.dtype.kind == "f":

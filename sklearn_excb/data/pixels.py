@@ -102,9 +102,12 @@ def _picture_array(picture: Any) -> npt.NDArray[Any]:
 
 
 def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """Convert a tensor on any device to an array; bfloat16 becomes float32."""
+    """Convert a tensor on any device to an array; float types that NumPy lacks become float32."""
     tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    in_numpy = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    if tensor.is_floating_point() and not in_numpy:
+        tensor = tensor.float()
+    return tensor.resolve_neg().numpy()
 
 
 def channels_first(batch: npt.NDArray[Any]) -> Tensor:
