@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.data.image_names import folder_classes, short_names
 from sklearn_excb.data.image_sequence import ImageSequence
-from sklearn_excb.data.open_source import is_stream, open_source
+from sklearn_excb.data.open_source import is_stream
 from sklearn_excb.data.sources import ItemImages, Rows, Source
 from sklearn_excb.data.unusable_images import skipped_of, warn_skipped
 from sklearn_excb.exceptions import BaselineWarning
@@ -22,6 +23,8 @@ from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
 from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.training.history import MEANINGS
 from sklearn_excb.views.reading import number_of_jobs
+
+__all__ = ["Inferred", "compare", "evaluate", "folder_classes", "infer", "report", "short_names"]
 
 if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator
@@ -280,21 +283,6 @@ def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
     elif hasattr(one, "sample_names_") or hasattr(other, "sample_names_") or len(a) != len(b):
         return float("nan")
     return stability(a, b) if ((a >= 0) & (b >= 0)).any() else float("nan")
-
-
-def short_names(names: Sequence[str] | None) -> list[str] | None:
-    """Return the names without the folder that contains all files."""
-    if names is None or not names:
-        return None
-    common = os.path.commonpath([os.path.dirname(name) for name in names])
-    return [os.path.relpath(name, common) if common else name for name in names]
-
-
-def folder_classes(folder: str | os.PathLike[str], on_error: str) -> npt.NDArray[Any] | None:
-    """Return the parent folder of each image as its class; None if all share one folder."""
-    names = open_source(folder, on_error=on_error).names
-    classes = np.array([Path(name).parent.name for name in names or ()], dtype=str)
-    return classes if len(np.unique(classes)) > 1 else None
 
 
 def _nearest(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import ntpath
 import shutil
 from pathlib import Path
 
@@ -219,3 +220,10 @@ def test_names_lose_the_folder_that_all_are_in():
     assert short_names(["shard.tar/x/1.jpg", "shard.tar/2.jpg"]) == ["x/1.jpg", "2.jpg"]
     assert short_names(["1.jpg"]) == ["1.jpg"]
     assert short_names(None) is None
+    mixed = [str(Path("a/b.png").absolute()), "a/c/d.png", "./a/e.png"]
+    assert short_names(mixed) == ["b.png", "c/d.png", "e.png"]
+
+
+def test_names_of_several_drives_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr("sklearn_excb.data.image_names.os.path", ntpath)
+    assert short_names(["C:/a/b.png", "D:/c.png"]) == ["C:/a/b.png", "D:/c.png"]

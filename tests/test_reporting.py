@@ -1,6 +1,9 @@
 """Reports and scores of estimators, whichever way they were fitted."""
 
+import os
 import pickle
+import shutil
+import tarfile
 import warnings
 
 import numpy as np
@@ -13,6 +16,7 @@ from sklearn_excb import ExCBEstimator, reporting
 from sklearn_excb.exceptions import BaselineWarning, SkippedImageWarning
 from sklearn_excb.fitting.untrained import untrained_network
 from sklearn_excb.training import teacher_outputs
+from sklearn_excb.training.history import MEANINGS
 from tests import published_files
 from tests.small_runs import DIGITS, OF_ROWS, small
 
@@ -173,3 +177,47 @@ def test_reports_leave_the_estimator_as_it_is_at_every_moment(tmp_path, monkeypa
     reporting.report(excb, DIGITS, tmp_path / "report.html", y=y)
     reporting.evaluate(excb, DIGITS, y, DIGITS, y)
     assert set(changed) <= {"_linkage"}  # made once, when it is first asked for
+
+
+def collections(folder):
+    """One collection in many of the forms that fit takes."""
+    pixels = (DIGITS[:20] * 255).astype(np.uint8)
+    pictures = [Image.fromarray(image) for image in pixels]
+    (folder / "photos").mkdir()
+    for i, picture in enumerate(pictures):
+        picture.save(folder / "photos" / f"{i:02}.png")
+    files = sorted((folder / "photos").iterdir())
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    return {
+        "array": pixels,
+        "array of 16 bits": pixels.astype(np.uint16) * 257,
+        "tensor": torch.from_numpy(pixels),
+        "list of arrays": [*pixels],
+        "pictures": pictures,
+        "bytes": [file.read_bytes() for file in files],
+        "labelled": [(image, 0) for image in pixels],
+        "dicts": [{"image": picture, "label": 0} for picture in pictures],
+        "array of objects": np.array([str(file) for file in files], object),
+        "folder": folder / "photos",
+        "archive": folder / "photos.tar",
+        "archives": [folder / "photos.tar"],
+        "absolute and relative paths": [*files[:10], *map(os.path.relpath, files[10:])],
+        "one folder above the other": [*files[:19], shutil.copy(files[19], folder / "19.png")],
+        "one image of many": [*files[:19], files[0]],
+    }
+
+
+def test_reports_take_every_collection_that_fit_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, X in collections(tmp_path).items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            excb = small(epochs=0).fit(X)
+        assert reporting.report(excb, X, "report.html").n_images == 20, kind
+
+
+def test_every_figure_of_a_training_is_explained():
+    entry = small(epochs=1).fit(DIGITS).history_[-1]
+    assert entry.keys() - {"epoch"} == MEANINGS.keys()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluation import Projection, review_clusters, write_report
+from evaluation.output_files import check_writable, replacing
 from evaluation.report.charts import history_charts
 from evaluation.report.images import make_thumbnails
 from tests.evaluation.small_report import HOSTILE, K, digits
@@ -326,6 +327,18 @@ def test_a_link_and_files_of_like_names_stay_what_they_are(tmp_path):
     assert target.stat().st_mode & 0o777 == 0o640
     assert mine.read_text() == "mine"
     assert sorted(path.name for path in target.parent.iterdir()) == ["real.html"]
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "写", "\U0001f40d", "\udcff"])
+@pytest.mark.parametrize("n_bytes", [5, 99, 101, 233, 250, 255])
+def test_a_name_may_be_as_long_as_names_can_be(letter, n_bytes, tmp_path):
+    length = len(os.fsencode(letter))
+    stem = letter * ((n_bytes - 5) // length) + "x" * ((n_bytes - 5) % length)
+    path = tmp_path / f"{stem}.html"
+    assert len(os.fsencode(path.name)) == max(n_bytes, 5)
+    with replacing(check_writable(path)) as beside:
+        beside.write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
