@@ -19,11 +19,12 @@ def without_torch(x: Any) -> Any:
         return [without_torch(each) for each in x]
     if not hasattr(x, "detach"):
         return x
-    x = x.detach().cpu()
-    x = x.to_dense() if "sparse" in str(x.layout) else x
-    if x.is_floating_point() and str(x.dtype).removeprefix("torch.") not in _IN_NUMPY:
-        x = x.float()  # bfloat16 and smaller ones
-    return x.resolve_conj().resolve_neg().numpy()
+    tensor: Any = x
+    tensor = tensor.detach().cpu()
+    tensor = tensor.to_dense() if "sparse" in str(tensor.layout) else tensor
+    if tensor.is_floating_point() and str(tensor.dtype).removeprefix("torch.") not in _IN_NUMPY:
+        tensor = tensor.float()  # bfloat16 and smaller ones
+    return tensor.resolve_conj().resolve_neg().numpy()
 
 
 def as_array(x: Any) -> NDArray:

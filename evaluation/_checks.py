@@ -1,5 +1,7 @@
 """Input validation: every public function checks its arrays with these functions, once."""
 
+import os
+from collections.abc import Sized
 from numbers import Integral, Real
 
 import numpy as np
@@ -15,7 +17,13 @@ _BLOCK = 2**22  # elements processed at once
 
 def check_rows(x: ArrayLike, name: str) -> NDArray:
     """Return ``x`` as a real array of shape (rows, features); values are not checked."""
-    array = as_array(x)
+    array = as_array(str(x) if isinstance(x, os.PathLike) else x)
+    if array.dtype.kind in "US" and array.ndim < 2:
+        raise ValueError(
+            f"{name} is a path, or a list of names, needed embeddings: numbers of shape (rows, "
+            "features), with one row per image. Embed the images first, with transform(images) of "
+            "a fitted estimator."
+        )
     if array.ndim != 2:
         raise ValueError(
             f"{name} has shape {array.shape}, needed (rows, features), with one row per image. "
@@ -137,6 +145,17 @@ def check_same_length(first: NDArray, second: NDArray, first_name: str, second_n
             f"{first_name} has {len(first)} rows and {second_name} has {len(second)}, needed one "
             "row per image in both, in the same order."
         )
+
+
+def check_images(images: object, rows: NDArray, name: str) -> None:
+    """Raise unless ``images`` is a sequence of as many images as there are rows."""
+    if isinstance(images, str | os.PathLike) or not isinstance(images, Sized):
+        raise ValueError(
+            f"images is of type {type(images).__name__}, needed a sequence of images, one per row "
+            f"of {name}: arrays or opened pictures. For a folder, use near_duplicates or report of "
+            "sklearn_excb.reporting."
+        )
+    check_same_length(rows, images, name, "images")  # pyright: ignore[reportArgumentType]
 
 
 def check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: NDArray) -> None:

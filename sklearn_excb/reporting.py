@@ -14,17 +14,21 @@ import numpy.typing as npt
 from sklearn_excb.data.image_names import folder_classes, short_names
 from sklearn_excb.data.image_sequence import ImageSequence
 from sklearn_excb.data.open_source import is_stream
-from sklearn_excb.data.sources import ItemImages, Rows, Source
+from sklearn_excb.data.sources import Rows, Source
 from sklearn_excb.data.unusable_images import skipped_of, warn_skipped
-from sklearn_excb.exceptions import BaselineWarning
-from sklearn_excb.fitting.untrained import untrained_network
-from sklearn_excb.inference.devices import inference_device
-from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
-from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.report_baselines import baselines
 from sklearn_excb.training.history import MEANINGS
-from sklearn_excb.views.reading import number_of_jobs
 
-__all__ = ["Inferred", "compare", "evaluate", "folder_classes", "infer", "report", "short_names"]
+__all__ = [
+    "Inferred",
+    "compare",
+    "evaluate",
+    "folder_classes",
+    "infer",
+    "near_duplicates",
+    "report",
+    "short_names",
+]
 
 if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator
@@ -141,7 +145,7 @@ def report(
         names, pictures = short_names(source.names), ImageSequence(source)
     compared = {}
     if baseline and (seen.labels >= 0).sum() >= K:
-        compared = _baselines(estimator, source, seen)
+        compared = baselines(estimator, source, seen.projections)
     return write_report(
         path,
         embeddings=seen.projections,
@@ -232,6 +236,39 @@ def _accuracies(
     return found
 
 
+def near_duplicates(
+    estimator: ExCBEstimator, X: Any, **options: Any
+) -> list[npt.NDArray[np.int64]]:
+    """Find groups of samples that are nearly the same; see :func:`evaluation.near_duplicates`.
+
+    Parameters
+    ----------
+    estimator : ExCBEstimator
+        Fitted estimator.
+    X : array, tensor, list, path or data set
+        Collection in one of the forms that ``fit`` takes, except streams.
+    **options
+        ``threshold``, ``tolerance`` and ``n_neighbors`` of :func:`evaluation.near_duplicates`.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Positions in ``X`` of the samples of each group, the largest group first. The names of files
+        are ``excb.sample_names_[group]`` if ``X`` was fitted. Skipped images are in no group.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be used.
+    """
+    from sklearn_excb.evaluation import near_duplicates as find
+
+    source = _open(estimator, X)
+    seen = _infer(estimator, source)
+    images = None if isinstance(source, Rows) else ImageSequence(source)
+    return find(seen.projections, images, **options)
+
+
 def compare(
     estimators: Mapping[str, ExCBEstimator],
 ) -> tuple[list[dict[str, Any]], OccupancyDisplay]:
@@ -283,56 +320,3 @@ def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
     elif hasattr(one, "sample_names_") or hasattr(other, "sample_names_") or len(a) != len(b):
         return float("nan")
     return stability(a, b) if ((a >= 0) & (b >= 0)).any() else float("nan")
-
-
-def _nearest(
-    rows: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int64]:
-    from sklearn_excb.evaluation import nearest_neighbors
-
-    return nearest_neighbors(rows, centroids, 1, metric="dot")[1][:, 0]
-
-
-def _baselines(
-    estimator: ExCBEstimator, source: Source, seen: Inferred
-) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Run k-means with K clusters on the projections and on those of the untrained network.
-
-    A baseline that fails is left out with a warning.
-    """
-    rows = {
-        "k-means on the same embeddings": lambda: seen.projections,
-        "untrained network, k-means": lambda: _untrained_projections(estimator, source),
-    }
-    found = {}
-    for name, projections_of in rows.items():
-        try:
-            projections = projections_of()
-            found[name] = _kmeans(projections, estimator), projections
-        except Exception as error:  # of a backbone, the memory, ...: the report matters more
-            warn_caller(f"The report lacks the baseline {name!r}: {error}", BaselineWarning)
-    return found
-
-
-def _untrained_projections(estimator: ExCBEstimator, source: Source) -> npt.NDArray[np.float32]:
-    usable = source.usable() if isinstance(source, ItemImages) and source.skips else source
-    network = untrained_network(
-        estimator._fitted,
-        usable,
-        pretrained=estimator.resolved_params_.get("pretrained", False),
-        seed=estimator.resolved_params_["random_state"],
-        device=inference_device(estimator.device),
-        n_jobs=number_of_jobs(estimator.n_jobs, source),
-    )
-    return estimator._project_and_label(source, network)[0]
-
-
-def _kmeans(
-    projections: npt.NDArray[np.float32], estimator: ExCBEstimator
-) -> npt.NDArray[np.int64]:
-    labels, kept = np.full(len(projections), -1), ~np.isnan(projections[:, 0])
-    unit = unit_rows(projections[kept])
-    resolved = estimator.resolved_params_
-    start = spherical_kmeans(unit, resolved["K"], seed=resolved["random_state"])
-    labels[kept] = _nearest(unit, start.unit)
-    return labels

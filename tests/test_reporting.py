@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sklearn_excb import ExCBEstimator, reporting
+from sklearn_excb import ExCBEstimator, report_baselines, reporting
 from sklearn_excb.exceptions import BaselineWarning, SkippedImageWarning
 from sklearn_excb.fitting.untrained import untrained_network
 from sklearn_excb.training import teacher_outputs
@@ -133,7 +133,7 @@ def test_a_baseline_that_fails_costs_its_column_alone(failing, tmp_path, monkeyp
         raise RuntimeError("out of memory")
 
     excb = small(epochs=1).fit(DIGITS)
-    monkeypatch.setattr(reporting, failing, fail)
+    monkeypatch.setattr(report_baselines, failing, fail)
     with pytest.warns(BaselineWarning, match=r"lacks the baseline .*: out of memory") as told:
         summary = reporting.report(excb, DIGITS, tmp_path / "report.html")
     assert [name in summary.path.read_text() for name in BASELINES].count(False) == len(told)
@@ -216,6 +216,23 @@ def test_reports_take_every_collection_that_fit_takes(tmp_path, monkeypatch):
             warnings.simplefilter("ignore")
             excb = small(epochs=0).fit(X)
         assert reporting.report(excb, X, "report.html").n_images == 20, kind
+        groups = reporting.near_duplicates(excb, X, tolerance=1e-6)
+        copies = [[0, 19]] if kind == "one image of many" else []
+        assert [group.tolist() for group in groups] == copies, kind
+
+
+def test_duplicates_have_the_positions_of_the_collection():
+    """Whatever was skipped."""
+    X = [*DIGITS[:20], "no file", DIGITS[3], None, DIGITS[7]]
+    with pytest.warns(SkippedImageWarning):
+        excb = small(epochs=0, on_error="skip").fit(X)
+    with pytest.warns(SkippedImageWarning, match="2 of 24"):
+        groups = reporting.near_duplicates(excb, X, tolerance=1e-6)
+    assert [group.tolist() for group in groups] == [[3, 21], [7, 23]]
+    rows = np.concatenate([ROWS, ROWS[4:5]])
+    excb = small(epochs=0, **OF_ROWS).fit(rows)
+    groups = reporting.near_duplicates(excb, rows, threshold=0.999_999)
+    assert [group.tolist() for group in groups] == [[4, 60]]
 
 
 def test_every_figure_of_a_training_is_explained():

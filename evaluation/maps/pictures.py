@@ -1,5 +1,6 @@
 """Conversion of user images to RGB pixels for display."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ Picture = NDArray[np.uint8]
 
 def as_rgb(image: Any, position: int) -> Picture:
     """Return an image as uint8 of shape (h, w, 3), with transparent parts on white."""
+    if isinstance(image, str | bytes | os.PathLike):
+        raise ValueError(
+            f"Image {position} is a {type(image).__name__}, needed an array or an opened picture. "
+            "Open the files first, for example with PIL.Image.open(path)."
+        )
     if hasattr(image, "convert"):  # PIL converts palettes and other modes
         image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
     array = as_array(image)

@@ -138,8 +138,8 @@ def _number(value: Any) -> float:
     """Return a number so small that sums of a few do not overflow; NaN for anything else."""
     try:
         number = float(value) if isinstance(value, Real) else np.nan
-    except OverflowError:  # of an integer without end
-        number = np.inf if value > 0 else -np.inf
+    except OverflowError:  # an integer beyond float64, drawn no more than infinity is
+        number = np.nan
     return float(np.clip(number, -_LARGEST, _LARGEST)) if np.isfinite(number) else number
 
 

@@ -17,6 +17,7 @@ from .._checks import (
     check_classes,
     check_cluster_labels,
     check_count,
+    check_images,
     check_n_clusters,
     check_rows,
     check_same_length,
@@ -160,13 +161,15 @@ def write_report(
     n_clusters = check_n_clusters(n_clusters, labels)
     max_images = check_count(max_images, "max_images", minimum=FEWEST_ROWS)
     if images is not None:
-        check_same_length(images, labels, "images", "labels")  # pyright: ignore[reportArgumentType]
+        check_images(images, labels, "labels")
     if names is not None:
         names = [str(name) for name in names]
         check_same_length(names, labels, "names", "labels")  # pyright: ignore[reportArgumentType]
     labels = np.where(missing_rows(x), SKIPPED, labels)
     classes = None if y is None else _classes(y, labels)
-    y = None if classes is None else np.where(classes == None, _NO_CLASS, classes).astype(str)  # noqa: E711
+    written = None  # with a name for those that are missing
+    if classes is not None:
+        written = np.where(known_values(classes), classes, _NO_CLASS).astype(str)
     if projection is not None:
         _check_projection(projection, labels)
     tree = None if linkage is None else _tree(linkage, n_clusters)
@@ -176,7 +179,7 @@ def write_report(
     duplicates = _duplicates(review, len(labels), images)
     outliers = review.outliers(_N_OUTLIERS)
     if projection is None:
-        shown = choose(review, labels, outliers, duplicates, max_images, y, random_state)
+        shown = choose(review, labels, outliers, duplicates, max_images, written, random_state)
         projection = _map(x, shown, random_state)
     shown = projection.indices
     thumbnails = None if images is None else make_thumbnails(images, shown)
@@ -204,7 +207,7 @@ def write_report(
         training_meanings=meanings_list(history or [], history_meanings or {}),
         parameters=parameters_table(params or {}),
         data=page_data(
-            review, labels, projection, thumbnails, names, y, tree, duplicates, outliers
+            review, labels, projection, thumbnails, names, written, tree, duplicates, outliers
         ),
         sheets="\n".join(
             f'<script type="text/plain" class="sheet">{sheet}</script>'
@@ -236,7 +239,9 @@ def _classes(y: ArrayLike, labels: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the classes as text, None where they are missing."""
     classes, known = check_classes(y, "y")
     check_same_length(classes, labels, "y", "labels")
-    return np.where(known, classes.astype(str).astype(object), None)
+    found = classes.astype(str).astype(object)
+    found[~known] = None
+    return found
 
 
 def _tree(linkage: ArrayLike, n_clusters: int) -> NDArray[np.float64]:

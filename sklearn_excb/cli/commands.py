@@ -66,6 +66,11 @@ def _take_any_text() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
+def _flush_output() -> None:
+    if sys.stdout is not None:  # as it is where it was closed before the start
+        sys.stdout.flush()
+
+
 def _forget_output() -> None:
     """Send what standard output could not write nowhere; Python would try again at its end."""
     with suppress(OSError, AttributeError):  # of streams that are no file
@@ -95,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _take_any_text()
         with _plain_warnings():
             status = run(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        _flush_output()
         return status
     except BrokenPipeError:
         _forget_output()
@@ -104,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         sys.stderr.write(f"sklearn-excb: {error}\n")
         try:
-            sys.stdout.flush()
+            _flush_output()
         except OSError:  # of a full disk: this was the error
             _forget_output()
         return 2

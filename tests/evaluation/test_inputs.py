@@ -2,6 +2,7 @@
 
 import datetime
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -163,3 +164,27 @@ def test_units_do_not_matter(exponent, each_by_itself):
     np.testing.assert_allclose(
         review_clusters(x, LABELS).typicality, review_clusters(ROWS, LABELS).typicality, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("X", ["photos", Path("photos"), ["a.png", "b.png"]])
+@pytest.mark.parametrize("function", ["near_duplicates", "project", "nearest_neighbors"])
+def test_paths_in_the_place_of_embeddings_are_explained(function, X):
+    with pytest.raises(ValueError, match=r"path, .*Embed the images first"):
+        OF_ROWS[function](X)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("photos", "images is of type str, needed a sequence of images"),
+        (Path("photos"), "needed a sequence of images"),
+        (iter([]), "needed a sequence of images"),
+        (["a.png", "b.png"], "Image 0 is a str, needed an array or an opened picture"),
+        ([b"a", b"b"], "Image 0 is a bytes"),
+    ],
+)
+def test_paths_in_the_place_of_images_are_explained(images, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        near_duplicates(np.ones((2, 2)), images)
+    with pytest.raises(ValueError, match=message):
+        write_report(tmp_path / "a.html", embeddings=np.ones((2, 2)), labels=[0, 1], images=images)
