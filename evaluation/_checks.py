@@ -1,9 +1,13 @@
 """Input validation: every public function checks its arrays with these functions, once."""
 
+import os
+from collections.abc import Sized
 from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ._arrays import as_array, known_values, of_one_type
 
 SKIPPED = -1
 """Label of a skipped image. All scores leave out skipped images and count them."""
@@ -13,7 +17,13 @@ _BLOCK = 2**22  # elements processed at once
 
 def check_rows(x: ArrayLike, name: str) -> NDArray:
     """Return ``x`` as a real array of shape (rows, features); values are not checked."""
-    array = np.asarray(x)
+    array = as_array(str(x) if isinstance(x, os.PathLike) else x)
+    if array.dtype.kind in "US" and array.ndim < 2:
+        raise ValueError(
+            f"{name} is a path, or a list of names, needed embeddings: numbers of shape (rows, "
+            "features), with one row per image. Embed the images first, with transform(images) of "
+            "a fitted estimator."
+        )
     if array.ndim != 2:
         raise ValueError(
             f"{name} has shape {array.shape}, needed (rows, features), with one row per image. "
@@ -83,7 +93,7 @@ def check_ids_below(labels: NDArray[np.int64], n_clusters: int) -> None:
 
 def check_1d(values: ArrayLike, name: str) -> NDArray:
     """Return ``values`` as an array of shape (n,) with n > 0."""
-    array = np.asarray(values)
+    array = as_array(values)
     if array.ndim != 1:
         raise ValueError(
             f"{name} has shape {array.shape}, needed (n_samples,), with one value per image. "
@@ -94,6 +104,40 @@ def check_1d(values: ArrayLike, name: str) -> NDArray:
     return array
 
 
+def check_classes(y: ArrayLike, name: str) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Return class labels (n,) of one type, and a mask of those that are known.
+
+    None, NaN, NaT and the NA of pandas are missing classes; another class stands in their place.
+    """
+    array = check_1d(y, name)
+    known = known_values(array)
+    if not known.any():
+        raise ValueError(
+            f"All {len(array)} classes in {name} are None or NaN, needed at least one class. Leave "
+            f"{name} out where no class is known, if it is optional."
+        )
+    if array.dtype.kind != "O":
+        return array, known
+    typed = of_one_type(array[known].tolist(), name)
+    full = np.empty(len(array), typed.dtype)
+    full[:] = typed[0]
+    full[known] = typed
+    return full, known
+
+
+def check_n_clusters(n_clusters: int | None, labels: NDArray[np.int64]) -> int:
+    """Return the number of clusters: as given, or one more than the largest label."""
+    if n_clusters is None:
+        if labels.max() == SKIPPED:
+            raise ValueError(
+                f"All {len(labels)} labels are -1 (skipped), needed at least one cluster id."
+            )
+        return int(labels.max()) + 1
+    n_clusters = check_count(n_clusters, "n_clusters")
+    check_ids_below(labels, n_clusters)
+    return n_clusters
+
+
 def check_same_length(first: NDArray, second: NDArray, first_name: str, second_name: str) -> None:
     """Raise if two arrays differ in length."""
     if len(first) != len(second):
@@ -101,6 +145,17 @@ def check_same_length(first: NDArray, second: NDArray, first_name: str, second_n
             f"{first_name} has {len(first)} rows and {second_name} has {len(second)}, needed one "
             "row per image in both, in the same order."
         )
+
+
+def check_images(images: object, rows: NDArray, name: str) -> None:
+    """Raise unless ``images`` is a sequence of as many images as there are rows."""
+    if isinstance(images, str | os.PathLike) or not isinstance(images, Sized):
+        raise ValueError(
+            f"images is of type {type(images).__name__}, needed a sequence of images, one per row "
+            f"of {name}: arrays or opened pictures. For a folder, use near_duplicates or report of "
+            "sklearn_excb.reporting."
+        )
+    check_same_length(rows, images, name, "images")  # pyright: ignore[reportArgumentType]
 
 
 def check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: NDArray) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_LONGEST = 100  # bytes of a name; file systems take 143 and more, 18 of which are needed besides
+
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a file, or raise an error if it cannot be written.
@@ -75,8 +77,12 @@ def _flush(path: Path) -> None:
 
 
 def _beside(file: Path) -> Path:
-    """Create an empty file with a unique name in the same folder."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
+    """Create an empty file with a unique name in the same folder.
+
+    The name begins as that of ``file``, but is shorter: that one may be as long as names can be.
+    """
+    stem = os.fsencode(file.name)[:_LONGEST].decode(errors="ignore")
+    handle, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=".partial", dir=file.parent)
     os.close(handle)
     beside = Path(name)
     umask = os.umask(0)

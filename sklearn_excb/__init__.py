@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from sklearn_excb.augmented import AugmentedViews, augmented_views
     from sklearn_excb.estimator import ExCBEstimator
     from sklearn_excb.exceptions import (
+        BaselineWarning,
         CheckpointWarning,
         CollapseWarning,
         DamagedFileError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 __all__ = [
     "AugmentedViews",
+    "BaselineWarning",
     "CheckpointWarning",
     "CollapseWarning",
     "DamagedFileError",

@@ -69,5 +69,9 @@ class CheckpointWarning(UserWarning):
     """A checkpoint could not be written or read, or cannot be resumed exactly as it was."""
 
 
+class BaselineWarning(UserWarning):
+    """A report lacks a baseline, which could not be computed."""
+
+
 class StreamEndError(ValueError):
     """A stream has ended and yields nothing when it is iterated again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,16 +11,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.data.image_names import folder_classes, short_names
 from sklearn_excb.data.image_sequence import ImageSequence
-from sklearn_excb.data.open_source import are_rows, is_stream, open_source
-from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
+from sklearn_excb.data.open_source import is_stream
+from sklearn_excb.data.sources import Rows, Source
+from sklearn_excb.data.unusable_images import skipped_of, warn_skipped
+from sklearn_excb.report_baselines import baselines
 from sklearn_excb.training.history import MEANINGS
+
+__all__ = [
+    "Inferred",
+    "compare",
+    "evaluate",
+    "folder_classes",
+    "infer",
+    "near_duplicates",
+    "report",
+    "short_names",
+]
 
 if TYPE_CHECKING:
     from sklearn_excb.estimator import ExCBEstimator
     from sklearn_excb.evaluation import OccupancyDisplay, ReportSummary
-
-_SEEN_BY = ("backbone", "image_size", "local_size", "head_width", "precision")
 
 
 class Inferred(NamedTuple):
@@ -46,12 +58,23 @@ def infer(estimator: ExCBEstimator, X: Any) -> Inferred:
     ValueError
         If ``X`` can be read only once. Reports and scores read the images several times.
     """
+    return _infer(estimator, _open(estimator, X))
+
+
+def _open(estimator: ExCBEstimator, X: Any) -> Source:
+    """Open a collection once, with the warnings about it."""
     if is_stream(X):
         raise ValueError(
             f"X of type {type(X).__name__} can be read only once, but reports and scores read it "
             "several times. Pass a list, an array, a folder or a data set that can be indexed."
         )
-    return Inferred(*estimator._project_and_label(X))
+    return estimator._open_indexed(X)
+
+
+def _infer(estimator: ExCBEstimator, source: Source) -> Inferred:
+    found = Inferred(*estimator._project_and_label(source))
+    warn_skipped(skipped_of(source), len(source))
+    return found
 
 
 def report(
@@ -96,6 +119,11 @@ def report(
         If the file cannot be written. This is checked before anything is computed.
     ValueError
         If the data cannot be used.
+
+    Warns
+    -----
+    BaselineWarning
+        If a part of the comparison cannot be computed and is left out.
     """
     from sklearn_excb.evaluation import maps, output_files, write_report
 
@@ -103,7 +131,8 @@ def report(
     fewest = maps.projection.FEWEST_ROWS
     if max_images < fewest:
         raise ValueError(f"max_images={max_images}, needed at least {fewest} images for a map.")
-    seen = infer(estimator, X)
+    source = _open(estimator, X)
+    seen = _infer(estimator, source)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):
         raise ValueError(
@@ -112,12 +141,11 @@ def report(
         )
     K = estimator.resolved_params_["K"]
     names, pictures = None, None
-    if not are_rows(X):
-        source = open_source(X, estimator.n_channels_, estimator.on_error)
+    if not isinstance(source, Rows):
         names, pictures = short_names(source.names), ImageSequence(source)
     compared = {}
     if baseline and (seen.labels >= 0).sum() >= K:
-        compared = _baselines(estimator, X, seen)
+        compared = baselines(estimator, source, seen.projections)
     return write_report(
         path,
         embeddings=seen.projections,
@@ -178,13 +206,15 @@ def evaluate(
     for name, X, y in (("train", train, y_train), ("test", test, y_test)):
         if X is None:
             continue
-        seen = infer(estimator, X)
+        source = _open(estimator, X)
+        seen = _infer(estimator, source)
         occupancy = asdict(cluster_occupancy(seen.labels, estimator.resolved_params_["K"]))
         del occupancy["counts"]
         found[name] = {"occupancy": occupancy}
         if y is not None:
             found[name]["clustering"] = asdict(clustering_scores(y, seen.labels))
-            features += [_embed(estimator, X, "backbone"), np.asarray(y)]
+            rows = np.arange(len(source))
+            features += [estimator._results_of(source, rows, "backbone")[0], np.asarray(y)]
     if features:
         found |= _accuracies(*features)
     return found
@@ -204,6 +234,39 @@ def _accuracies(
         probe = linear_probe_scores(train, y_train, test, y_test)
         found["probe"] = {"top1": probe.top1, f"top{probe.k}": probe.top5}
     return found
+
+
+def near_duplicates(
+    estimator: ExCBEstimator, X: Any, **options: Any
+) -> list[npt.NDArray[np.int64]]:
+    """Find groups of samples that are nearly the same; see :func:`evaluation.near_duplicates`.
+
+    Parameters
+    ----------
+    estimator : ExCBEstimator
+        Fitted estimator.
+    X : array, tensor, list, path or data set
+        Collection in one of the forms that ``fit`` takes, except streams.
+    **options
+        ``threshold``, ``tolerance`` and ``n_neighbors`` of :func:`evaluation.near_duplicates`.
+
+    Returns
+    -------
+    list of ndarray of int64
+        Positions in ``X`` of the samples of each group, the largest group first. The names of files
+        are ``excb.sample_names_[group]`` if ``X`` was fitted. Skipped images are in no group.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be used.
+    """
+    from sklearn_excb.evaluation import near_duplicates as find
+
+    source = _open(estimator, X)
+    seen = _infer(estimator, source)
+    images = None if isinstance(source, Rows) else ImageSequence(source)
+    return find(seen.projections, images, **options)
 
 
 def compare(
@@ -257,65 +320,3 @@ def _agreement(one: ExCBEstimator, other: ExCBEstimator) -> float:
     elif hasattr(one, "sample_names_") or hasattr(other, "sample_names_") or len(a) != len(b):
         return float("nan")
     return stability(a, b) if ((a >= 0) & (b >= 0)).any() else float("nan")
-
-
-def short_names(names: Sequence[str] | None) -> list[str] | None:
-    """Return the names without the folder that contains all files."""
-    if names is None or not names:
-        return None
-    common = os.path.commonpath([os.path.dirname(name) for name in names])
-    return [os.path.relpath(name, common) if common else name for name in names]
-
-
-def folder_classes(folder: str | os.PathLike[str], on_error: str) -> npt.NDArray[Any] | None:
-    """Return the parent folder of each image as its class; None if all share one folder."""
-    names = open_source(folder, on_error=on_error).names
-    classes = np.array([Path(name).parent.name for name in names or ()], dtype=str)
-    return classes if len(np.unique(classes)) > 1 else None
-
-
-def _embed(estimator: ExCBEstimator, X: Any, embedding: str) -> npt.NDArray[np.float32]:
-    """Return the given embedding as an array, whatever ``embedding`` the estimator is set to."""
-    before = estimator.embedding
-    estimator.embedding = embedding
-    try:
-        return np.asarray(estimator.transform(X))
-    finally:
-        estimator.embedding = before
-
-
-def _nearest(
-    rows: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
-) -> npt.NDArray[np.int64]:
-    from sklearn_excb.evaluation import nearest_neighbors
-
-    return nearest_neighbors(rows, centroids, 1, metric="dot")[1][:, 0]
-
-
-def _baselines(
-    estimator: ExCBEstimator, X: Any, seen: Inferred
-) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Run k-means with K clusters on the projections and on those of the untrained network."""
-    given = estimator.get_params(deep=False)
-    resolved = estimator.resolved_params_
-    # the same network, even if "auto" would resolve differently for this collection
-    same = {
-        name: resolved[name]
-        for name, value in given.items()
-        if name in _SEEN_BY and value == "auto"
-    }
-    untrained = type(estimator)(**given | same).set_params(
-        K=resolved["K"], epochs=0, settle_passes=0, verbose=0, random_state=resolved["random_state"]
-    )
-    rows = {
-        "k-means on the same embeddings": seen.projections,
-        "untrained network, k-means": _embed(untrained.fit(X), X, "projection"),
-    }
-    found = {}
-    for name, projections in rows.items():
-        labels, kept = np.full(len(projections), -1), ~np.isnan(projections[:, 0])
-        unit = unit_rows(projections[kept])
-        start = spherical_kmeans(unit, resolved["K"], seed=resolved["random_state"])
-        labels[kept] = _nearest(unit, start.unit)
-        found[name] = labels, projections
-    return found

@@ -1,7 +1,9 @@
 """The command, on a folder of real images."""
 
 import csv
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -144,6 +146,68 @@ def test_pictures_that_are_not_read_are_told(photos, tmp_path):
         file.unlink()
     with pytest.raises(ValueError, match=r"4 are images of unsupported formats, such as"):
         ExCBEstimator().fit(folder)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A fit of photos whose names no encoding but UTF-8 has together, one of them no text."""
+    folder = tmp_path_factory.mktemp("named")
+    (folder / "photos").mkdir()
+    images = load_digits().images
+    names = [f"{i}.png" for i in range(9)] + ["写真.png", "фото.png", 'é, "1".png']
+    for i, name in enumerate([os.fsencode(name) for name in names] + [b"\xff\xfe.png"]):
+        with open(os.path.join(os.fsencode(folder / "photos"), name), "wb") as file:
+            Image.fromarray((images[i] * 15).astype(np.uint8)).save(file, "PNG")
+    small = {"K": 3, "epochs": 0, "image_size": 12, "local_size": 8, "head_width": 16}
+    ExCBEstimator(**small, random_state=0).fit(folder / "photos").save(folder / "写真")
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8", "utf-16"])
+def test_every_name_is_written_whatever_the_encoding(named, tmp_path, encoding, monkeypatch):
+    run, photos = named / "写真", named / "photos"
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
+    assert main(["predict", str(run), str(photos)]) == 0
+    assert main(["predict", str(run), str(photos), "--csv", str(tmp_path / "a.csv")]) == 0
+    assert out.getvalue() == (tmp_path / "a.csv").read_bytes()
+    assert out.getvalue().count(b"\r\n") == 14
+    assert main(["compare", str(run)]) == 0
+    assert "写真".encode() in out.getvalue()
+
+
+def test_a_terminal_keeps_its_encoding(named, monkeypatch):
+    out = io.BytesIO()
+    out.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="cp1252"))
+    assert main(["predict", str(named / "写真"), str(named / "photos")]) == 0
+    rows = out.getvalue().decode("cp1252").splitlines()
+    assert len(rows) == 14
+    assert sum("\\u5199\\u771f.png" in row for row in rows) == 1
+    assert sum("é, " in row for row in rows) == 1
+
+
+@pytest.mark.parametrize("words", [["predict", "{run}", "{photos}"], ["compare", "{run}"]])
+def test_a_closed_pipe_has_a_status_of_its_own(named, words, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert (
+            main([word.format(run=named / "写真", photos=named / "photos") for word in words])
+            == 141
+        )
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no file that is always full")
+def test_a_full_disk_is_told_in_one_line(named):
+    command = [sys.executable, "-m", "sklearn_excb", "compare", str(named / "写真")]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr
 
 
 def test_help_needs_no_torch():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import ntpath
 import shutil
 from pathlib import Path
 
@@ -214,26 +215,15 @@ def test_what_can_be_read_only_once_is_refused(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_untrained_network_is_the_same_network(run, tmp_path, monkeypatch):
-    """ "auto" would be another one for images of another size."""
-    excb = ExCBEstimator.load(run)
-    large = np.repeat(np.repeat(DIGITS.images[:60] / 16, 12, axis=1), 12, axis=2)
-    seen = []
-    fit = ExCBEstimator.fit
-    monkeypatch.setattr(ExCBEstimator, "fit", lambda self, X: seen.append(fit(self, X)) or self)
-    folder = tmp_path / "large"
-    folder.mkdir()
-    for i, image in enumerate(large):
-        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{i}.png")
-    report(excb, folder, tmp_path / "a.html", y=DIGITS.target[:60])
-    (untrained,) = seen
-    for name in ("K", "backbone", "image_size", "local_size", "head_width", "precision"):
-        assert untrained.resolved_params_[name] == excb.resolved_params_[name]
-    assert untrained.resolved_params_["epochs"] == 0
-
-
 def test_names_lose_the_folder_that_all_are_in():
     assert short_names(["/a/b/c.png", "/a/d.png"]) == ["b/c.png", "d.png"]
     assert short_names(["shard.tar/x/1.jpg", "shard.tar/2.jpg"]) == ["x/1.jpg", "2.jpg"]
     assert short_names(["1.jpg"]) == ["1.jpg"]
     assert short_names(None) is None
+    mixed = [str(Path("a/b.png").absolute()), "a/c/d.png", "./a/e.png"]
+    assert short_names(mixed) == ["b.png", "c/d.png", "e.png"]
+
+
+def test_names_of_several_drives_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr("sklearn_excb.data.image_names.os.path", ntpath)
+    assert short_names(["C:/a/b.png", "D:/c.png"]) == ["C:/a/b.png", "D:/c.png"]

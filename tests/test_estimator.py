@@ -576,3 +576,29 @@ def test_the_import_leaves_out_what_a_fit_may_not_need():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+KINDS_OF_TENSORS = {
+    "bfloat16": lambda x: x.bfloat16(),
+    "float8": lambda x: x.to(torch.float8_e5m2),
+    "with a gradient": lambda x: x.clone().requires_grad_(),
+    "parameter": lambda x: torch.nn.Parameter(x.bfloat16()),
+    "negative bit": lambda x: torch._neg_view(-x),
+    "list of tensors": lambda x: [*x.bfloat16()],
+}
+
+
+@pytest.mark.parametrize("of", ["rows", "images"])
+@pytest.mark.parametrize("kind", KINDS_OF_TENSORS)
+def test_tensors_of_any_kind_are_taken(kind, of):
+    """Their values are 0, 1/4, ..., 1, which every type has."""
+    images = np.random.default_rng(0).integers(0, 5, (40, 8, 8)).astype(np.float32) / 4
+    x = images.reshape(40, -1) if of == "rows" else images
+    tensors = KINDS_OF_TENSORS[kind](torch.from_numpy(x))
+    small = {"K": 3, "epochs": 1, "batch_size": 16, "head_width": 16, "random_state": 0}
+    excb = ExCBEstimator(**small).fit(tensors)
+    expected = ExCBEstimator(**small).fit(x)
+    np.testing.assert_array_equal(excb.labels_, expected.labels_)
+    np.testing.assert_array_equal(excb.predict(tensors), expected.labels_)
+    np.testing.assert_array_equal(excb.transform(tensors), expected.transform(x))
+    assert ExCBEstimator(**small).partial_fit(tensors).predict(tensors).shape == (40,)

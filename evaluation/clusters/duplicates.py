@@ -10,9 +10,9 @@ from scipy.sparse.csgraph import connected_components
 
 from .._checks import (
     check_count,
+    check_images,
     check_positive,
     check_rows,
-    check_same_length,
     missing_rows,
 )
 from .._optional import require
@@ -75,7 +75,7 @@ def near_duplicates(
     if threshold is not None:
         threshold = check_positive(threshold, "threshold")
     if images is not None:
-        check_same_length(x, images, "embeddings", "images")  # pyright: ignore[reportArgumentType]
+        check_images(images, x, "embeddings")
     kept = np.flatnonzero(~missing_rows(x))
     k = min(n_neighbors, len(kept) - 1)
     if k < 1:

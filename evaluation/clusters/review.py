@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from sklearn.utils import check_random_state
 
+from .._arrays import scaled
 from .._checks import (
     SKIPPED,
     check_cluster_labels,
     check_count,
     check_finite,
-    check_ids_below,
+    check_n_clusters,
     check_rows,
     check_same_length,
     missing_rows,
@@ -154,10 +155,7 @@ def review_clusters(
     check_same_length(x, labels, "embeddings", "labels")
     n_neighbors = check_count(n_neighbors, "n_neighbors")
     max_samples = check_count(max_samples, "max_samples", minimum=2)
-    n_clusters = check_count(
-        int(labels.max()) + 1 if n_clusters is None else n_clusters, "n_clusters"
-    )
-    check_ids_below(labels, n_clusters)
+    n_clusters = check_n_clusters(n_clusters, labels)
     kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(x))
     if len(kept) == 0:
         raise ValueError(f"All {len(x)} images were skipped, needed at least one with a cluster.")
@@ -229,8 +227,8 @@ def _members(clusters: NDArray[np.int64], n_clusters: int) -> csr_array:
 def _unit(x: NDArray, rows: NDArray[np.intp]) -> NDArray[np.float64]:
     block = np.asarray(x[rows], np.float64)
     check_finite(block, "embeddings", rows=rows)
-    norms = np.linalg.norm(block, axis=1, keepdims=True)
-    return block / np.where(norms > 0, norms, 1)
+    block, norms = scaled(block)
+    return block / norms
 
 
 def _mean_by_cluster(

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.special import gammaln
 from sklearn.metrics import adjusted_rand_score
 
-from .._checks import SKIPPED, check_1d, check_cluster_labels, check_same_length
+from .._checks import SKIPPED, check_classes, check_cluster_labels, check_same_length
 
 Counts = NDArray[np.int64]
 
@@ -56,7 +56,7 @@ class ClusteringScores:
     n_samples : int
         Number of scored images.
     n_skipped : int
-        Number of images left out because their predicted label is -1.
+        Number of images left out because their predicted label is -1 or their class is missing.
     """
 
     nmi: float
@@ -78,7 +78,8 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
     Parameters
     ----------
     true : array-like of shape (n,)
-        Class labels, integers or strings. No value is special.
+        Class labels, integers or strings. None and NaN are missing classes, whose images are left
+        out and counted; no other value is special.
     pred : array-like of shape (n,)
         Cluster ids of at least 0, not necessarily consecutive; -1 marks a skipped image.
 
@@ -111,15 +112,15 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
     >>> scores.accuracy, scores.purity
     (0.75, 1.0)
     """
-    true, pred = check_1d(true, "true"), check_cluster_labels(pred, "pred")
+    (true, known), pred = check_classes(true, "true"), check_cluster_labels(pred, "pred")
     check_same_length(true, pred, "true", "pred")
-    kept = pred != SKIPPED
+    kept = known & (pred != SKIPPED)
     if not kept.any():
+        with_class = "" if known.all() else " of images with a class"
         raise ValueError(
-            f"All {len(pred)} predicted labels are -1 (skipped), needed at least one cluster id."
+            f"All {known.sum()} predicted labels{with_class} are -1 (skipped), needed at least one "
+            "cluster id."
         )
-    if true.dtype.kind == "f" and np.isnan(true).any():
-        raise ValueError("true holds NaN, needed a class for every image. Leave such images out.")
     # Codes instead of labels: scikit-learn warns about labels that look like measurements.
     classes = np.unique(true[kept], return_inverse=True)[1]
     clusters = np.unique(pred[kept], return_inverse=True)[1]

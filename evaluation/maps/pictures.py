@@ -1,10 +1,12 @@
 """Pixels of user images: upright and opaque, for display and for the estimator alike."""
 
+import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import as_array
 from .._optional import require
 
 Picture = NDArray[np.uint8]
@@ -107,12 +109,17 @@ def as_rgb(image: Any, position: int) -> Picture:
             f"Image {position} is None. Mark images that are missing as skipped: label -1, "
             "embedding NaN. Those are not read."
         )
-    array = picture_pixels(image) if hasattr(image, "convert") else np.asarray(image)
+    if isinstance(image, str | bytes | os.PathLike):
+        raise ValueError(
+            f"Image {position} is a {type(image).__name__}, needed an array or an opened picture. "
+            "Open the files first, for example with PIL.Image.open(path)."
+        )
+    array = picture_pixels(image) if hasattr(image, "convert") else as_array(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
-            f"Image {position} has shape {np.asarray(image).shape}, needed (h, w) or (h, w, c) "
+            f"Image {position} has shape {array.shape}, needed (h, w) or (h, w, c) "
             "with 1, 3 or 4 channels last. If channels come first, use image.transpose(1, 2, 0)."
         )
     if array.dtype.kind == "f":

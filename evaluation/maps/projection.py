@@ -1,5 +1,6 @@
 """Projections of embeddings to few dimensions, by t-SNE or UMAP."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
+from .._arrays import scaled
 from .._checks import (
-    check_1d,
     check_choice,
+    check_classes,
     check_count,
     check_finite,
     check_positive,
@@ -25,6 +27,7 @@ __all__ = ["Projection", "ProjectionDisplay", "project"]
 
 RandomState = int | np.random.RandomState | None
 
+_ROUNDING = 1e-6  # of single precision, a few times, where the largest values are about 1
 FEWEST_ROWS = 4  # with fewer rows, there are no neighbourhoods to preserve
 
 
@@ -41,9 +44,9 @@ class Projection:
         Projected rows of the embeddings, ascending. Rows of NaN, which mark skipped images, and
         rows outside the sample are missing.
     method : str
-        Projection method, "tsne" or "umap".
+        Projection method, "tsne" or "umap"; "none" where the rows lie on a line.
     backend : str
-        Module that computed the projection: "openTSNE", "sklearn" or "umap".
+        Module that computed the projection: "openTSNE", "sklearn" or "umap"; "none" for a line.
     """
 
     coordinates: NDArray[np.float32]
@@ -104,6 +107,12 @@ def project(
     ImportError
         If ``method`` is "umap" and umap-learn is not installed.
 
+    Warns
+    -----
+    UserWarning
+        If the embeddings are all alike, and lie on a line in their order, or have a single feature,
+        and lie on a line by its values.
+
     Notes
     -----
     t-SNE is described by van der Maaten and Hinton, JMLR 2008, and UMAP by McInnes, Healy and
@@ -117,9 +126,12 @@ def project(
         raise ValueError(f"n_components={n_components}, needed 1, 2 or 3 dimensions for a plot.")
     perplexity = check_positive(perplexity, "perplexity")
     n_neighbors = check_count(n_neighbors, "n_neighbors", minimum=2)
+    groups = None
     if y is not None:
-        y = check_1d(y, "y")
-        check_same_length(x, y, "embeddings", "y")
+        classes, known = check_classes(y, "y")
+        check_same_length(x, classes, "embeddings", "y")
+        codes = np.unique(classes, return_inverse=True)[1]
+        groups = np.where(known, codes, -1)  # images without a class are a group of their own
     if max_samples is not None:
         max_samples = check_count(max_samples, "max_samples", minimum=FEWEST_ROWS)
     indices = np.flatnonzero(~missing_rows(x)).astype(np.int64)
@@ -132,22 +144,44 @@ def project(
 
     seed = _seed(random_state)
     if max_samples is not None and max_samples < len(indices):
-        classes = None if y is None else y[indices]
+        drawn_by = None if groups is None else groups[indices]
         generator = np.random.default_rng(seed)
-        indices = indices[draw_rows(len(indices), max_samples, classes, generator)]
+        indices = indices[draw_rows(len(indices), max_samples, drawn_by, generator)]
     rows = np.asarray(x[indices], dtype=np.float64)
     check_finite(rows, "embeddings", rows=indices)
-    if metric == "cosine":
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.where(norms > 0, norms, 1)
-    if method == "umap":
-        coordinates, backend = _umap(
-            rows.astype(np.float32), n_components, min(n_neighbors, len(rows) - 1), seed
-        )
-    else:
+    values = _in_range(rows)
+    if values.shape[1] == 1 and np.ptp(values):
+        why = "The embeddings have one feature: the map shows them on a line, by its values."
+        return _line(values[:, 0], indices, n_components, why)
+    rows, norms = scaled(rows) if metric == "cosine" else (values, 1)
+    single = (rows / norms).astype(np.float32)
+    places = np.full((len(rows), n_components), np.nan)
+    backend = ""
+    differ = np.ptp(single, axis=0).max() > _ROUNDING
+    if differ and method == "umap":
+        places, backend = _umap(single, n_components, min(n_neighbors, len(rows) - 1), seed)
+    elif differ:
         perplexity = min(perplexity, (len(rows) - 1) / 3)
-        coordinates, backend = _tsne(rows.astype(np.float32), n_components, perplexity, seed)
-    return Projection(np.asarray(coordinates, np.float32), indices, method, backend)
+        places, backend = _tsne(single, n_components, perplexity, seed)
+    if not np.isfinite(places).all():
+        why = "The embeddings are all alike: the map shows them on a line, in their order."
+        return _line(np.arange(len(rows)), indices, n_components, why)
+    return Projection(np.asarray(places, np.float32), indices, method, backend)
+
+
+def _in_range(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rows scaled to at most 1, by a power of two, which changes no digit."""
+    return np.ldexp(rows, -int(np.frexp(np.abs(rows).max())[1]))
+
+
+def _line(
+    along: NDArray[Any], indices: NDArray[np.int64], n_components: int, why: str
+) -> Projection:
+    """Return a map with the rows on a line, and warn why."""
+    warnings.warn(why, UserWarning, stacklevel=3)
+    coordinates = np.zeros((len(along), n_components), np.float32)
+    coordinates[:, 0] = along
+    return Projection(coordinates, indices, "none", "none")
 
 
 def _tsne(
@@ -155,6 +189,8 @@ def _tsne(
 ) -> tuple[Any, str]:
     if seed is None:  # with None, both libraries would use NumPy's global generator
         seed = int(np.random.SeedSequence().generate_state(1)[0])
+    # The default initialisation, PCA, has no more components than there are features.
+    few = n_components > rows.shape[1]
     if n_components < 3 and importable("openTSNE"):
         from openTSNE import TSNE
 
@@ -165,11 +201,13 @@ def _tsne(
             perplexity=perplexity,  # pyright: ignore[reportArgumentType]
             random_state=seed,
             n_jobs=1,
+            initialization="random" if few else "pca",
         )
         return tsne.fit(rows), "openTSNE"
     from sklearn.manifold import TSNE
 
-    tsne = TSNE(n_components=n_components, perplexity=perplexity, random_state=seed)
+    init = "random" if few else "pca"
+    tsne = TSNE(n_components=n_components, perplexity=perplexity, random_state=seed, init=init)
     return tsne.fit_transform(rows), "sklearn"
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._checks import (
-    check_1d,
     check_choice,
+    check_classes,
     check_comparable,
     check_count,
     check_positive,
@@ -47,7 +47,7 @@ class KNNScores:
     n_test : int
         Number of scored test images.
     n_skipped : int
-        Number of images of both sets left out because their row is NaN.
+        Number of images of both sets left out because their row is NaN or their class is missing.
     n_unseen : int
         Number of test images that cannot be right because no training image (in leave-one-out, no
         other image) has their class. They count as wrong.
@@ -81,7 +81,8 @@ def knn_scores(
         Embeddings of the training images. Rows of NaN, which mark skipped images, are left out and
         counted.
     y_train : array-like of shape (n_train,)
-        Class labels of the training images, integers or strings.
+        Class labels of the training images, integers or strings. Images without a class (None, NaN)
+        are left out and counted in ``n_skipped``, here and in ``y_test``.
     test : array-like of shape (n_test, d), optional
         Embeddings of the test images. They are read in batches and may be a memory map. Without
         ``test``, each training row is classified by the others (leave-one-out).
@@ -268,12 +269,13 @@ def _that_fit(ks: list[int] | None, n_train: int, alone: bool) -> list[int]:
 def _checked_set(
     x: ArrayLike, y: ArrayLike, name: str
 ) -> tuple[NDArray, NDArray, NDArray[np.bool_]]:
-    """Return rows, class labels, and a mask of the rows that are not skipped, (n,)."""
-    y, x = check_1d(y, f"y_{name}"), check_rows(x, name)
-    check_same_length(x, y, name, f"y_{name}")
-    there = ~missing_rows(x)
+    """Return rows, class labels, and a mask of the rows that have a class and were not skipped."""
+    (classes, known), x = check_classes(y, f"y_{name}"), check_rows(x, name)
+    check_same_length(x, classes, name, f"y_{name}")
+    there = known & ~missing_rows(x)
     if not there.any():
-        raise ValueError(f"All {len(x)} rows of {name} are NaN (skipped), needed at least one.")
-    if y.dtype.kind == "f" and np.isnan(y[there]).any():
-        raise ValueError(f"y_{name} holds NaN, needed a class for every image that has a row.")
-    return x, y, there
+        with_class = "" if known.all() else " that have a class"
+        raise ValueError(
+            f"All {known.sum()} rows of {name}{with_class} are NaN (skipped), needed at least one."
+        )
+    return x, classes, there

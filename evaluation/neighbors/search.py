@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arrays import scaled
 from .._checks import check_choice, check_count, check_finite, check_rows
 from ._fast_search import Backend, Floats, Ints, Propose
 from ._fast_search import proposer as _proposer
@@ -300,13 +301,8 @@ def _prepare(
             rows = positions[start : start + step] if positions is not None else None
             check_finite(block, name, rows=rows, first_row=start)
         if metric == "cosine":
-            norms = np.linalg.norm(block, axis=1, keepdims=True)
-            np.divide(
-                block,
-                np.where(norms > 0, norms, 1.0),
-                out=prepared[start : start + step],
-                casting="same_kind",
-            )
+            out = prepared[start : start + step]
+            np.divide(*scaled(block), out=out, casting="same_kind")
             continue
         if np.abs(block).max(initial=0.0) > np.finfo(np.float32).max:
             raise ValueError(

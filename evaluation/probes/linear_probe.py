@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
 from .._checks import (
-    check_1d,
+    check_classes,
     check_comparable,
     check_count,
     check_finite,
@@ -65,7 +65,8 @@ class ProbeScores:
     n_classes : int
         Number of classes in the training rows.
     n_skipped_train, n_skipped_test : int
-        Number of rows left out because they are NaN, which marks skipped images.
+        Number of rows left out because they are NaN, which marks skipped images, or because their
+        class is missing.
     n_unseen : int
         Number of test rows of a class that is not in the training rows. They count as wrong.
     """
@@ -138,7 +139,8 @@ def linear_probe_scores(
         Embeddings of the training images. Rows of NaN, which mark skipped images, are left out
         with their labels, and counted.
     y_train : array-like of shape (n_train,)
-        Class labels of the training images, of at least two classes.
+        Class labels of the training images, of at least two classes. Images without a class (None,
+        NaN) are left out and counted, here and in ``y_test``.
     test : array-like of shape (n_test, d)
         Embeddings of the test images. Rows of NaN are left out and counted, too.
     y_test : array-like of shape (n_test,)
@@ -284,15 +286,17 @@ def _ranks(probe: LinearProbe, x: NDArray, y: NDArray) -> NDArray[np.float64]:
 
 
 def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, NDArray[np.bool_]]:
-    """Return rows and classes without skipped images, and a mask of the kept rows, (n_given,)."""
-    labels, rows = check_1d(y, f"y_{name}"), check_rows(x, name)
+    """Return rows and classes of images that have both, and a mask of the kept rows, (n_given,)."""
+    (labels, known), rows = check_classes(y, f"y_{name}"), check_rows(x, name)
     check_same_length(rows, labels, name, f"y_{name}")
-    kept = ~missing_rows(rows)
+    kept = known & ~missing_rows(rows)
     if not kept.any():
+        with_class = "" if known.all() else " where a class is known"
         raise ValueError(
-            f"{name} holds NaN only, needed at least one row of an image that was not skipped."
+            f"{name} holds NaN only{with_class}, needed at least one row of an image that was not "
+            "skipped."
         )
-    check_classification_targets(labels)
+    check_classification_targets(labels[kept])
     # a row that is partly NaN is an error; the message gives its number in the whole array
     check_finite(np.where(kept[:, None], rows, 0) if not kept.all() else rows, name)
     return (rows, labels, kept) if kept.all() else (rows[kept], labels[kept], kept)

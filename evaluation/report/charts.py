@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 _WIDE, _NARROW, _HEIGHT = 560, 330, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 28
 _MOST_STEPS = 600  # points of a line; more points make no visible difference
+_LARGEST = 1e300  # numbers beyond are drawn there
 _FEWEST_FOR_A_LINE = 3  # two measurements, before and after, do not tell what happened between them
 
 
@@ -74,7 +75,9 @@ def history_charts(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str,
         One entry per epoch: numbers by name, NaN or any other type where nothing was measured.
         "epoch" is the horizontal axis; without it, the position of the entry.
     """
-    epochs = np.array([float(entry.get("epoch", i)) for i, entry in enumerate(history)])
+    epochs = np.array([_number(entry.get("epoch", i)) for i, entry in enumerate(history)])
+    if not np.isfinite(epochs).all():
+        epochs = np.arange(len(history), dtype=np.float64)
     series: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
     names = _names(history)
     for name, values in _measured(history).items():
@@ -132,7 +135,12 @@ def _words(name: str) -> str:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, Real) else float("nan")
+    """Return a number so small that sums of a few do not overflow; NaN for anything else."""
+    try:
+        number = float(value) if isinstance(value, Real) else np.nan
+    except OverflowError:  # an integer beyond float64, drawn no more than infinity is
+        number = np.nan
+    return float(np.clip(number, -_LARGEST, _LARGEST)) if np.isfinite(number) else number
 
 
 def _chart(

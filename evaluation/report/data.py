@@ -119,5 +119,5 @@ def _packed(values: NDArray[Any], dtype: Any) -> str:
 
 def _json(data: Mapping[str, Any]) -> str:
     """Encode as JSON that is safe inside a script element, whatever the names contain."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arrays import known_values
 from .._checks import SKIPPED, missing_rows
 from .._style import percent
 from ..clusters.occupancy import cluster_occupancy
@@ -90,7 +91,7 @@ def figures_table(
 ) -> tuple[str, str]:
     """Return a table with a row per model and a column per figure, and a list of their meanings.
 
-    The review belongs to the first model.
+    The review belongs to the first model. A class of None is missing.
     """
     measured = [
         _measure(model, review if place == 0 else None, y) for place, model in enumerate(models)
@@ -132,7 +133,7 @@ def _measure(model: Model, review: ClusterReview | None, y: NDArray | None) -> d
     if review is not None:
         found["tightness"] = float(np.nanmean(review.typicality))
         found["doubt"] = _mean(review.doubt)
-    if y is not None:
+    if y is not None and (known_values(y) & (labels != SKIPPED)).any():
         scores = clustering_scores(y, labels)
         found |= {"nmi": scores.nmi, "accuracy": scores.accuracy, "purity": scores.purity}
         if model.embeddings is not None:
@@ -141,7 +142,7 @@ def _measure(model: Model, review: ClusterReview | None, y: NDArray | None) -> d
 
 
 def _leave_one_out(embeddings: NDArray, labels: NDArray[np.int64], y: NDArray) -> float:
-    kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(embeddings))
+    kept = np.flatnonzero(known_values(y) & (labels != SKIPPED) & ~missing_rows(embeddings))
     if len(kept) > _MOST_QUERIES:
         kept = np.sort(np.random.default_rng(0).choice(kept, _MOST_QUERIES, replace=False))
     if len(kept) < 2:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arrays import known_values
 from .._checks import (
     SKIPPED,
-    check_1d,
+    check_classes,
     check_cluster_labels,
     check_count,
-    check_ids_below,
+    check_images,
+    check_n_clusters,
     check_rows,
     check_same_length,
     missing_rows,
@@ -34,6 +36,7 @@ from .sample import choose
 _N_OUTLIERS = 24
 _MOST_BLANK = 8  # outliers that may be there because they have one colour
 _NOISE = 12  # largest minus smallest pixel value, in [0, 255], of an image of one colour
+_NO_CLASS = "(no class)"
 _MOST_DUPLICATES = 200  # groups of near-duplicates
 
 Baseline = Mapping[str, ArrayLike | tuple[ArrayLike, ArrayLike]]
@@ -117,7 +120,8 @@ def write_report(
     names : sequence of n str, optional
         Name of each image, such as its file name; its position by default.
     y : array-like of shape (n,), optional
-        Class labels, where they are known.
+        Class labels, where they are known. Figures leave out images without a class (None, NaN),
+        and the page counts them.
     linkage : array-like of shape (K - 1, 4), optional
         Tree of the clusters in SciPy's linkage format, such as ``linkage_`` of an estimator. With
         it, the reader of the report can merge the clusters into any number of groups.
@@ -154,22 +158,18 @@ def write_report(
     file = check_writable(path)
     x, labels = check_rows(embeddings, "embeddings"), check_cluster_labels(labels, "labels")
     check_same_length(x, labels, "embeddings", "labels")
-    n_clusters = check_count(
-        int(labels.max()) + 1 if n_clusters is None else n_clusters, "n_clusters"
-    )
-    check_ids_below(labels, n_clusters)
+    n_clusters = check_n_clusters(n_clusters, labels)
     max_images = check_count(max_images, "max_images", minimum=FEWEST_ROWS)
     if images is not None:
-        check_same_length(images, labels, "images", "labels")  # pyright: ignore[reportArgumentType]
+        check_images(images, labels, "labels")
     if names is not None:
         names = [str(name) for name in names]
         check_same_length(names, labels, "names", "labels")  # pyright: ignore[reportArgumentType]
-    if y is not None:
-        y = check_1d(y, "y")
-        check_same_length(y, labels, "y", "labels")
     labels = np.where(missing_rows(x), SKIPPED, labels)
-    if y is not None:
-        y = _classes(y, labels)
+    classes = None if y is None else _classes(y, labels)
+    written = None  # with a name for those that are missing
+    if classes is not None:
+        written = np.where(known_values(classes), classes, _NO_CLASS).astype(str)
     if projection is not None:
         _check_projection(projection, labels)
     tree = None if linkage is None else _tree(linkage, n_clusters)
@@ -179,17 +179,17 @@ def write_report(
     duplicates = _duplicates(review, len(labels), images)
     outliers = review.outliers(_N_OUTLIERS)
     if projection is None:
-        shown = choose(review, labels, outliers, duplicates, max_images, y, random_state)
+        shown = choose(review, labels, outliers, duplicates, max_images, written, random_state)
         projection = _map(x, shown, random_state)
     shown = projection.indices
     thumbnails = None if images is None else make_thumbnails(images, shown)
     if thumbnails is not None:  # blank pictures are odd, however near their neighbours are
         outliers = np.append(np.setdiff1d(_blank(shown, thumbnails), outliers), outliers)
         outliers = outliers[:_N_OUTLIERS]
-    figures, meanings = figures_table(models, review, y)
+    figures, meanings = figures_table(models, review, classes)
     page = Template(_asset("page.html")).substitute(
         title=escape(title or "Clusters"),
-        summary=escape(_summary(review, len(shown))),
+        summary=escape(_summary(review, len(shown), classes, labels)),
         style=_asset("page.css"),
         script="\n".join(
             _asset(name) for name in ("report.js", "map.js", "clusters.js", "page.js")
@@ -207,7 +207,7 @@ def write_report(
         training_meanings=meanings_list(history or [], history_meanings or {}),
         parameters=parameters_table(params or {}),
         data=page_data(
-            review, labels, projection, thumbnails, names, y, tree, duplicates, outliers
+            review, labels, projection, thumbnails, names, written, tree, duplicates, outliers
         ),
         sheets="\n".join(
             f'<script type="text/plain" class="sheet">{sheet}</script>'
@@ -235,24 +235,25 @@ def _blank(shown: NDArray[np.int64], thumbnails: Thumbnails) -> NDArray[np.int64
     return shown[flattest[thumbnails.contrasts[flattest] <= _NOISE]]
 
 
-def _classes(y: NDArray, labels: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Return the classes as text, or raise if an image with a cluster has no class."""
-    if any(each is None or each != each for each in y[labels != SKIPPED].tolist()):
-        raise ValueError(
-            "y holds NaN or None, needed a class for every image that has a cluster. Leave y out, "
-            'or give these images a class of their own: np.where(known, y, "unknown").'
-        )
-    return y.astype(str)
+def _classes(y: ArrayLike, labels: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Return the classes as text, None where they are missing."""
+    classes, known = check_classes(y, "y")
+    check_same_length(classes, labels, "y", "labels")
+    found = classes.astype(str).astype(object)
+    found[~known] = None
+    return found
 
 
 def _tree(linkage: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
     from scipy.cluster.hierarchy import is_valid_linkage
 
     tree = np.asarray(linkage, np.float64)
-    if len(tree) != n_clusters - 1 or (len(tree) and not is_valid_linkage(tree)):
+    sound = np.isfinite(tree).all()
+    if len(tree) != n_clusters - 1 or not sound or (len(tree) and not is_valid_linkage(tree)):
         raise ValueError(
-            f"linkage has shape {tree.shape}, needed a valid SciPy linkage of {n_clusters} "
-            f"clusters, of shape ({n_clusters - 1}, 4). Pass the estimator's linkage_ unchanged."
+            f"linkage has shape {tree.shape}{'' if sound else ' and holds NaN or infinity'}, "
+            f"needed a valid SciPy linkage of {n_clusters} clusters, of shape ({n_clusters - 1}, "
+            "4). Pass the estimator's linkage_ unchanged."
         )
     return tree
 
@@ -265,8 +266,8 @@ def _duplicates(
 
 
 def _map(x: NDArray, shown: NDArray[np.int64], random_state: int) -> Projection:
-    """Return a t-SNE map of the shown rows; a line if there are few rows or all are equal."""
-    if len(shown) < FEWEST_ROWS or not np.ptp(x[shown], axis=0).any():
+    """Return a t-SNE map of the shown rows; a line if there are few rows."""
+    if len(shown) < FEWEST_ROWS:
         line = np.stack([np.arange(len(shown)), np.zeros(len(shown))], axis=1)
         return Projection(line.astype(np.float32), shown, "none", "none")
     flat = project(x[shown], random_state=random_state)
@@ -315,13 +316,21 @@ def _pair(given: Any) -> tuple[Any, Any]:
     return given, None
 
 
-def _summary(review: ClusterReview, n_shown: int) -> str:
+def _summary(
+    review: ClusterReview,
+    n_shown: int,
+    classes: NDArray[np.object_] | None,
+    labels: NDArray[np.int64],
+) -> str:
     n_images = int(review.counts.sum())
     parts = [f"{n_images:,} images in {review.n_clusters:,} clusters"]
     if n_shown < n_images:
         parts.append(f"The page shows {n_shown:,} of them; the figures cover all")
     if review.n_skipped:
         parts.append(f"{review.n_skipped:,} more could not be used and are left out")
+    without = 0 if classes is None else int((~known_values(classes) & (labels != SKIPPED)).sum())
+    if without:
+        parts.append(f"{without:,} have no class, and figures about classes leave them out")
     return ". ".join(parts) + "."
 
 

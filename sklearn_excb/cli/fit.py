@@ -74,7 +74,9 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--n-clusters", type=int, help="number of groups to merge the clusters into"
     )
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
-    predict.add_argument("--csv", help="file for the table path,label (default: standard output)")
+    predict.add_argument(
+        "--csv", help="file for the table path,label (default: standard output); in UTF-8"
+    )
 
     export = add("export", "export a fit to files that can be used without sklearn_excb")
     export.add_argument("run", help="folder that fit wrote")
@@ -189,7 +191,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             _write(file, table)
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=_BYTES)
+            sys.stdout.reconfigure(newline="")  # rows of CSV have ends of their own
         _write(sys.stdout, table)
     return 0
 

@@ -100,9 +100,12 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """Convert a tensor on any device to an array; bfloat16 becomes float32."""
+    """Convert a tensor on any device to an array; float types that NumPy lacks become float32."""
     tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    in_numpy = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    if tensor.is_floating_point() and not in_numpy:
+        tensor = tensor.float()
+    return tensor.resolve_neg().numpy()
 
 
 def channels_first(batch: npt.NDArray[Any]) -> Tensor:

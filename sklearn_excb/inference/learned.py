@@ -152,9 +152,12 @@ class LearnedAttributes(_Base):
     @property
     def _n_features_out(self) -> int:
         """Number of columns of :meth:`transform`, from which scikit-learn names the features."""
-        fitted = self._fitted
-        if self.embedding == "backbone":
-            return fitted.n_backbone_features
-        self._need_clusters(f"embedding={self.embedding!r}")
+        return self._width(self.embedding)
+
+    def _width(self, embedding: str) -> int:
+        """Return the number of columns of an embedding."""
+        if embedding == "backbone":
+            return self._fitted.n_backbone_features
+        self._need_clusters(f"embedding={embedding!r}")
         K, D = self.cluster_centers_.shape
-        return K if self.embedding == "similarity" else D
+        return K if embedding == "similarity" else D

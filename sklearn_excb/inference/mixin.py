@@ -116,10 +116,10 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         UnreadPicturesWarning
             If a folder has pictures in formats that are not read, such as HEIC.
         """
+        wanted = cast(Embedding, self.embedding)
 
         def embedded(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
-            found = check_out(out, (len(source), self._n_features_out), np.float32)
-            wanted = cast(Embedding, self.embedding)
+            found = check_out(out, (len(source), self._width(wanted)), np.float32)
             self._infer(
                 source,
                 np.arange(len(source)),
@@ -163,13 +163,16 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
     def _results_of(
         self, source: Source, rows: npt.NDArray[np.int64], of: str
     ) -> tuple[npt.NDArray[Any], list[Skipped]]:
-        """Return labels or embeddings of some rows, and the skipped images among them."""
+        """Return labels or embeddings of some rows, and the skipped images among them.
+
+        ``of`` is "predict", "transform" or an embedding, whatever ``embedding`` is set to.
+        """
+        wanted = cast(Embedding, self.embedding if of == "transform" else of)
         if of == "predict":
             self._need_clusters("predict")
             found: npt.NDArray[Any] = np.empty(len(rows), np.int64)
         else:
-            found = np.empty((len(rows), self._n_features_out), np.float32)
-        wanted = cast(Embedding, self.embedding)
+            found = np.empty((len(rows), self._width(wanted)), np.float32)
 
         def infer(teacher: ClusterNetwork, inputs: Iterator[Tensor], some: slice) -> None:
             if of == "predict":
@@ -183,26 +186,32 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         found[[within[image.index] for image in skipped]] = -1 if of == "predict" else np.nan
         return found, skipped
 
-    def _project_and_label(self, X: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return projections and labels, those of transform and predict, in one pass over X."""
-        source = self._open_indexed(X)
+    def _project_and_label(
+        self, source: Source, network: ClusterNetwork | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return projections and labels, those of transform and predict, in one pass.
+
+        ``network`` stands in for the fitted one.
+        """
         self._need_clusters("predict")
-        projections = np.empty((len(source), self.cluster_centers_.shape[1]), np.float32)
+        network = self._fitted.teacher if network is None else network
+        projections = np.empty((len(source), network.centroids.weight.shape[1]), np.float32)
         labels = np.empty(len(source), np.int64)
 
         def infer(teacher: ClusterNetwork, inputs: Iterator[Tensor], some: slice) -> None:
             assign(teacher, inputs, out=labels[some], projections=projections[some])
 
-        self._infer(source, np.arange(len(source)), infer)
-        skipped = skipped_of(source)
-        projections[[image.index for image in skipped]] = np.nan
-        return projections, fill_skipped(labels, skipped, fill=-1)
+        self._infer(source, np.arange(len(source)), infer, network)
+        skipped = [image.index for image in skipped_of(source)]
+        projections[skipped], labels[skipped] = np.nan, -1
+        return projections, labels
 
     def _infer(
         self,
         source: Source,
         rows: npt.NDArray[np.int64],
         work: Callable[[ClusterNetwork, Iterator[Tensor], slice], None],
+        network: ClusterNetwork | None = None,
     ) -> None:
         """Call ``work`` with the teacher and the prepared batches of the rows, on every device."""
         devices = inference_devices(self.device, self.devices, source)
@@ -220,5 +229,6 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
             )
             work(teacher, inputs, some)
 
+        teacher = self._fitted.teacher if network is None else network
         with usual_modes():
-            split_among_devices(devices, self._fitted.teacher, len(rows), size, infer)
+            split_among_devices(devices, teacher, len(rows), size, infer)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import validate_data
+from torch import Tensor
 
 from sklearn_excb.data.columns import plain_collection
 from sklearn_excb.data.input_errors import (
@@ -15,6 +16,7 @@ from sklearn_excb.data.input_errors import (
     rows_for_images,
 )
 from sklearn_excb.data.open_source import are_rows, open_source
+from sklearn_excb.data.pixels import tensor_array
 from sklearn_excb.data.sources import Rows, Source
 from sklearn_excb.data.unusable_images import warn_unread
 from sklearn_excb.inference.learned import INPUT_FACTS
@@ -56,6 +58,7 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
         )
     if holds_rows:
         check_columns(X)
+        X = _without_tensors(X)
         types, least = [np.float32, np.float64], 2 if fitting else 1
         return Rows(
             validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)
@@ -73,3 +76,12 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
             f"X holds images with {source.n_channels} channels, but {said} {wanted}.{hint}"
         )
     return source
+
+
+def _without_tensors(X: Any) -> Any:
+    """Return rows that are a tensor, or a list of tensors, as arrays; others as they are."""
+    if isinstance(X, Tensor):
+        return tensor_array(X)
+    if isinstance(X, (list, tuple)) and any(isinstance(row, Tensor) for row in X):
+        return [tensor_array(row) if isinstance(row, Tensor) else row for row in X]
+    return X

@@ -150,24 +150,30 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
         image_size=resolve_image_size(parameters, facts) or None,
         pretrained=parameters["pretrained"],
     )
-    frozen = bool(parameters["freeze_backbone"])
-    linear = frozen or named == "identity"
+    linear = bool(parameters["freeze_backbone"]) or named == "identity"
     has_batch_norm = linear or uses_batch_norm(backbone)  # predictors on features have it
     settings = resolve(parameters, facts, has_batch_norm=has_batch_norm)
     check_sizes(settings, facts)
     n_features = output_dim(backbone, _examples(settings, facts.kind))
+    return networks_on(backbone, n_features, settings), settings, n_features
+
+
+def networks_on(backbone: nn.Module, n_features: int, settings: Settings) -> StudentTeacher:
+    """Build the networks of resolved settings on a backbone, with untrained heads."""
+    frozen = settings.freeze_backbone
+    linear = frozen or not settings.has_backbone
     networks = build_networks(
         nn.Identity() if frozen else backbone,
         n_features,
         n_clusters=settings.K,
         head_width=settings.head_width,
-        batch_norm=has_batch_norm,
+        batch_norm=linear or uses_batch_norm(backbone),  # predictors on features
         linear=linear,
         standardized=frozen,
     )
     if frozen:
         networks.teacher.backbone = Frozen(backbone)
-    return networks, settings, n_features
+    return networks
 
 
 def build_balancing(settings: Settings, device: torch.device | str) -> Balancing:

@@ -29,16 +29,23 @@ MEANINGS = {  # explanations of the keys of an entry, shown in the report
     "probable, 0 if the assignments are certain",
     "student_entropy": "mean entropy of the student's assignments, on the same scale",
     "relabelled_fraction": "share of the labels that balancing changed",
-    "empty_fraction": "share of empty clusters when predict labels the training images, before and "
-    "after training",
-    "empty_fraction_balanced": "share of empty clusters in an epoch, by the balanced labels that "
-    "the network is trained on",
-    "empty_fraction_plain": "share of empty clusters in an epoch, by the labels that the same "
-    "crops have without balancing",
-    "empty_fraction_unsettled": "share of empty clusters after training, before the centroids "
-    "settle",
 }
-_OCCUPANCIES = ("empty_fraction", "largest_relative_size", "effective_clusters")
+_OCCUPANCIES = {
+    "empty_fraction": "share of empty clusters",
+    "largest_relative_size": "size of the largest cluster, divided by the mean size",
+    "effective_clusters": "number of equally large clusters with the same entropy",
+}
+_MEASURED = {  # by the endings of their names
+    "": "when predict labels the training images, before and after training",
+    "_unsettled": "after training, before the centroids settle",
+    "_balanced": "in an epoch, by the balanced labels that the network is trained on",
+    "_plain": "in an epoch, by the labels that the same crops have without balancing",
+}
+MEANINGS |= {
+    name + ending: f"{what} {when}"
+    for name, what in _OCCUPANCIES.items()
+    for ending, when in _MEASURED.items()
+}
 
 
 def filling(labels: npt.NDArray[np.int64], n_clusters: int, suffix: str = "") -> dict[str, float]:
@@ -73,11 +80,7 @@ def entry(
     measured : mapping, optional
         Losses of the epoch, and occupancy by the labels of its views.
     """
-    fillings = [
-        name + suffix
-        for suffix in ("", "_unsettled", "_balanced", "_plain")
-        for name in _OCCUPANCIES
-    ]
+    fillings = [name + ending for ending in _MEASURED for name in _OCCUPANCIES]
     empty = dict.fromkeys([*_MEANS, *fillings], float("nan"))
     plain = {} if inference is None else filling(inference, n_clusters)
     return {"epoch": epoch, **empty, **(measured or {}), **plain}

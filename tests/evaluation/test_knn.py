@@ -583,7 +583,7 @@ def test_queries_are_read_in_batches(digits, monkeypatch):
         ({"k": 3}, "k=3 exceeds the 2 rows"),
         ({"train": np.full((2, 2), np.nan)}, "All 2 rows of train are NaN"),
         ({"test": np.full((2, 2), np.nan)}, "All 2 rows of test are NaN"),
-        ({"y_train": [0.0, np.nan]}, "y_train holds NaN"),
+        ({"y_train": [np.nan, np.nan]}, "All 2 classes in y_train are None or NaN"),
         ({"test": np.eye(3)[:2]}, "train has 2 features and test 3"),
         ({"k": ()}, "k is an empty sequence"),
         ({"k": (1, 0)}, "k=0, needed an integer"),

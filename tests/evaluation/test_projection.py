@@ -1,6 +1,7 @@
 """Projections: reproducible, neighbours kept; and what their display draws."""
 
 import sys
+import warnings
 
 import matplotlib
 import numpy as np
@@ -144,6 +145,53 @@ def test_quotas_fill_the_places_and_keep_every_class(counts, data):
     assert quotas.sum() == wanted
     assert (quotas <= counts).all()
     assert (quotas >= (wanted >= len(counts))).all()
+
+
+ALIKE = "The embeddings are all alike"
+ONE = "The embeddings have one feature"
+DEGENERATE = {
+    "zeros": (np.zeros((30, 5)), ALIKE),
+    "one direction": (np.outer(np.arange(1.0, 31), [1, 2, 3]), ALIKE),
+    "one feature": (np.arange(30.0)[:, None] ** 2, ONE),
+    "one feature of one sign": (np.full((30, 1), 3.0), ALIKE),
+    "one huge feature": (np.linspace(-1, 1, 30)[:, None] * 1.7e308, ONE),
+}
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 3])
+@pytest.mark.parametrize("method", ["tsne", UMAP])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_embeddings_without_neighbourhoods_lie_on_a_line(case, method, n_components):
+    x, message = DEGENERATE[case]
+    with pytest.warns(UserWarning, match=message):
+        found = project(x, method, n_components=n_components, random_state=0)
+    assert found.coordinates.shape == (30, n_components)
+    assert np.isfinite(found.coordinates).all()
+    assert len(np.unique(found.coordinates[:, 0])) == 30
+    assert not found.coordinates[:, 1:].any()
+    if message == ONE:
+        assert (np.argsort(found.coordinates[:, 0]) == np.argsort(x[:, 0])).all()
+    assert found.method == found.backend == "none"
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("exponent", [-1030, -140, 140, 1000])
+def test_units_do_not_matter(blobs, metric, exponent):
+    x = blobs[0][::3].astype(np.float64)
+    plain = project(x, metric=metric, random_state=0)
+    other = project(np.ldexp(x, exponent), metric=metric, random_state=0)
+    if exponent > -1000:  # no digit is lost
+        np.testing.assert_array_equal(other.coordinates, plain.coordinates)
+    assert np.isfinite(other.coordinates).all()
+
+
+@pytest.mark.parametrize("n_features", [1, 2])
+def test_more_dimensions_than_features(n_features):
+    x = np.random.default_rng(0).normal(size=(30, n_features))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = project(x, n_components=3, random_state=0)
+    assert np.isfinite(found.coordinates).all()
 
 
 @pytest.mark.parametrize(

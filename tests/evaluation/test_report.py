@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from evaluation import Projection, review_clusters, write_report
+from evaluation.output_files import check_writable, replacing
 from evaluation.report.charts import history_charts
 from evaluation.report.images import make_thumbnails
 from tests.evaluation.small_report import HOSTILE, K, digits
@@ -17,7 +18,16 @@ from tests.evaluation.small_report import HOSTILE, K, digits
 
 def data_of(path):
     text = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    return json.loads(found, parse_constant=not_json)
+
+
+def not_json(constant):
+    raise AssertionError(f"browsers cannot read {constant}")
+
+
+def unpacked(text, dtype):
+    return np.frombuffer(base64.b64decode(text), np.dtype(dtype).newbyteorder("<"))
 
 
 def test_what_is_in_the_file(written):
@@ -109,14 +119,63 @@ def test_names_are_taken_in_their_order(tmp_path):
 
 
 def test_images_that_are_all_the_same(tmp_path):
-    summary = write_report(
-        tmp_path / "a.html",
-        embeddings=np.zeros((9, 3)),
-        labels=np.arange(9) % 2,
-        images=np.zeros((9, 8, 8)),
-        title="",
-    )
+    with pytest.warns(UserWarning, match="all alike"):
+        summary = write_report(
+            tmp_path / "a.html",
+            embeddings=np.zeros((9, 3)),
+            labels=np.arange(9) % 2,
+            images=np.zeros((9, 8, 8)),
+            title="",
+        )
     assert "<title>Clusters</title>" in summary.path.read_text()
+
+
+NORMAL = np.random.default_rng(0).normal(size=(50, 4))
+DEGENERATE = {
+    "huge": NORMAL * 1e200,
+    "at the end of float64": NORMAL * 1e307,
+    "tiny": NORMAL * 1e-200,
+    "subnormal": NORMAL * 1e-320,
+    "of every size": NORMAL * 10.0 ** np.linspace(-307, 307, 50)[:, None],
+    "one feature": NORMAL[:, :1],
+    "one feature, huge": NORMAL[:, :1] * 1e307,
+    "one feature of one value": np.ones((50, 1)),
+    "two features": NORMAL[:, :2],
+    "zeros": np.zeros((50, 4)),
+    "one direction": np.outer(np.arange(1, 51), NORMAL[0]),
+    "nearly one direction": NORMAL[:1] + NORMAL * 1e-9,
+    "two directions": NORMAL[np.arange(50) % 2],
+    "all but one alike": np.where(np.arange(50)[:, None], NORMAL[:1], -NORMAL[:1]),
+    "single precision": (NORMAL * 1e38).astype(np.float32),
+    "half precision": (NORMAL * 1e4).astype(np.float16),
+    "integers": (NORMAL * 2**60).astype(np.int64),
+    "booleans": NORMAL > 0,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The embeddings")
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_a_page_of_any_embeddings_is_finite(kind, tmp_path):
+    x = DEGENERATE[kind]
+    summary = write_report(tmp_path / "a.html", embeddings=x, labels=np.arange(50) % 3)
+    data = data_of(summary.path)
+    for name in ("typicality", "doubt", "tightness", "clusterDoubt"):
+        assert np.isfinite(unpacked(data[name], np.float32)).all()
+    places = np.stack([unpacked(data[axis], np.uint16) for axis in "xy"])
+    assert np.ptp(places) > 60_000
+    assert not re.search(r"\b(nan|inf)\b", summary.path.read_text())
+
+
+EXTREMES = [1e308, -1e308, 5e-324, 10**400, -(10**400), float("inf"), float("nan"), None, "a", 1, 1]
+
+
+@pytest.mark.parametrize("name", ["size", "epoch"])
+def test_charts_of_any_numbers_are_finite(name):
+    for some in ([3e307, -1e308], [1e308, 1e308, 1], [5e-324, 0], [1e16, 1e16 + 2], EXTREMES):
+        history = [{"loss": 1.0, name: value} for value in some]
+        drawn = "".join(svg for _, svg, _ in history_charts(history))
+        assert "<svg" in drawn
+        assert not re.search(r"\b(nan|inf)\b", drawn)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -210,13 +269,15 @@ def never(*_, **__):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"y": [None] * 600}, "y holds NaN or None"),
+        ({"y": [None] * 600}, "All 600 classes in y are None or NaN"),
         ({"labels": [0, 1]}, "600 rows and labels has 2"),
         ({"names": ["a"]}, "names has 1"),
         ({"images": np.zeros((3, 8, 8))}, "images has 3"),
         ({"y": [1, 2]}, "y has 2"),
         ({"linkage": np.zeros((3, 4))}, r"linkage has shape \(3, 4\)"),
         ({"baseline": {"other": [0]}}, "labels of 'other' has 1"),
+        ({"labels": [-1] * 600, "n_clusters": None}, "All 600 labels are -1"),
+        ({"linkage": np.full((69, 4), np.nan)}, r"linkage .* holds NaN or infinity"),
         ({"max_images": 2}, "max_images=2"),
         ({"n_clusters": 3}, "n_clusters=3"),
         ({"baseline": {"other": [-1] * 600}}, "labels of 'other' are -1"),
@@ -266,6 +327,18 @@ def test_a_link_and_files_of_like_names_stay_what_they_are(tmp_path):
     assert target.stat().st_mode & 0o777 == 0o640
     assert mine.read_text() == "mine"
     assert sorted(path.name for path in target.parent.iterdir()) == ["real.html"]
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "写", "\U0001f40d", "\udcff"])
+@pytest.mark.parametrize("n_bytes", [5, 99, 101, 233, 250, 255])
+def test_a_name_may_be_as_long_as_names_can_be(letter, n_bytes, tmp_path):
+    length = len(os.fsencode(letter))
+    stem = letter * ((n_bytes - 5) // length) + "x" * ((n_bytes - 5) % length)
+    path = tmp_path / f"{stem}.html"
+    assert len(os.fsencode(path.name)) == max(n_bytes, 5)
+    with replacing(check_writable(path)) as beside:
+        beside.write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):

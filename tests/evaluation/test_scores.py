@@ -208,7 +208,7 @@ def test_the_result_is_frozen():
         ([0, 1], [0.0, 1.0], "pred has dtype float64, needed integer cluster ids"),
         ([0, 1], ["a", "b"], "needed integer cluster ids"),
         ([[0], [1]], [0, 1], r"true has shape \(2, 1\), needed \(n_samples,\)"),
-        ([0.0, np.nan], [0, 1], "true holds NaN"),
+        ([np.nan, np.nan], [0, 1], "All 2 classes in true are None or NaN"),
     ],
 )
 def test_bad_input_is_explained(true, pred, message):

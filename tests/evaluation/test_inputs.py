@@ -1,0 +1,190 @@
+"""Every function takes what people have: any kind of tensor, any unit, classes with gaps."""
+
+import datetime
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation import (
+    KNNClassifier,
+    LinearProbe,
+    cluster_occupancy,
+    clustering_scores,
+    knn_scores,
+    label_free_scores,
+    linear_probe_scores,
+    near_duplicates,
+    nearest_neighbors,
+    project,
+    review_clusters,
+    stability,
+    write_report,
+)
+
+N = 40
+rng = np.random.default_rng(0)
+ROWS = rng.integers(-8, 9, (N, 6)).astype(np.float32)  # exact in every float type
+LABELS = np.arange(N) % 4
+CLASSES = np.array(["cat", "dog", "owl"])[np.arange(N) % 3]
+
+OF_ROWS = {
+    "nearest_neighbors": lambda x: nearest_neighbors(x, x, 3),
+    "knn_scores": lambda x: knn_scores(x, CLASSES, x, CLASSES, k=3),
+    "linear_probe_scores": lambda x: linear_probe_scores(x, CLASSES, x, CLASSES),
+    "KNNClassifier": lambda x: KNNClassifier(3).fit(x, CLASSES).predict(x),
+    "LinearProbe": lambda x: LinearProbe().fit(x, CLASSES).predict(x),
+    "review_clusters": lambda x: review_clusters(x, LABELS).outlyingness,
+    "near_duplicates": lambda x: near_duplicates(x, threshold=0.8),
+    "label_free_scores": lambda x: label_free_scores(x, LABELS, silhouette=False),
+    "project": lambda x: project(x, random_state=0).coordinates,
+}
+KINDS = {
+    "bfloat16": lambda x: torch.tensor(x).bfloat16(),
+    "float16": lambda x: torch.tensor(x).half(),
+    "float64": lambda x: torch.tensor(x).double(),
+    "needs a gradient": lambda x: torch.tensor(x).requires_grad_(),
+    "a parameter in bfloat16": lambda x: torch.nn.Parameter(torch.tensor(x).bfloat16()),
+    "sparse": lambda x: torch.tensor(x).to_sparse(),
+    "negative bit": lambda x: torch._neg_view(torch.tensor(-x)),
+    "list of tensors": lambda x: [*torch.tensor(x).bfloat16()],
+    "nothing masked": lambda x: np.ma.array(x),
+    "integers": lambda x: x.astype(np.int64),
+    "a data frame": pd.DataFrame,
+}
+
+
+def same(one, other):
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    return repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("function", OF_ROWS)
+def test_rows_of_any_kind(function, kind):
+    use = OF_ROWS[function]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of columns' names
+        assert same(use(KINDS[kind](ROWS)), use(ROWS))
+
+
+@pytest.mark.parametrize("kind", ["int32 tensor", "list of tensors", "uint8 array"])
+def test_labels_of_any_kind(kind):
+    labels = {
+        "int32 tensor": torch.tensor(LABELS).int(),
+        "list of tensors": [*torch.tensor(LABELS)],
+        "uint8 array": LABELS.astype(np.uint8),
+    }[kind]
+    assert clustering_scores(labels, labels) == clustering_scores(LABELS, LABELS)
+    assert repr(cluster_occupancy(labels, 4)) == repr(cluster_occupancy(LABELS, 4))
+    assert stability(labels, labels) == 1
+    assert knn_scores(ROWS, labels, k=3) == knn_scores(ROWS, LABELS, k=3)
+
+
+def with_gaps(gap, values=CLASSES, dtype=object):
+    y = np.empty(N, dtype)
+    y[:] = [gap if i % 5 == 0 else values[i] for i in range(N)]
+    return y
+
+
+DAYS = [datetime.date(2026, 1, 1 + i % 3) for i in range(N)]
+GAPS = {
+    "None": with_gaps(None),
+    "NaN among text": with_gaps(np.nan),
+    "NaN among numbers": with_gaps(np.nan, LABELS % 3, np.float64),
+    "None among numbers": with_gaps(None, LABELS % 3),
+    "None among booleans": with_gaps(None, LABELS % 2 == 0),
+    "pandas' NA": pd.Series(with_gaps(None), dtype="string"),
+    "pandas' Int64": pd.Series(with_gaps(None, LABELS % 3), dtype="Int64"),
+    "categories": pd.Series(with_gaps(None), dtype="category"),
+    "NaT": pd.to_datetime(pd.Series(with_gaps(None, DAYS))),
+    "days": with_gaps(None, DAYS),
+    "a list": with_gaps(None).tolist(),
+    "masked": np.ma.array(LABELS % 3, mask=np.arange(N) % 5 == 0),
+    "tensor of NaN": torch.tensor(with_gaps(np.nan, LABELS % 3, np.float64)).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("gaps", GAPS)
+def test_missing_classes_are_left_out_and_counted(gaps, tmp_path):
+    y = GAPS[gaps]
+    there = np.arange(N) % 5 != 0
+    of = LABELS % 2 if gaps == "None among booleans" else np.arange(N) % 3
+    if "numbers" in gaps or gaps in ("pandas' Int64", "masked", "tensor of NaN"):
+        of = LABELS % 3
+    expected, rows = of[there], ROWS[there]
+    found = clustering_scores(y, LABELS)
+    assert (found.n_samples, found.n_skipped) == (32, 8)
+    assert found.nmi == pytest.approx(clustering_scores(expected, LABELS[there]).nmi)
+    found = knn_scores(ROWS, y, k=3)
+    assert (found.n_train, found.n_skipped) == (32, 8)
+    assert found.accuracy == knn_scores(rows, expected, k=3).accuracy
+    assert knn_scores(ROWS, y, ROWS, y, k=3).n_skipped == 16
+    if gaps not in ("NaT", "days"):  # scikit-learn's classifiers have no days
+        found = linear_probe_scores(ROWS, y, ROWS, y)
+        assert (found.n_train, found.n_skipped_train, found.n_skipped_test) == (32, 8, 8)
+    assert len(project(ROWS, max_samples=20, y=y, random_state=0).indices) == 20
+    summary = write_report(tmp_path / "a.html", embeddings=ROWS, labels=LABELS, y=y)
+    page = summary.path.read_text()
+    assert "8 have no class" in page
+    assert f"<td>{clustering_scores(y, LABELS).nmi:.3f}</td>" in page
+
+
+def test_classes_that_cannot_be_sorted_are_explained():
+    y = with_gaps(None)
+    y[1] = 7
+    for use in (
+        lambda: knn_scores(ROWS, y, k=3),
+        lambda: clustering_scores(y, LABELS),
+        lambda: project(ROWS, y=y),
+    ):
+        with pytest.raises(ValueError, match=r"several types \(int, str\)"):
+            use()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(-1040, 1000), st.booleans())
+def test_units_do_not_matter(exponent, each_by_itself):
+    """Cosines do not depend on the length of rows, over all of float64."""
+    exponents = np.full((N, 1), exponent)
+    if each_by_itself:
+        exponents = np.where(np.arange(N)[:, None] % 2, exponents, -exponents.clip(-1000))
+    x = np.ldexp(ROWS.astype(np.float64), exponents)
+    assert same(nearest_neighbors(x, x, 3), nearest_neighbors(ROWS, ROWS, 3))
+    for function in ("knn_scores", "near_duplicates", "label_free_scores"):
+        assert same(OF_ROWS[function](x), OF_ROWS[function](ROWS))
+    np.testing.assert_allclose(
+        review_clusters(x, LABELS).typicality, review_clusters(ROWS, LABELS).typicality, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("X", ["photos", Path("photos"), ["a.png", "b.png"]])
+@pytest.mark.parametrize("function", ["near_duplicates", "project", "nearest_neighbors"])
+def test_paths_in_the_place_of_embeddings_are_explained(function, X):
+    with pytest.raises(ValueError, match=r"path, .*Embed the images first"):
+        OF_ROWS[function](X)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("photos", "images is of type str, needed a sequence of images"),
+        (Path("photos"), "needed a sequence of images"),
+        (iter([]), "needed a sequence of images"),
+        (["a.png", "b.png"], "Image 0 is a str, needed an array or an opened picture"),
+        ([b"a", b"b"], "Image 0 is a bytes"),
+    ],
+)
+def test_paths_in_the_place_of_images_are_explained(images, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        near_duplicates(np.ones((2, 2)), images)
+    with pytest.raises(ValueError, match=message):
+        write_report(tmp_path / "a.html", embeddings=np.ones((2, 2)), labels=[0, 1], images=images)
