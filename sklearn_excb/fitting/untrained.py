@@ -13,7 +13,7 @@ from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.networks.backbones import Pretrained, build_backbone
 from sklearn_excb.networks.frozen import unfrozen
 from sklearn_excb.networks.student_teacher import ClusterNetwork
-from sklearn_excb.runtime.generator_state import seeded_generators
+from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.training.build import networks_on
 from sklearn_excb.training.frozen_features import feature_batches, features_of
 from sklearn_excb.training.loop import start_centroids
@@ -52,7 +52,7 @@ def untrained_network(
     micro_batch = min(batch_size, fitted.settings.micro_batch)
     settings = replace(fitted.settings, batch_size=batch_size, micro_batch=micro_batch, epochs=0)
     batches = ViewBatches(source, fitted.recipe, batch_size, 0, seed, n_jobs, device)
-    with seeded_generators(seed):
+    with PrivateGenerator(seed):
         if settings.freeze_backbone:
             backbone = copy.deepcopy(unfrozen(fitted.teacher.backbone))
         else:
