@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import (
     check_clustering,
     check_fit_idempotent,
@@ -261,6 +263,35 @@ def test_set_output_gives_a_frame(fitted):
     frame = clone(fitted).set_output(transform="pandas").fit_transform(IMAGES)
     assert isinstance(frame, pd.DataFrame)
     assert frame.columns[1] == "excbestimator1"
+
+
+@pytest.mark.parametrize("in_pipeline", [False, True], ids=["alone", "in a pipeline"])
+def test_a_frame_keeps_its_index(in_pipeline):
+    rows = IMAGES[:60].reshape(60, -1)
+    X = pd.DataFrame(rows, index=[f"row {i}" for i in range(60)]).add_prefix("pixel ")
+    excb = small_of_rows(n_local=0)
+    steps = make_pipeline(StandardScaler(), excb) if in_pipeline else excb
+    steps.set_output(transform="pandas").fit(X)
+    for some in (X, X.iloc[5:9], X.iloc[::-1]):
+        pd.testing.assert_index_equal(steps.transform(some).index, some.index)
+    pd.testing.assert_index_equal(steps.fit_transform(X).index, X.index)
+
+
+def test_weights_of_samples_are_refused_by_name():
+    X, weights = IMAGES[:60].reshape(60, -1), np.ones(60)
+    excb = small_of_rows()
+    pipeline = make_pipeline(StandardScaler(), excb)
+    for call in (
+        lambda: excb.fit(X, sample_weight=weights),
+        lambda: excb.partial_fit(X, sample_weight=weights),
+        lambda: excb.fit_predict(X, sample_weight=weights),
+        lambda: pipeline.fit(X, excbestimator__sample_weight=weights),
+    ):
+        with pytest.raises(TypeError, match="sample_weight"):
+            call()
+    with config_context(enable_metadata_routing=True):
+        asking = StandardScaler().set_fit_request(sample_weight=True)
+        make_pipeline(asking, clone(excb)).fit(X, sample_weight=weights)
 
 
 def test_epoch_zero_is_the_untrained_network(fitted):
