@@ -208,13 +208,14 @@ class ExCBEstimator(
     resolved_params_ : dict
         Every parameter with "auto" replaced, the seed that was drawn, and what follows from them;
         those of states (``checkpoint_dir`` and the like) are not among them.
-    sample_names_ : ndarray of shape (n_samples,), str
-        The file of each label; only after fitting a folder or a list of files.
+    sample_names_ : ndarray of shape (n_samples,), object
+        The file of each label, str; only after fitting a folder, archives or a list of files.
     skipped_ : list of Skipped
         Index, name and reason of each training image that could not be used (``on_error="skip"``).
-    ignored_files_ : ndarray of str
-        What else a folder holds: hidden files and folders, files that no image ends like; only
-        after fitting a folder.
+    ignored_files_ : ndarray of object
+        What else a folder holds, str: hidden files and folders, files that no image ends like, and
+        with the reason what cannot be opened; of archives, pictures that are not read. Only after
+        fitting a folder or archives.
     n_features_in_ : int
         Features of the rows; only after fitting rows.
     image_shape_ : tuple of int
