@@ -222,13 +222,14 @@ class ExCBEstimator(
     resolved_params_ : dict
         All parameters with "auto" replaced, the seed that was drawn, and values that follow from
         them. Parameters of checkpoints (``checkpoint_dir`` and the like) are not included.
-    sample_names_ : ndarray of shape (n_samples,), str
-        File of each label; only after fitting a folder or a list of files.
+    sample_names_ : ndarray of shape (n_samples,), object
+        File of each label, str; only after fitting a folder, archives or a list of files.
     skipped_ : list of Skipped
         Index, name and reason of each training image that could not be used (``on_error="skip"``).
-    ignored_files_ : ndarray of str
-        Other contents of a folder: hidden files and folders, and files whose names do not end like
-        an image's; only after fitting a folder.
+    ignored_files_ : ndarray of object
+        Other contents of a folder, str: hidden files and folders, files whose names do not end like
+        an image's, and, with the reason, what cannot be opened; of archives, pictures in other
+        formats. Only after fitting a folder or archives.
     n_features_in_ : int
         Number of features of the rows; only after fitting rows.
     image_shape_ : tuple of int

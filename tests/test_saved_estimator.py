@@ -12,6 +12,7 @@ import torch
 
 import sklearn_excb.saving.saved_estimator
 from sklearn_excb import DamagedFileError, ExCBEstimator
+from sklearn_excb.bulk import write_results
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
 from sklearn_excb.storage.tensor_files import text_checksum
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
@@ -309,3 +310,42 @@ def test_a_failed_fit_keeps_what_can_be_saved(fitted, tmp_path):
     loaded = result(ExCBEstimator.load(tmp_path))
     assert loaded == result(fitted)
     np.testing.assert_array_equal(excb.predict(DIGITS), fitted.labels_)
+
+
+def with_a_pipe(file):
+    """Put a pipe in the place of a file."""
+    file.unlink()
+    os.mkfifo(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "place", ["tensors", "estimator.json", "a state", "published", "weights", "results"]
+)
+def test_a_pipe_in_the_place_of_a_file_never_hangs(fitted, saved, tmp_path, place):
+    if place == "a state":
+        folder = tmp_path / "states"
+        small(epochs=1, checkpoint_dir=folder).fit(DIGITS)
+        for file in folder.glob("*.safetensors"):
+            with_a_pipe(file)
+        uses = [
+            lambda: small(epochs=1, checkpoint_dir=folder).fit(DIGITS),
+            lambda: ExCBEstimator.load(next(folder.glob("*.safetensors"))),
+        ]
+    elif place in ("tensors", "estimator.json"):
+        with_a_pipe(tensors_of(saved) if place == "tensors" else saved / place)
+        uses = [lambda: ExCBEstimator.load(saved)]
+    elif place == "results":
+        write_results(fitted, DIGITS, tmp_path / "x.npy")
+        with_a_pipe(tmp_path / "x.npy.json")
+        uses = [lambda: write_results(fitted, DIGITS, tmp_path / "x.npy")]
+    else:
+        pipe = tmp_path / "pipe.pth"
+        os.mkfifo(pipe)
+        if place == "published":
+            uses = [lambda: ExCBEstimator.from_checkpoint(pipe)]
+        else:
+            uses = [lambda: small(backbone="resnet18", pretrained=pipe).fit(DIGITS)]
+    for use in uses:
+        with pytest.raises((OSError, ValueError), match=r"not a .*file|No saved estimator"):
+            use()
