@@ -99,7 +99,7 @@ class FittingMixin(LearnedAttributes):
         Warns
         -----
         CollapseWarning
-            If the clusters collapse, with the parameter to change.
+            If the clusters collapse, with the parameter to change, or what in X explains it.
         DivergenceWarning
             If the training diverges after its first epoch, with the epoch at which it then stopped.
             Both are scikit-learn's ConvergenceWarning.
