@@ -26,7 +26,8 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_excb import ExCBEstimator
-from sklearn_excb.settings.validation import _CONSTRAINTS, check_columns, check_parameters
+from sklearn_excb.settings.ranges import CONSTRAINTS
+from sklearn_excb.settings.validation import check_columns, check_parameters
 from tests.tiers import others_slow
 
 DIGITS = load_digits()
@@ -419,7 +420,7 @@ def test_bad_parameters_get_a_clear_error_and_lose_nothing(parameters, message):
 HUGE = [10**31, -(10**31), 10**400, 1e308, -1e308, float("inf"), float("nan")]
 
 
-@pytest.mark.parametrize("name", sorted(set(_CONSTRAINTS) - {"verbose"}))
+@pytest.mark.parametrize("name", sorted(set(CONSTRAINTS) - {"verbose"}))
 @pytest.mark.parametrize("value", HUGE, ids=lambda value: f"{str(value)[:5]}")
 def test_no_parameter_takes_any_number(name, value):
     with pytest.raises(ValueError, match=f"^{name}=.* cannot be used: it must be "):

@@ -5,6 +5,8 @@ import os
 import pickle
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import sklearn_excb.saving.saved_estimator
 from sklearn_excb import DamagedFileError, ExCBEstimator
 from sklearn_excb.bulk import write_results
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
-from sklearn_excb.storage.tensor_files import text_checksum
+from sklearn_excb.storage.tensor_files import open_safetensors, text_checksum
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
 from tests.test_resume import Payload, backbone, cut, empty, flip
 
@@ -160,6 +162,7 @@ STAGES = ["_superseded", "write_tensors", "_checksum"]
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("within", [None, *STAGES])
 def test_saves_to_one_folder_leave_the_last_to_finish(stage, within, saved, others, monkeypatch):
+    monkeypatch.setattr(sklearn_excb.saving.saved_estimator, "_alone_in", nullcontext)  # no locks
     waiting = [(within, others[1]), (None, others[2])]
 
     def save(estimator, stage):
@@ -185,6 +188,24 @@ def test_saves_to_one_folder_leave_the_last_to_finish(stage, within, saved, othe
 
     save(others[0], stage)
     assert_same_bits(ExCBEstimator.load(saved), others[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system locks no folders")
+def test_saves_to_one_folder_wait_for_each_other(saved, others):
+    with ThreadPoolExecutor(3) as pool:
+        for save in [pool.submit(excb.save, saved) for excb in others * 4]:
+            save.result()
+    assert len(list(saved.iterdir())) == 2
+    ExCBEstimator.load(saved)
+
+
+def test_tensors_are_read_to_the_end_though_the_file_is_removed(saved, others):
+    file = tensors_of(saved)
+    with open_safetensors(file) as opened:
+        others[0].save(saved)
+        assert not file.exists() or sys.platform == "win32"
+        for name in opened.keys():  # noqa: SIM118
+            opened.get_tensor(name)
 
 
 def test_a_load_while_another_saves_reads_what_is_there_then(saved, others, monkeypatch):

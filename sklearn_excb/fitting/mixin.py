@@ -91,7 +91,7 @@ class FittingMixin(LearnedAttributes):
         Warns
         -----
         CollapseWarning
-            If the clusters collapse. The message names the parameter to change.
+            If the clusters collapse. The message names the parameter to change, or the cause in X.
         DivergenceWarning
             If the training diverges after its first epoch. The message names the epoch at which it
             stopped. This and CollapseWarning are subclasses of scikit-learn's ConvergenceWarning.

@@ -16,8 +16,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ _READ = (7, 8, FORMAT)
 _DESCRIPTION = "estimator.json"
 _NAME = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")
 _TEACHER = "teacher."
+_LONGEST_WAIT, _BETWEEN_TRIES = 60.0, 0.02  # seconds to wait for another save
 _LEFT_BEHIND = 86_400.0  # seconds after which nobody is still writing a description for tensors
 _PARTS = {"format", "tensors", "tensors_checksum", "parameters", "resolved", "facts", "history"}
 Loaded = tuple[dict[str, Any], dict[str, Any], dict[str, Any], Fitted]
@@ -93,32 +94,62 @@ def save_estimator(
         arrays["mean"] = described["recipe"].pop("mean")
     weights = fitted.teacher.state_dict()
     arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
-    replaced = _superseded(folder)
-    file = folder / f"tensors-{uuid.uuid4().hex[:16]}.safetensors"
+    with _alone_in(folder):
+        replaced = _superseded(folder)
+        file = folder / f"tensors-{uuid.uuid4().hex[:16]}.safetensors"
+        try:
+            checksum = write_tensors(file, *pack(arrays))
+            description = plain(
+                {
+                    "format": FORMAT,
+                    "tensors": file.name,
+                    "tensors_checksum": checksum,
+                    "parameters": parameters,
+                    "resolved": resolved,
+                    "facts": facts,
+                    "history": fitted.history,
+                    **described,
+                }
+            )
+            checked = {**description, "checksum": _checksum(description)}
+            with output_files.replacing(folder / _DESCRIPTION) as beside:
+                beside.write_text(json.dumps(checked, indent=1, allow_nan=False), encoding="utf-8")
+        except BaseException:
+            if _named_in(folder) != file.name:
+                file.unlink(missing_ok=True)
+            raise
+        for old in replaced:
+            with suppress(OSError):  # it is being read, on Windows
+                old.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that save to a folder, a minute at most.
+
+    Without the lock, as on file systems and systems that have none, saves to one folder are safe
+    too, but leave the tensors of those that they overtook.
+    """
     try:
-        checksum = write_tensors(file, *pack(arrays))
-        description = plain(
-            {
-                "format": FORMAT,
-                "tensors": file.name,
-                "tensors_checksum": checksum,
-                "parameters": parameters,
-                "resolved": resolved,
-                "facts": facts,
-                "history": fitted.history,
-                **described,
-            }
-        )
-        checked = {**description, "checksum": _checksum(description)}
-        with output_files.replacing(folder / _DESCRIPTION) as beside:
-            beside.write_text(json.dumps(checked, indent=1, allow_nan=False), encoding="utf-8")
-    except BaseException:
-        if _named_in(folder) != file.name:
-            file.unlink(missing_ok=True)
-        raise
-    for old in replaced:
-        with suppress(OSError):  # it is being read, on Windows
-            old.unlink(missing_ok=True)
+        import fcntl
+    except ImportError:  # on Windows
+        yield
+        return
+    handle, end = os.open(folder, os.O_RDONLY), time.monotonic() + _LONGEST_WAIT
+    try:
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_BETWEEN_TRIES)
+            except OSError:  # of a file system without locks
+                break
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # for children that were forked meanwhile, too
+        os.close(handle)
 
 
 def _superseded(folder: Path) -> list[Path]:

@@ -95,7 +95,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
 
 @contextmanager
 def open_safetensors(file: Path) -> Iterator[Any]:
-    """Open a file as safetensors does, but only a regular file, and at any path.
+    """Open a file as safetensors does, but only a regular file, at any path, and only once.
 
     Raises
     ------
@@ -104,14 +104,12 @@ def open_safetensors(file: Path) -> Iterator[Any]:
     SafetensorError
         If the file has another format, or is damaged.
     """
-    try:
-        str(file).encode()
-    except UnicodeEncodeError:  # safetensors takes no such path, but another name of the open file
-        with open_regular(file) as held, safe_open(f"/dev/fd/{held.fileno()}", "pt") as opened:
+    with open_regular(file) as held:
+        # the name of what is open, where there is one: safetensors opens a file more than once,
+        # which may have been replaced, and takes no path that is not UTF-8
+        name = Path(f"/dev/fd/{held.fileno()}")
+        with safe_open(name if name.exists() else file, "pt") as opened:
             yield opened
-        return
-    with safe_open(file, "pt") as opened:
-        yield opened
 
 
 def text_checksum(text: str) -> str:
