@@ -1,5 +1,6 @@
 """Items in the columns of tables, missing and masked values, byte orders: what they become."""
 
+import base64
 import io
 import warnings
 
@@ -186,3 +187,12 @@ def test_a_memory_map_of_the_other_byte_order_gives_the_same_bits(tmp_path, dtyp
         X = np.load(tmp_path / f"{order}.npy", mmap_mode="r")
         fits.append(small(epochs=1, image_size=12 if images else "auto").fit(X))
     assert_same_bits(*fits)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("form", [list, lambda x: [(text, 1) for text in x], pd.Series])
+def test_no_message_is_as_long_as_an_image(form, on_error):
+    content = base64.b64encode(np.random.default_rng(0).bytes(9000)).decode()
+    with pytest.raises((ValueError, OSError)) as raised:
+        small(on_error=on_error).fit(form([content] * 8))
+    assert len(str(raised.value)) < 2000

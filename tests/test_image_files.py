@@ -124,5 +124,18 @@ def test_pipes_never_hang_a_reader(tmp_path, name, route):
     pipe = tmp_path / name
     os.mkfifo(pipe)
     X = {"itself": pipe, "list": [pipe], "data set": {0: pipe}}[route]
-    with pytest.raises((OSError, ValueError), match=r"regular file|is a file|do not exist"):
+    with pytest.raises((OSError, ValueError), match=r"regular file|is a file"):
         all_of(open_source(X))
+
+
+def test_files_that_may_not_be_looked_at_are_not_called_missing(tmp_path, monkeypatch):
+    folder_of(tmp_path, COLOUR[:1])
+
+    def refused(path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refused)
+        for X in (tmp_path, [tmp_path / "0.png"]):
+            with pytest.raises(PermissionError, match="cannot be opened: Permission denied"):
+                open_source(X)

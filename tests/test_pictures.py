@@ -160,3 +160,10 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # turned a quarter
     Image.fromarray(COLOUR[0]).save(tmp_path / "turned.png", exif=exif)
     assert all_of(open_source(tmp_path))[0].shape == (3, 7, 6)
+
+
+def test_no_picture_starts_a_program():
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    for use in (lambda x: as_rgb(x, 0), lambda x: open_source([x, x], 3).load_one(0)):
+        with pytest.raises(ValueError, match="Ghostscript"):
+            use(Image.open(io.BytesIO(content)))

@@ -31,7 +31,16 @@ def picture_pixels(picture: Any) -> NDArray[Any]:
     ndarray of shape (h, w) or (h, w, 3)
         uint8 for modes of 8 bits and less; uint16 for integers from 0 to 65,535, other integers
         and floats as they are.
+
+    Raises
+    ------
+    ValueError
+        If Pillow would start a program to decode the image.
     """
+    if getattr(picture, "format", None) == "EPS" and picture.tile:  # not decoded yet
+        raise ValueError(
+            "PostScript is not decoded, as Pillow would start Ghostscript. Convert it to PNG."
+        )
     mode, orientation = picture.mode, picture_orientation(picture)
     transparent = _transparent_value(picture)
     if mode in _ALPHA or (mode == "P" and getattr(picture, "has_transparency_data", False)):

@@ -176,7 +176,7 @@ def _list(archive: str, found: dict[str, Member], ignored: list[str]) -> None:
         with tarfile.open(fileobj=file, mode="r:") as members:
             for member in members:
                 if members.offset <= offset:
-                    raise tarfile.ReadError(f"the header at byte {offset} is damaged")
+                    raise tarfile.ReadError("the size of a member is damaged")
                 offset = members.offset
                 key = _normal(member.name)
                 if member.isreg():

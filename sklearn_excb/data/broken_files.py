@@ -11,6 +11,7 @@ from sklearn_excb.exceptions import ImageError
 _MOST = 1000  # files that are read to count broken ones
 _NAMED = 3
 _ADVICE = 'on_error="skip" (--on-error skip) leaves'
+_LONGEST = 1000  # characters of what a message quotes, which may be an image as text
 _counting = threading.Lock()
 
 
@@ -19,7 +20,12 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ImageError):
         return str(error)
     kind = "" if isinstance(error, (OSError, ValueError)) and str(error) else type(error).__name__
-    return "cannot be read: " + ": ".join(filter(None, (kind, str(error))))
+    return "cannot be read: " + ": ".join(filter(None, (kind, shortened(str(error)))))
+
+
+def shortened(text: str) -> str:
+    """Return a text that fits into a message."""
+    return text if len(text) <= _LONGEST else f"{text[:200]} ... ({len(text):,} characters)"
 
 
 class BrokenFiles:
@@ -47,7 +53,11 @@ class BrokenFiles:
                 n = len(items)
                 tested = [(place + i) % n for i in range(min(n, _MOST))]
                 broken = [names[i] for i in tested if not _is_sound(items[i], open_item)]
-                also = f", also {', '.join(broken[1:_NAMED])}" if len(broken) > 1 else ""
+                also = (
+                    f", also {', '.join(map(shortened, broken[1:_NAMED]))}"
+                    if len(broken) > 1
+                    else ""
+                )
                 more = ", ..." if len(broken) > _NAMED else ""
                 of = f"{n:,} files" if len(tested) == n else f"{_MOST:,} files tested, of {n:,},"
                 self._found = (

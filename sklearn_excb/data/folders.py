@@ -72,7 +72,7 @@ def list_images(folder: str | os.PathLike[str], on_error: str = "raise") -> List
         If the folder holds no image file.
     """
     root = os.fspath(folder)
-    if not _exists(root):
+    if not exists(root):
         if any(sign in root for sign in "*?["):
             raise FileNotFoundError(
                 f"{root} is a pattern, but X must be a folder or a list of files. Pass the folder, "
@@ -135,7 +135,7 @@ def list_images(folder: str | os.PathLike[str], on_error: str = "raise") -> List
     return Listing(found, ignored, unreachable)
 
 
-def _exists(path: str) -> bool:
+def exists(path: str) -> bool:
     """Return whether a path exists; raise an error if the system does not say."""
     try:
         os.stat(path)

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sklearn_excb.data.archives import Member, is_archive, list_members
+from sklearn_excb.data.broken_files import shortened
 from sklearn_excb.data.columns import plain_collection
-from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, list_images
+from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, exists, list_images
 from sklearn_excb.data.image_files import EncodedPicture, open_file
 from sklearn_excb.data.pixels import is_picture, tensor_array
 from sklearn_excb.data.sources import ArrayImages, ItemImages
@@ -269,8 +270,11 @@ def _check_files(names: list[str]) -> None:
         raise IsADirectoryError(
             f"{missing[0]} is a folder. Pass it by itself, not in a list, or list its files."
         )
+    if exists(missing[0]):
+        raise ImageError(f"{missing[0]} is not a regular file. Pass files, not pipes or devices.")
     raise FileNotFoundError(
-        f"{len(missing)} of {len(names)} image files do not exist. The first is {missing[0]}"
+        f"{len(missing)} of {len(names)} image files do not exist. The first is "
+        f"{shortened(missing[0])}"
     )
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sklearn_excb.data.broken_files import BrokenFiles, reason_of
+from sklearn_excb.data.broken_files import BrokenFiles, reason_of, shortened
 from sklearn_excb.data.image_files import EncodedPicture
 from sklearn_excb.data.limits import check_n_pixels
 from sklearn_excb.data.pixels import (
@@ -137,7 +137,7 @@ class ItemImages:
     unreachable : dict of str to str
         Reason for each folder, link or archive whose images are missing.
     brightest : dict of str to float
-        Largest pixel by dtype of the images that were decoded for their shape: not of 8 bits.
+        Largest pixel by dtype of the images that were decoded for their shape.
 
     Raises
     ------
@@ -305,7 +305,7 @@ class ItemImages:
         """
         place = int(self.places[index])
         number = f"{place} of {len(self._items)}" if self._first is None else self._first + place
-        name = self.names[place] if self.names else str(number)
+        name = shortened(self.names[place]) if self.names else str(number)
         try:
             return read()
         except MemoryError as error:
@@ -325,11 +325,11 @@ class ItemImages:
         return None
 
     def none_usable(self) -> ImageError:
-        """Return the error to raise if no image can be used."""
+        """Return the error if no image can be used."""
         first = self.skipped()[0]
         return ImageError(
             f"None of the {len(self._reasons)} tested images can be used. The first is "
-            f"{first.name or first.index}: {first.reason}"
+            f"{shortened(first.name) or first.index}: {first.reason}"
         )
 
 

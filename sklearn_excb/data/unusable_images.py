@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_excb.data.broken_files import shortened
 from sklearn_excb.data.folders import unread_pictures
 from sklearn_excb.data.sources import ItemImages, Rows, Skipped, Source, probes
 from sklearn_excb.exceptions import (
@@ -116,8 +117,8 @@ def warn_unread(source: Source) -> None:
         first, reason = next(iter(source.unreachable.items()))
         warn_caller(
             f"{len(source.unreachable):,} folders, links or archives cannot be read, or not to "
-            f"their end. What they hold is not among the {len(source):,} images of X; "
-            f"ignored_files_ lists them. The first is {first}: {reason}",
+            f"their end. What they hold is not among the {len(source):,} images of X. The first is "
+            f"{first}: {reason}",
             SkippedImageWarning,
         )
     if unread := unread_pictures(source.ignored, source.names or ()):
@@ -140,7 +141,7 @@ def warn_skipped(
         first = skipped[0]
         warn_caller(
             f"{len(skipped)} of {n_samples:,} images cannot be used and {become}. The first is "
-            f"{first.name or first.index}: {first.reason}",
+            f"{shortened(first.name) or first.index}: {first.reason}",
             SkippedImageWarning,
         )
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from sklearn_excb.data.open_source import StreamPart, open_source, stream_parts
 from sklearn_excb.data.sources import Skipped, Source
-from sklearn_excb.data.unusable_images import drop_unusable, skipped_of
+from sklearn_excb.data.unusable_images import drop_unusable, skipped_of, warn_if_nearly_black
 from sklearn_excb.exceptions import ImageError, StreamEndError
 from sklearn_excb.method.kmeans import most_start_rows
 from sklearn_excb.runtime.ranks import Ranks
@@ -85,6 +85,7 @@ class Stream:
             parts = stream_parts(_repeated(self.X), max(1, mine.stop - mine.start))
             opened = _usable_parts(parts, self._open_part, most=most)
             first = next(opened)
+            warn_if_nearly_black(first)
         self._parts, handed_on = _with_first(first, opened), [first]
         del first  # its images are not kept
         try:
