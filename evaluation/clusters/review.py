@@ -1,10 +1,12 @@
-"""Review of clusters and images: typical and doubtful ones, possible junk, outliers.
+"""Review of clusters and images: typical and doubtful ones, loose clusters, odd images.
 
 Names: ``n`` images, ``K`` clusters, ``k`` neighbours, ``d`` features. All similarities are cosine
 similarities.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,12 +19,14 @@ from .._checks import (
     check_cluster_labels,
     check_count,
     check_finite,
+    check_images,
     check_n_clusters,
     check_rows,
     check_same_length,
     missing_rows,
 )
 from ..neighbors.search import nearest_neighbors
+from .pixel_numbers import pixel_deviations
 
 RandomState = int | np.random.RandomState | None
 
@@ -54,7 +58,7 @@ class ClusterReview:
         is and how much larger its doubt, in robust standard deviations (from the median absolute
         deviation). NaN for an empty cluster.
     suspects : ndarray, int64
-        Clusters that may be junk: those with below-median tightness, above-median doubt and a
+        Loose clusters: those with below-median tightness, above-median doubt and a
         suspicion above 4, the most suspicious first. Empty if fewer than 8 clusters have images.
     typicality : ndarray of shape (n,), float32
         Similarity of each image to the mean direction of its cluster; NaN for skipped images.
@@ -63,6 +67,10 @@ class ClusterReview:
         whose neighbours were not searched.
     outlyingness : ndarray of shape (n,), float32
         One minus the mean similarity to the nearest neighbours, in [0, 2]; NaN like ``doubt``.
+    pixel_deviation : ndarray of shape (n,), float32
+        How unusual the pixels of an image are: the largest deviation from the median image, in
+        robust standard deviations, of brightness, contrast and roughness. NaN like ``doubt``, and
+        without ``images``.
     neighbors : ndarray of shape (m, k), int64
         Nearest neighbours of each image in ``searched``, as positions in the input.
     similarities : ndarray of shape (m, k), float32
@@ -82,12 +90,17 @@ class ClusterReview:
     typicality: NDArray[np.float32] = field(repr=False)
     doubt: NDArray[np.float32] = field(repr=False)
     outlyingness: NDArray[np.float32] = field(repr=False)
+    pixel_deviation: NDArray[np.float32] = field(repr=False)
     neighbors: NDArray[np.int64] = field(repr=False)
     similarities: NDArray[np.float32] = field(repr=False)
     searched: NDArray[np.int64] = field(repr=False)
 
     def outliers(self, n: int) -> NDArray[np.int64]:
-        """Return the images with the highest outlyingness.
+        """Return the oddest images: by turns, those of highest pixel deviation and outlyingness.
+
+        The two find different images. A black picture may have an embedding like that of a dark
+        photo, and a photo of something rare has the pixels of any photo. Without ``images``, only
+        the outlyingness counts.
 
         Parameters
         ----------
@@ -97,10 +110,13 @@ class ClusterReview:
         Returns
         -------
         ndarray of shape (n,), int64
-            Positions of the images, the highest outlyingness first.
+            Positions of the images, the oddest first.
         """
-        order = np.argsort(-self.outlyingness[self.searched], kind="stable")
-        return self.searched[order[:n]]
+        measures = [self.pixel_deviation[self.searched], self.outlyingness[self.searched]]
+        orders = [np.argsort(-each, kind="stable") for each in measures if not np.isnan(each).all()]
+        by_turns = np.stack(orders or [np.arange(len(self.searched))], axis=1).ravel()
+        firsts = np.sort(np.unique(by_turns, return_index=True)[1])
+        return self.searched[by_turns[firsts[:n]]]
 
 
 def review_clusters(
@@ -108,11 +124,12 @@ def review_clusters(
     labels: ArrayLike,
     n_clusters: int | None = None,
     *,
+    images: Sequence[Any] | NDArray | None = None,
     n_neighbors: int = 10,
     max_samples: int = 50_000,
     random_state: RandomState = 0,
 ) -> ClusterReview:
-    """Find typical images, doubtful clusters, possible junk and outliers, without class labels.
+    """Find typical images, doubtful and loose clusters, and odd images, without class labels.
 
     Parameters
     ----------
@@ -122,6 +139,9 @@ def review_clusters(
         Cluster ids in [0, n_clusters); -1 marks a skipped image.
     n_clusters : int, optional
         Number of clusters K; one more than the largest label by default.
+    images : ndarray or sequence of n images, optional
+        Images in one of the forms that `ContactSheetDisplay` takes, to find those whose pixels are
+        unusual. Only images whose neighbours are searched are read.
     n_neighbors : int, default=10
         Number of nearest neighbours of each image, at most the number of other images.
     max_samples : int, default=50_000
@@ -155,6 +175,8 @@ def review_clusters(
     check_same_length(x, labels, "embeddings", "labels")
     n_neighbors = check_count(n_neighbors, "n_neighbors")
     max_samples = check_count(max_samples, "max_samples", minimum=2)
+    if images is not None:
+        check_images(images, x, "embeddings")
     n_clusters = check_n_clusters(n_clusters, labels)
     kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(x))
     if len(kept) == 0:
@@ -168,7 +190,9 @@ def review_clusters(
     if len(kept) > max_samples:
         draw = check_random_state(random_state).choice(len(kept), max_samples, replace=False)
         searched = kept[np.sort(draw)]
-    doubt, outlyingness = (np.full(len(x), np.nan, np.float32) for _ in range(2))
+    doubt, outlyingness, deviation = (np.full(len(x), np.nan, np.float32) for _ in range(3))
+    if images is not None:
+        deviation[searched] = pixel_deviations(images, searched)
     k = min(n_neighbors, len(searched) - 1)
     similarities = np.empty((len(searched), k), np.float32)
     neighbors = np.empty((len(searched), k), np.int64)
@@ -196,6 +220,7 @@ def review_clusters(
         typicality=typicality,
         doubt=doubt,
         outlyingness=outlyingness,
+        pixel_deviation=deviation,
         neighbors=neighbors,
         similarities=similarities,
         searched=searched,

@@ -40,9 +40,6 @@ class Thumbnails:
         Squares on each sheet except the last.
     widths, heights : ndarray of shape (m,), uint8
         Width and height of each thumbnail, in pixels.
-    contrasts : ndarray of shape (m,), uint8
-        Largest minus smallest pixel value of each thumbnail, in [0, 255], in the channel with the
-        largest difference.
     """
 
     sheets: list[str]
@@ -52,7 +49,6 @@ class Thumbnails:
     per_sheet: int
     widths: NDArray[np.uint8]
     heights: NDArray[np.uint8]
-    contrasts: NDArray[np.uint8]
 
 
 def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64]) -> Thumbnails:
@@ -83,8 +79,7 @@ def make_thumbnails(images: Sequence[Any] | NDArray, positions: NDArray[np.int64
         for start in range(0, len(small), per_sheet)
     ]
     widths, heights = (np.array([each.shape[axis] for each in small], np.uint8) for axis in (1, 0))
-    contrasts = np.array([np.ptp(each, axis=(0, 1)).max() for each in small])
-    return Thumbnails(sheets, exact, tile, columns, per_sheet, widths, heights, contrasts)
+    return Thumbnails(sheets, exact, tile, columns, per_sheet, widths, heights)
 
 
 def _shrunk(

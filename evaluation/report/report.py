@@ -30,12 +30,10 @@ from ..output_files import check_writable, replacing
 from .charts import history_charts, meanings_list, occupancy_chart
 from .data import page_data
 from .figures import Model, figures_table, parameters_table
-from .images import Thumbnails, make_thumbnails
+from .images import make_thumbnails
 from .sample import choose
 
 _N_OUTLIERS = 24
-_MOST_BLANK = 8  # outliers that may be there because they have one colour
-_NOISE = 12  # largest minus smallest pixel value, in [0, 255], of an image of one colour
 _NO_CLASS = "(no class)"
 _MOST_DUPLICATES = 200  # groups of near-duplicates
 
@@ -59,10 +57,9 @@ class ReportSummary:
     n_skipped : int
         Number of skipped images, which the report leaves out.
     suspects : tuple of int
-        Clusters that may be junk.
+        Loose clusters, those of `ClusterReview.suspects`.
     outliers : tuple of int
-        Positions of at most 24 outliers: first up to 8 shown images of one colour, then the images
-        farthest from their nearest neighbours.
+        Positions of at most 24 odd images, those of `ClusterReview.outliers`.
     duplicates : tuple of tuples of int
         Positions of the near-duplicates, one tuple per group, the largest group first; at most 200
         groups.
@@ -114,9 +111,9 @@ def write_report(
     n_clusters : int, optional
         Number of clusters K; one more than the largest label by default.
     images : ndarray or sequence of n images, optional
-        Images in one of the forms that `ContactSheetDisplay` takes. From a sequence, only the
-        images that are shown and the candidates for near-duplicates are read. Without images, the
-        map shows points and the clusters show names.
+        Images in one of the forms that `ContactSheetDisplay` takes. From a sequence, only images
+        that are shown, and at most 50,000 that may be odd or near-duplicates, are read. Without
+        images, the map shows points and the clusters show names.
     names : sequence of n str, optional
         Name of each image, such as its file name; its position by default.
     y : array-like of shape (n,), optional
@@ -175,7 +172,7 @@ def write_report(
     tree = None if linkage is None else _tree(linkage, n_clusters)
     models = [Model("this clustering", labels, x, n_clusters), *_models(baseline, labels)]
 
-    review = review_clusters(x, labels, n_clusters, random_state=random_state)
+    review = review_clusters(x, labels, n_clusters, images=images, random_state=random_state)
     duplicates = _duplicates(review, len(labels), images)
     outliers = review.outliers(_N_OUTLIERS)
     if projection is None:
@@ -183,9 +180,6 @@ def write_report(
         projection = _map(x, shown, random_state)
     shown = projection.indices
     thumbnails = None if images is None else make_thumbnails(images, shown)
-    if thumbnails is not None:  # blank pictures are odd, however near their neighbours are
-        outliers = np.append(np.setdiff1d(_blank(shown, thumbnails), outliers), outliers)
-        outliers = outliers[:_N_OUTLIERS]
     figures, meanings = figures_table(models, review, classes)
     page = Template(_asset("page.html")).substitute(
         title=escape(title or "Clusters"),
@@ -227,12 +221,6 @@ def write_report(
         outliers=tuple(outliers.tolist()),
         duplicates=tuple(tuple(group.tolist()) for group in duplicates),
     )
-
-
-def _blank(shown: NDArray[np.int64], thumbnails: Thumbnails) -> NDArray[np.int64]:
-    """Return positions of at most 8 pictures of one colour, apart from noise."""
-    flattest = np.argsort(thumbnails.contrasts, kind="stable")[:_MOST_BLANK]
-    return shown[flattest[thumbnails.contrasts[flattest] <= _NOISE]]
 
 
 def _classes(y: ArrayLike, labels: NDArray[np.int64]) -> NDArray[np.object_]:

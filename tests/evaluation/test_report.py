@@ -208,7 +208,8 @@ def test_of_many_images_the_typical_the_odd_and_a_draw_are_shown(tmp_path):
     assert (summary.n_images, summary.n_shown) == (600, 100)
     data = data_of(summary.path)
     shown = {int(name.split()[1]) for name in data["names"]}
-    review = review_clusters(found.data, labels)
+    review = review_clusters(found.data, labels, images=Images())
+    assert summary.outliers == tuple(review.outliers(24))
     for cluster in range(20):  # two places for each of twenty
         typical = np.argsort(np.where(labels == cluster, -review.typicality, np.inf))[:2]
         assert shown.issuperset(typical.tolist())

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.neighbors import NearestNeighbors
 
@@ -122,3 +123,34 @@ def test_chains_are_one_group_the_largest_first():
     rows = np.insert(rows, 1, np.nan, axis=0)
     groups = near_duplicates(rows, threshold=np.cos(0.05))
     assert [group.tolist() for group in groups] == [[0, 3, 5], [2, 4]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spread", [1, 1e-9])
+def test_planted_junk_is_odd_whatever_the_embedding_thinks(seed, spread):
+    """Black, white, gray and noise among digits; embeddings of no use in the second case."""
+    generator = np.random.default_rng(seed)
+    flat = [np.full((8, 8), value) for value in (0, 0.5, 1)]
+    noise = generator.random((2, 8, 8))
+    images = np.concatenate([load_digits().images[:300] / 16, flat, noise])
+    order = generator.permutation(305)
+    images, junk = images[order], np.flatnonzero(order >= 300)
+    rows = generator.normal(size=(305, 4)) * spread + 1
+    review = review_clusters(rows, np.arange(305) % 9, images=images)
+    assert np.isin(junk, review.outliers(10)).all()
+    by_embedding = np.argsort(-review.outlyingness, kind="stable")
+    assert np.isin(by_embedding[:5], review.outliers(10)).all()
+    assert len(set(review.outliers(305))) == 305
+    pictures = [Image.fromarray((image * 255).astype(np.uint8)) for image in images]
+    again = review_clusters(rows, np.arange(305) % 9, images=pictures)
+    assert np.isin(junk, again.outliers(10)).all()
+
+
+def test_pixels_of_skipped_images_and_of_equal_ones():
+    rows, labels = np.eye(6), np.array([0, 0, -1, 1, 1, 1])
+    white = np.ones((4, 4))
+    review = review_clusters(rows, labels, images=[white, white, None, white, white, white])
+    assert np.isnan(review.pixel_deviation[2])
+    assert not np.nan_to_num(review.pixel_deviation).any()
+    review = review_clusters(rows, labels, images=[np.eye(4)] * 2 + [None] + [np.ones((1, 9))] * 3)
+    assert np.isfinite(review.pixel_deviation[[0, 1, 3, 4, 5]]).all()

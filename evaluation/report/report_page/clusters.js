@@ -141,7 +141,7 @@ class ClusterList {
     this.mark(card, button);
     heading.append(button);
     card.append(heading);
-    if (this.suspects.has(cluster)) card.append(element("span", "tag", "suspected junk"));
+    if (this.suspects.has(cluster)) card.append(element("span", "tag", "loose cluster"));
     card.append(element("p", "facts", clusterFacts(report, cluster)));
     const members = report.members[cluster];
     const first = members.filter((image) => this.matches.has(image));
