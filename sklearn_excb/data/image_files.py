@@ -72,8 +72,8 @@ class EncodedPicture:
         width, height = self._image.size
         return (width, height) if self._orientation >= 5 else (height, width)
 
-    def decode(self, at_least: int, buffers: BufferPool | None = None) -> Any:
-        """Return the upright image as an array (h, w) or (h, w, 3), or the PIL image to decode.
+    def decode(self, at_least: int, buffers: BufferPool | None = None) -> npt.NDArray[Any]:
+        """Decode the upright image as an array (h, w) or (h, w, 3).
 
         Parameters
         ----------
@@ -83,6 +83,8 @@ class EncodedPicture:
         buffers : BufferPool, optional
             Memory for the pixels, used if the decoder can write to it.
         """
+        from sklearn_excb.evaluation import maps
+
         width, height = self._image.size
         fitting = (n for n in _REDUCTIONS if at_least and min(width, height) // n >= at_least)
         reduction = next(fitting, 1)
@@ -93,7 +95,7 @@ class EncodedPicture:
             return array
         if reduction > 1:
             self._image.draft(None, (width // reduction, height // reduction))
-        return self._image
+        return maps.pictures.picture_pixels(self._image)
 
     def _decoded_fast(
         self, reduction: int, buffers: BufferPool | None
