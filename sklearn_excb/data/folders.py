@@ -151,8 +151,8 @@ def exists(path: str) -> bool:
 def cannot_be_opened(place: str, error: OSError) -> OSError:
     """Return the error to raise if the images of a folder or an archive would be missing."""
     return type(error)(
-        f"{shortened(place)} cannot be opened: {error.strerror or error}. Its images would be missing. Make "
-        'it readable, or pass on_error="skip" (--on-error skip) to leave it out.'
+        f"{shortened(place)} cannot be opened: {error.strerror or error}. Its images would be "
+        'missing. Make it readable, or pass on_error="skip" (--on-error skip) to leave it out.'
     )
 
 
