@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from sklearn_excb.data.broken_files import shortened
+
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
 
@@ -149,8 +151,8 @@ def exists(path: str) -> bool:
 def cannot_be_opened(place: str, error: OSError) -> OSError:
     """Return the error to raise if the images of a folder or an archive would be missing."""
     return type(error)(
-        f"{place} cannot be opened: {error.strerror or error}. Its images would be missing. Make "
-        'it readable, or pass on_error="skip" (--on-error skip) to leave it out.'
+        f"{shortened(place)} cannot be opened: {error.strerror or error}. Its images would be "
+        'missing. Make it readable, or pass on_error="skip" (--on-error skip) to leave it out.'
     )
 
 
