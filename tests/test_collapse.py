@@ -229,7 +229,7 @@ def test_copies_are_named_by_early_warnings_too():
 
 
 def test_the_labels_of_a_short_fit_are_judged():
-    with pytest.warns(ConvergenceWarning, match=r"All 48 .*took 3 steps.*epochs \(now 1\)"):
+    with pytest.warns(ConvergenceWarning, match=r"all 48 .*took 3 steps.*epochs \(now 1\)"):
         fit_by("images", DIGITS[:48], epochs=1)
 
 
@@ -243,7 +243,7 @@ def test_a_warning_of_the_run_before_does_not_hide_the_result(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "told"),
     [
-        ([40, 0, 0, 0], "All 40 samples are in one cluster of 4"),
+        ([40, 0, 0, 0], "all 40 samples are in one cluster of 4"),
         ([37, 3, 0, 0], "37 of 40 samples"),
         ([30, 10, 0, 0], None),
         ([39, 1], None),

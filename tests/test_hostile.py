@@ -116,8 +116,9 @@ def test_only_broken_files_are_an_error_that_says_why(tmp_path):
 def test_files_that_do_not_exist_are_skipped_when_asked(tmp_path):
     paths = []
     for number in range(9):
-        paths.append(tmp_path / f"{number}.jpg")
-        paths[-1].write_bytes(sound_files()["photo.jpg"][0])
+        paths.append(tmp_path / f"{number}.png")
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(paths[-1])
     paths.insert(4, tmp_path / "gone.jpg")
     with pytest.warns(SkippedImageWarning, match=r"1 of 10 images .*gone\.jpg"):
         excb = estimator(on_error="skip").fit(paths)

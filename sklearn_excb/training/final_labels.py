@@ -41,7 +41,7 @@ def in_one_cluster(labels: npt.NDArray[np.int64], n_clusters: int) -> str | None
     n, most = int(counts.sum()), int(counts.max(initial=0))
     if n < 2 or n_clusters < 2 or most < n * (1.0 if n_clusters <= _UNEVEN else _MOST):
         return None
-    which = f"All {n:,}" if most == n else f"{most:,} of {n:,}"
+    which = f"all {n:,}" if most == n else f"{most:,} of {n:,}"
     return f"The clusters have collapsed: {which} samples are in one cluster of {n_clusters:,}."
 
 
