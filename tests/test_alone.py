@@ -81,7 +81,8 @@ def test_generators_of_the_process_are_left_alone(kind):
 @pytest.mark.parametrize("kind", others_slow(KINDS, default=4))
 def test_fits_in_threads_are_those_alone(kind):
     fit = fits()[kind]
-    alone = weights(fit())
+    with ThreadPoolExecutor(1) as pool:
+        alone = pool.submit(lambda: weights(fit())).result()
     stop = threading.Event()
 
     def disturb():

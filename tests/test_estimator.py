@@ -569,8 +569,10 @@ def test_progress_is_shown_only_when_asked(capfd):
 def test_columns_that_are_no_numbers_are_named():
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=list("abc"))
     named = rows.assign(name="x", when=pd.Timestamp("2026-01-01"))
-    with pytest.raises(ValueError, match=r"not numeric: name, when\. Leave them out"):
+    with pytest.raises(TypeError, match=r"X\['name'\] holds text.*leave out such columns"):
         ExCBEstimator(K=4, epochs=1).fit(named)
+    with pytest.raises(ValueError, match=r"not numeric: when\. Leave them out"):
+        ExCBEstimator(K=4, epochs=1).fit(named.drop(columns="name"))
     excb = ExCBEstimator(K=4, epochs=1, random_state=0).fit(named.drop(columns=["name", "when"]))
     assert list(excb.feature_names_in_) == ["a", "b", "c"]
     objects = named.drop(columns=["name", "when"]).astype({"b": object})

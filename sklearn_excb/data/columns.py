@@ -56,7 +56,8 @@ def plain_collection(X: Any) -> Any:
             return _only(
                 X, columns, {n: k for n, k in kinds.items() if k != "dicts" or not several}
             )
-    is_column = hasattr(X, "__array__") and getattr(X, "ndim", 1) == 1 and not isinstance(X, Tensor)
+    is_array = hasattr(X, "__array__") and hasattr(X, "__iter__") and not isinstance(X, Tensor)
+    is_column = is_array and getattr(X, "ndim", 1) == 1
     return _stacked(_values(X)) if is_column and _kind(X) else X
 
 

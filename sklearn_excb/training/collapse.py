@@ -148,8 +148,9 @@ def _advise_more_steps(settings: Settings) -> str:
 def _advise_after(steps: int, settings: Settings) -> str:
     """Return the advice for labels that are all the same although the samples differ."""
     if steps < _FEWEST_STEPS:
+        taken = "1 step" if steps == 1 else f"{steps} steps"
         return (
-            f"The fit took {steps} steps, too few to learn from. Raise epochs (now "
+            f"The fit took {taken}, too few to learn from. Raise epochs (now "
             f"{settings.epochs}), or lower batch_size (now {settings.batch_size})."
         )
     return _advise_more_steps(settings)
