@@ -169,7 +169,7 @@ def test_sparse_members_are_read_with_their_holes(tmp_path):
 @pytest.mark.parametrize(
     ("size", "stored", "reason"),
     [
-        (2**40, {0: b"BM"}, r"1,099\.5 GB, and one image may take"),
+        (2**40, {0: b"BM"}, r"1,099\.5 GB, but one image may take"),
         (100, {99: b"BM"}, "list of holes of the sparse file"),
         (100, {2**50: b"BM"}, "list of holes of the sparse file"),
     ],
