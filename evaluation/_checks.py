@@ -113,8 +113,8 @@ def check_classes(y: ArrayLike, name: str) -> tuple[NDArray, NDArray[np.bool_]]:
     known = known_values(array)
     if not known.any():
         raise ValueError(
-            f"All {len(array)} classes in {name} are None or NaN, needed at least one class. Leave "
-            f"{name} out where no class is known, if it is optional."
+            f"All {len(array)} classes in {name} are None or NaN, needed at least one class. If "
+            f"{name} is optional, leave it out."
         )
     if array.dtype.kind != "O":
         return array, known

@@ -1,4 +1,4 @@
-"""The estimator: its parameters, and the conventions of scikit-learn.
+"""The estimator: its parameters and scikit-learn conventions.
 
 The methods are in mixins, one for each use: :mod:`sklearn_excb.fitting.mixin` (``fit``),
 :mod:`sklearn_excb.fitting.planning` (``dry_run``), :mod:`sklearn_excb.inference.mixin`
@@ -48,8 +48,9 @@ class ExCBEstimator(
         adds hidden layers before the projector.
     pretrained : bool or path-like, default=False
         Whether the backbone starts with the default weights of timm or torchvision, from their
-        cache or the internet; or a file of such weights. ``backbone="resnet18.a1_in1k"`` selects
-        specific weights. ``backbone="auto"`` is then never "cnn", which has no pretrained weights.
+        cache or the internet, or the path of a file with such weights.
+        ``backbone="resnet18.a1_in1k"`` selects specific weights. ``backbone="auto"`` is then never
+        "cnn", which has no pretrained weights.
     freeze_backbone : bool, default=False
         Whether the pretrained weights, or the weights of your own module, stay fixed. The features
         of the images are then computed once. A linear projector, a predictor and the centroids
@@ -60,7 +61,7 @@ class ExCBEstimator(
         Output of :meth:`transform`: "projection" is h(f(x)) as unit rows, for which
         ``argmax(T @ cluster_centers_.T)`` is :meth:`predict`; "backbone" is f(x), for probes and
         neighbours (rows without a backbone are centred and scaled); "similarity" is the cosine
-        similarity to each centroid. It may be set after fit.
+        similarity to each centroid. The parameter may be changed after fit.
     image_size : int or "auto", default="auto"
         Side of the global views in pixels. "auto" is the side of the images, up to a limit that
         grows with their number: 80 pixels at 10,000 images and 224 at ImageNet's number. The limit
@@ -86,8 +87,8 @@ class ExCBEstimator(
     steps_per_epoch : int or "auto", default="auto"
         Number of batches per epoch of a stream, which can only be iterated. "auto" reads the stream
         once and keeps its images in memory. With a number, fit keeps only a sample of the images,
-        reads as many batches per epoch in the order of the stream, and iterates the stream again
-        when it ends. Each process of a launcher reads its own stream. See :meth:`fit`.
+        reads this number of batches per epoch in the order of the stream, and iterates the stream
+        again when it ends. Each process of a launcher reads its own stream. See :meth:`fit`.
     micro_batch : int, None or "auto", default=None
         Maximum number of images that go through the networks at once. To save memory, a step is
         split into parts of at most this size, whose gradients add up. The split changes the
@@ -115,8 +116,8 @@ class ExCBEstimator(
     learning_rate : float or "auto", default="auto"
         Peak learning rate, reached after the warm-up.
     weight_decay : float, tuple of two float, or "auto", default="auto"
-        Weight decay; two values are those at the start and the end of the run, with a cosine
-        schedule between them. Biases and norms are not decayed.
+        Weight decay. With two values, it changes from the first to the second during the run, by a
+        cosine schedule. Biases and norms are not decayed.
     warmup_epochs : float or "auto", default="auto"
         Number of epochs in which the learning rate rises from 0.
     teacher_momentum : float or "auto", default="auto"
@@ -130,9 +131,9 @@ class ExCBEstimator(
         Temperature tau_s of the student's softmax.
     balancing : {"linear", "exponential", "centering", "sinkhorn", "none"}, default="linear"
         Method that keeps clusters from collapsing. "linear" is ExCB and "exponential" its
-        ablation: they are forms of the operator for clusters smaller than 1/K, see
-        :func:`sklearn_excb.balancing.balance`. The others are for comparison, with nothing else
-        changed: the centering of DINO, the Sinkhorn-Knopp of SwAV
+        ablation: two forms of the operator for clusters smaller than 1/K, see
+        :func:`sklearn_excb.balancing.balance`. The other methods are for comparison, and change
+        nothing else: the centering of DINO, the Sinkhorn-Knopp of SwAV
         (:mod:`sklearn_excb.method.baselines`), or no balancing.
     count_labels : {"balanced", "plain"}, default="balanced"
         Whether cluster sizes are measured from labels after or before balancing. "plain" is for
@@ -140,14 +141,14 @@ class ExCBEstimator(
     local_in_loss_h : bool, default=True
         Whether local views contribute to the projector's half of the loss.
     settle_passes : int or "auto", default="auto"
-        Number of passes over the projections of the training images, after training, in which the
-        centroids move to where plain inference is balanced. The embeddings do not change. 0 leaves
-        the centroids as trained. "auto" is 10, and 0 for the methods of ``balancing`` that are for
-        comparison.
+        Number of passes over the projections of the training images, after training. In these
+        passes, the centroids move to where plain inference is balanced. The embeddings do not
+        change. 0 leaves the centroids as trained. "auto" is 10, and 0 for the methods of
+        ``balancing`` that are for comparison.
     on_error : {"raise", "skip"}, default="raise"
-        Handling of files, and items of lists and data sets, that are no usable images. "raise"
-        raises an error that names the image. "skip" warns, sets the label -1 and an embedding of
-        NaN, adds an entry to ``skipped_``, and fits the others as if the image were not there.
+        Handling of files, and items of lists and data sets, that are not usable images. "raise"
+        raises an error that names the image. "skip" warns, sets the label to -1 and the embedding
+        to NaN, adds an entry to ``skipped_``, and fits the other images as if this one were absent.
     n_jobs : int, None or "auto", default="auto"
         Number of threads that open images. It does not change results. "auto" is one thread for
         arrays and data sets, and one per core, at most 8, for files and lists. -1 is one per core,
@@ -191,14 +192,14 @@ class ExCBEstimator(
     Attributes
     ----------
     labels_ : ndarray of shape (n_samples,), int64
-        Cluster of each training sample, as :meth:`predict` returns it. Some of 0..K-1 may not
-        occur; -1 is an image that was skipped. ``labels_`` and ``relative_cluster_sizes_`` do not
-        exist after :meth:`from_checkpoint`, or :meth:`load` of a checkpoint, which have no training
-        samples.
+        Cluster of each training sample, as :meth:`predict` returns it. Some labels in 0..K-1 may
+        not occur; -1 marks an image that was skipped. ``labels_`` and ``relative_cluster_sizes_``
+        do not exist after :meth:`from_checkpoint`, or :meth:`load` of a checkpoint, which have no
+        training samples.
     cluster_centers_ : ndarray of shape (K, D), float32
         Unit centroids in projection space, D = 256.
     cluster_gains_ : ndarray of shape (K,), float32
-        Factors of the similarities before the largest is chosen; only after
+        Factors that multiply the similarities before the largest is chosen; only after
         :meth:`from_checkpoint`, for networks of DINO in which the factors differ.
     relative_cluster_sizes_ : ndarray of shape (K,), float64
         Relative size N_c K / N of each cluster, where N is the number of samples with a cluster; 1
@@ -211,7 +212,7 @@ class ExCBEstimator(
         ``relative_cluster_sizes_``. Without training samples it is built on the centroids, with
         equal weights.
     history_ : list of dict
-        One entry per epoch, from epoch 0, the untrained network, to the last sound one; NaN means
+        One entry per epoch, from epoch 0, the untrained network, to the last sound epoch. NaN means
         not measured. An entry has the losses; ``empty_fraction``, ``largest_relative_size`` and
         ``effective_clusters`` by plain inference on all training samples (first and last entry);
         the same with ``_unsettled``, before the centroids settled (last entry), and with
@@ -227,9 +228,9 @@ class ExCBEstimator(
     skipped_ : list of Skipped
         Index, name and reason of each training image that could not be used (``on_error="skip"``).
     ignored_files_ : ndarray of object
-        Other contents of a folder, str: hidden files and folders, files whose names do not end like
-        an image's, and, with the reason, what cannot be opened; of archives, pictures in other
-        formats. Only after fitting a folder or archives.
+        Ignored contents of a folder, str: hidden files and folders, files without the suffix of an
+        image, and, with the reason, files and folders that cannot be opened. For archives, pictures
+        in other formats. Only after fitting a folder or archives.
     n_features_in_ : int
         Number of features of the rows; only after fitting rows.
     image_shape_ : tuple of int

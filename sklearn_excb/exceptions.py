@@ -22,7 +22,7 @@ class RankError(RuntimeError):
 
 
 class DivergedError(FloatingPointError):
-    """A training diverged before anything was learned.
+    """Training diverged in the first epoch, before anything was learned.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class CollapseWarning(ConvergenceWarning):
 
 
 class DivergenceWarning(ConvergenceWarning):
-    """A training diverged. The fit ended with its last sound epoch."""
+    """Training diverged. The fit ended with the last sound epoch."""
 
 
 class DurationWarning(UserWarning):
@@ -62,7 +62,7 @@ class UnreadPicturesWarning(UserWarning):
 
 
 class PixelRangeWarning(UserWarning):
-    """The brightest pixels are far from white, as those of 12 bits are in 16: nearly black."""
+    """Images are nearly black, as 12-bit images stored in 16 bits are."""
 
 
 class CheckpointWarning(UserWarning):

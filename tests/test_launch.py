@@ -219,7 +219,7 @@ def test_what_cannot_be_sent_says_so():
     [
         (60, {"devices": 3, "batch_size": 2}, r"batch_size=2 .* 3 devices.*batch_size to 6"),
         (5, {"devices": 6, "K": 2}, "X holds 5 samples, too few for 6 devices"),
-        (60, {"devices": 10**6}, "devices=1000000, but this machine has .* CPU cores"),
+        (60, {"devices": 10**6}, "devices=1000000, but .* CPU cores allow"),
         (60, {"devices": 2**31}, "devices=2147483648 cannot be used"),
         (60, {"devices": 2, "K": 61}, "K=61 exceeds n_samples=60"),
         (60, {"devices": 2, "image_size": 640}, "image_size=640 would enlarge"),

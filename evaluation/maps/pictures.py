@@ -39,7 +39,7 @@ def picture_pixels(picture: Any) -> NDArray[Any]:
     """
     if getattr(picture, "format", None) == "EPS" and picture.tile:  # not decoded yet
         raise ValueError(
-            "PostScript is not decoded, as Pillow would start Ghostscript. Convert it to PNG."
+            "PostScript is refused, because Pillow would start Ghostscript. Convert it to PNG."
         )
     mode, orientation = picture.mode, picture_orientation(picture)
     transparent = _transparent_value(picture)
@@ -115,8 +115,8 @@ def as_rgb(image: Any, position: int) -> Picture:
     """Return an image as uint8 of shape (h, w, 3), upright, with transparent parts on white."""
     if image is None:
         raise ValueError(
-            f"Image {position} is None. Mark images that are missing as skipped: label -1, "
-            "embedding NaN. Those are not read."
+            f"Image {position} is None. Mark missing images as skipped, with label -1 and "
+            "embedding NaN: such images are not read."
         )
     if isinstance(image, str | bytes | os.PathLike):
         raise ValueError(

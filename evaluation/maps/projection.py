@@ -151,7 +151,7 @@ def project(
     check_finite(rows, "embeddings", rows=indices)
     values = _in_range(rows)
     if values.shape[1] == 1 and np.ptp(values):
-        why = "The embeddings have one feature: the map shows them on a line, by its values."
+        why = "The embeddings have one feature. The map shows its values on a line."
         return _line(values[:, 0], indices, n_components, why)
     rows, norms = scaled(rows) if metric == "cosine" else (values, 1)
     single = (rows / norms).astype(np.float32)
@@ -164,7 +164,7 @@ def project(
         perplexity = min(perplexity, (len(rows) - 1) / 3)
         places, backend = _tsne(single, n_components, perplexity, seed)
     if not np.isfinite(places).all():
-        why = "The embeddings are all alike: the map shows them on a line, in their order."
+        why = "The embeddings are all alike. The map shows them on a line, in row order."
         return _line(np.arange(len(rows)), indices, n_components, why)
     return Projection(np.asarray(places, np.float32), indices, method, backend)
 

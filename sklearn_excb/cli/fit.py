@@ -191,7 +191,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             _write(file, table)
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(newline="")  # rows of CSV have ends of their own
+            sys.stdout.reconfigure(newline="")  # csv writes its own line ends
         _write(sys.stdout, table)
     return 0
 

@@ -155,7 +155,7 @@ def list_members(archives: Sequence[str | os.PathLike[str]], on_error: str = "ra
 
 def _broken(archive: str, error: Exception, n_read: int) -> ValueError:
     if archive.lower().endswith(_COMPRESSED):
-        hint = "Write it without compression: images are compressed already."
+        hint = "Write it without compression: images are already compressed."
     elif n_read:
         hint = (
             f"The file is truncated or damaged after {n_read} images. Get a whole copy, or pass "
@@ -176,7 +176,7 @@ def _list(archive: str, found: dict[str, Member], ignored: list[str]) -> None:
         with tarfile.open(fileobj=file, mode="r:") as members:
             for member in members:
                 if members.offset <= offset:
-                    raise tarfile.ReadError("the size of a member is damaged")
+                    raise tarfile.ReadError("the header of a member gives an invalid size")
                 offset = members.offset
                 key = _normal(member.name)
                 if member.isreg():
@@ -221,9 +221,9 @@ def _check_end(file: BinaryIO, offset: int) -> None:
     if block.strip(b"\0"):
         raise tarfile.ReadError(f"the header at byte {offset} is damaged")
     if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it ends at byte {offset + len(block)} without a mark of its end")
+        raise tarfile.ReadError(f"it ends at byte {offset + len(block)} without an end mark")
     if file.read(_PADDING).strip(b"\0") or file.read(1):
-        raise tarfile.ReadError(f"more follows the mark of its end at byte {offset}")
+        raise tarfile.ReadError(f"data follow the end mark at byte {offset}")
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
@@ -242,6 +242,6 @@ def _joined(file: BinaryIO, pieces: Sequence[tuple[int, int]], size: int) -> byt
     for start, length in pieces:
         piece = file.read(length) if 0 <= start <= start + length <= size else b""
         if len(piece) != length:
-            raise ImageError("the map of the sparse file is broken.")
+            raise ImageError("the list of holes of the sparse file is damaged.")
         content[start : start + length] = piece
     return bytes(content)

@@ -59,7 +59,7 @@ class BrokenFiles:
                     else ""
                 )
                 more = ", ..." if len(broken) > _NAMED else ""
-                of = f"{n:,} files" if len(tested) == n else f"{_MOST:,} files tested, of {n:,},"
+                of = f"{n:,} files" if len(tested) == n else f"{_MOST:,} tested files (of {n:,})"
                 self._found = (
                     f"{len(broken):,} of {of} cannot be read{also}{more}. {_ADVICE} them out."
                 )

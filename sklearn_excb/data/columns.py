@@ -28,7 +28,7 @@ def plain_collection(X: Any) -> Any:
     Raises
     ------
     TypeError
-        If a table has several columns and one holds items. The message says which to pass.
+        If a table has several columns and one holds items. The message names that column.
     ValueError
         If values of X are masked, or vectors in a column differ in length.
     """
@@ -42,8 +42,8 @@ def plain_collection(X: Any) -> Any:
     if isinstance(X, np.ndarray):
         if X.dtype.kind == "S":
             raise TypeError(
-                "X is an array of bytes of one width, in which zeros at the end are lost. Pass a "
-                "list of bytes, or an array of dtype object."
+                "X is an array of byte strings of fixed width, which loses zeros at their ends. "
+                "Pass a list of bytes, or an array of dtype object."
             )
         if X.dtype.kind not in "OUT":
             native = X.dtype.isnative or X.ndim > 2
@@ -70,16 +70,16 @@ def _only(X: Any, columns: dict[str, Any], kinds: dict[str, str]) -> Any:
     held = ", ".join(f"{name} holds {kind}" for name, kind in list(kinds.items())[:_NAMED])
     ways = [f"np.stack({name})" if kind == "vectors" else name for name, kind in kinds.items()]
     raise TypeError(
-        f"X is a table of {len(columns)} columns, of which {held}. Pass one of them: "
-        f"{' or '.join(ways[:_NAMED])}. For rows of numbers, leave out such columns."
+        f"X is a table of {len(columns)} columns: {held}. Pass one of them: "
+        f"{' or '.join(ways[:_NAMED])}. To fit rows of numbers, leave these columns out."
     )
 
 
 def check_unmasked(X: Any) -> None:
-    """Refuse an array with masked values, which NumPy would read as they are below the mask."""
+    """Refuse an array with masked values, because NumPy would use the values under the mask."""
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         raise ValueError(
-            f"X is a masked array, and {np.ma.count_masked(X):,} of its values are masked. Pass "
+            f"X is a masked array with {np.ma.count_masked(X):,} masked values. Pass "
             "X.filled(value), or leave those samples out."
         )
 
@@ -127,7 +127,7 @@ def _stacked(values: list[Any]) -> Any:
     lengths = sorted({len(value) for value in values})
     if len(lengths) > 1:
         raise ValueError(
-            f"The vectors in X have from {lengths[0]} to {lengths[-1]} numbers. Pass vectors of "
-            "one length."
+            f"The vectors in X have different lengths, from {lengths[0]} to {lengths[-1]}. Pass "
+            "vectors of one length."
         )
     return np.stack([np.asarray(value) for value in values])

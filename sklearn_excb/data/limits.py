@@ -37,14 +37,14 @@ def check_n_pixels(height: int, width: int) -> None:
         If it would take more than a quarter of the free memory.
     """
     needed = height * width * _BYTES_PER_PIXEL
-    _check(needed, f"an image of {width} x {height} pixels takes {_readable(needed)} to use")
+    _check(needed, f"an image of {width} x {height} pixels needs {_readable(needed)} of memory")
 
 
 def _check(needed: int, what: str) -> None:
     if needed > _ANY and needed > (most := _free() // _SHARE):
         raise ImageError(
-            f"{what}, and one image may take a quarter of the free memory, {_readable(most)}. "
-            "Make it smaller, or leave it out."
+            f"{what}, but one image may take at most {_readable(most)}, a quarter of the free "
+            "memory. Make the image smaller, or leave it out."
         )
 
 

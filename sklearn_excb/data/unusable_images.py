@@ -116,8 +116,8 @@ def warn_unread(source: Source) -> None:
     if source.unreachable:
         first, reason = next(iter(source.unreachable.items()))
         warn_caller(
-            f"{len(source.unreachable):,} folders, links or archives cannot be read, or not to "
-            f"their end. What they hold is not among the {len(source):,} images of X. The first is "
+            f"{len(source.unreachable):,} folders, links or archives cannot be read to their end. "
+            f"Their missing images are not among the {len(source):,} images of X. The first is "
             f"{first}: {reason}",
             SkippedImageWarning,
         )
@@ -155,8 +155,8 @@ def warn_if_nearly_black(source: Source) -> None:
         bits = f" ({int(found).bit_length()} bits)" if kind in _WHITE else ""
         likely = 2 ** int(found).bit_length() - 1 if kind in _WHITE else found
         warn_caller(
-            f"The brightest pixel of the images that were sampled is {found:g}, and white is "
-            f"{white:,} in {kind}: they are read as nearly black. If white is {likely:g}{bits} in "
+            f"The brightest pixel of the sampled images is {found:g}, but white is {white:,} in "
+            f"{kind}: the images are nearly black. If white is {likely:g}{bits} in "
             f"X, divide by it: X.astype('float32') / {likely:g}, or rescale the files.",
             PixelRangeWarning,
         )

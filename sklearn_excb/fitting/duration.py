@@ -85,9 +85,8 @@ def warn_if_long(
     """
     if advice := advice_if_long(seconds, parameters, facts, device):
         warn_caller(
-            f"This fit will take about {duration(seconds)} on {device}, judging by its first "
-            "steps. "
-            f"{advice}",
+            f"This fit will take about {duration(seconds)} on {device}, estimated from its "
+            f"first steps. {advice}",
             DurationWarning,
         )
 

@@ -45,7 +45,7 @@ FeatureSums = npt.NDArray[np.float32]
 def fit(data: TrainingData, context: FitContext) -> Fitted:
     """Fit a collection or a stream: open, resume, build, start, train, settle, label.
 
-    ``partial_fit`` takes the same steps on one part of a stream after another, see
+    ``partial_fit`` repeats these stages for each part of a stream, see
     :class:`sklearn_excb.fitting.partial_fit.OnlineFit`.
 
     Parameters
@@ -59,7 +59,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
     Raises
     ------
     ValueError
-        If parameters and data do not fit together, or a checkpoint belongs to another fit.
+        If parameters and data are incompatible, or a checkpoint belongs to another fit.
     DivergedError
         If the loss or a gradient is infinite or NaN in the first epoch.
     RankError
@@ -75,7 +75,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
         run = Run.of(model.networks, settings, context.device, data.n_samples)
         resumes = checkpoints.restore(run, model, data.n_samples)
         batches = data.batches(model, views, bar, resumes=resumes)
-        del source, views  # the images of a stream's first part are not kept
+        del source, views  # frees the images of a stream's first part
         trains, ending = resumes or settings.epochs > 0, "done"
         sums = np.zeros((settings.K, model.n_features), np.float32) if data.is_whole else None
         labels = np.empty(0, np.int64)
@@ -161,7 +161,7 @@ def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> La
 
 
 def some_inputs(batches: Batches, settings: Settings) -> Iterator[Tensor]:
-    """Yield some of this rank's kept samples, and leave alone what a data set draws from."""
+    """Yield some of this rank's kept samples, and restore all random generators afterwards."""
     n = batches.n_kept()
     with preserved_generators():
         mine = looked_at(np.arange(n)[batches.ranks.span(n)])

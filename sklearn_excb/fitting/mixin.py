@@ -40,7 +40,7 @@ from sklearn_excb.views.reading import number_of_jobs
 
 
 class FittingMixin(LearnedAttributes):
-    """Fits of an estimator: to a collection, to a stream, or to one part after another."""
+    """Methods that fit an estimator: to a collection, to a stream, or part by part."""
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn clusters and embeddings.
@@ -50,12 +50,11 @@ class FittingMixin(LearnedAttributes):
         X : array, tensor, list, path or data set
             Images, or feature vectors.
 
-            - An array or tensor: (n, h, w) gray or (n, h, w, c), of uint8, uint16 or floats in
-              [0, 1].
+            - An array or tensor of shape (n, h, w), for gray images, or (n, h, w, c), of uint8,
+              uint16 or floats in [0, 1].
             - A list of arrays or PIL images of any size.
-            - A folder. It is searched with its subfolders, in natural order, the files of a folder
-              before its subfolders. Class folders are not needed. ``sample_names_`` names the
-              files.
+            - A folder, with its subfolders, in natural order. The files of a folder come before
+              its subfolders. Class folders are not needed. ``sample_names_`` has the file names.
             - A tar archive, such as WebDataset's, or a list of files or of archives.
             - A data set with ``__len__`` and ``__getitem__`` whose items are an image, a tuple that
               begins with an image, or a dict with an entry "image" (torchvision, Hugging Face). An
@@ -76,7 +75,7 @@ class FittingMixin(LearnedAttributes):
         ValueError
             If a parameter or the data cannot be used. The subclass ``ImageError`` names the image.
         FloatingPointError
-            If the training diverges in its first epoch. The subclass ``DivergedError`` has the rows
+            If training diverges in the first epoch. The subclass ``DivergedError`` has the rows
             of the batch that diverged. After any error, the estimator keeps what it learned before.
         RankError
             If another process of the fit has failed or runs a different fit; a RuntimeError.
@@ -85,16 +84,16 @@ class FittingMixin(LearnedAttributes):
             ``BlockingIOError`` says that another fit uses the folder.
         KeyboardInterrupt
             If Ctrl-C was pressed during training. The training ends after the current step, and the
-            images are assigned to clusters, so that the estimator is fitted when this is raised. A
-            second Ctrl-C leaves at once, and the estimator keeps what it learned before.
+            images are assigned to clusters, so the estimator is fitted when the error is raised. A
+            second Ctrl-C ends the fit at once, and the estimator keeps what it learned before.
 
         Warns
         -----
         CollapseWarning
             If the clusters collapse. The message names the parameter to change, or the cause in X.
         DivergenceWarning
-            If the training diverges after its first epoch. The message names the epoch at which it
-            stopped. This and CollapseWarning are subclasses of scikit-learn's ConvergenceWarning.
+            If training diverges after the first epoch. The message names the epoch. This class
+            and CollapseWarning are subclasses of scikit-learn's ConvergenceWarning.
         DurationWarning
             If a CPU will need more than an hour. The message says how to reduce the time.
         MemoryWarning
@@ -104,10 +103,11 @@ class FittingMixin(LearnedAttributes):
         UnreadPicturesWarning
             If a folder has pictures in formats that are not read, such as HEIC.
         PixelRangeWarning
-            If the images are nearly black, as those of 12 bits are in 16, with how to scale them.
+            If the images are nearly black, as 12-bit images stored in 16 bits are. The message says
+            how to scale them.
         CheckpointWarning
-            If a checkpoint could not be written, and the fit continues without it; or could not be
-            read, and the fit resumes from the checkpoint before it.
+            If a checkpoint could not be written, and the fit continues without it. Also if a
+            checkpoint could not be read, and the fit resumes from the previous one.
         """
         context = FitContext.of(self, self.random_state)
         if self.steps_per_epoch != "auto":
@@ -195,7 +195,7 @@ class FittingMixin(LearnedAttributes):
         ------
         ValueError
             As in :meth:`fit`. Also if parameters have changed since the first call, if the first
-            call has fewer than K samples, or with ``checkpoint_dir`` or several ``devices``.
+            call has fewer than K samples, or if ``checkpoint_dir`` or several ``devices`` are set.
         FloatingPointError
             ``DivergedError``, if the loss or the gradients are not finite. Any error undoes the
             whole call.
@@ -213,7 +213,7 @@ class FittingMixin(LearnedAttributes):
         is also in pickles. The centroids settle (``settle_passes``) on this sample when the
         estimator is first used after a call, which takes one pass over the sample.
 
-        There are no ``labels_`` of training samples: use :meth:`predict`. After :meth:`fit`,
+        The estimator then has no ``labels_``: use :meth:`predict`. After :meth:`fit`,
         :meth:`load` or unpickling, partial_fit continues from what was learned. The optimiser
         starts anew, unless the fit had ``warm_start=True`` or the estimator was unpickled. A later
         call of :meth:`fit` starts anew.

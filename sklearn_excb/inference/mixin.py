@@ -49,17 +49,17 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         X : array, tensor, list, path or data set
             Samples as in :meth:`fit`. The images of an iterable are not kept.
         n_clusters : int, optional
-            Number of groups to merge the K clusters into (``linkage_``). The groups of a larger
-            number are parts of the groups of a smaller one. Groups are numbered in the order of the
-            lowest cluster in each.
+            Number of groups to merge the K clusters into (``linkage_``). Groups are nested: each
+            group of a finer division is part of one group of a coarser division. Groups are
+            numbered in the order of their lowest cluster.
         out : ndarray of shape (n_samples,), int64, optional
             Array to write to, such as a memory-mapped file. No more than a batch is then in memory.
 
         Returns
         -------
         ndarray of shape (n_samples,), int64
-            Labels in 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Balancing is only
-            part of training. The array is ``out``, if that was passed.
+            Labels in 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Labels are
+            not balanced. The array is ``out``, if that was passed.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         *,
         fill: float,
     ) -> npt.NDArray[Any]:
-        """Return a function of the opened samples, with ``fill`` for images that were skipped."""
+        """Apply a function to the opened samples, with ``fill`` for images that were skipped."""
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
         if is_stream(X):
@@ -165,7 +165,7 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
     ) -> tuple[npt.NDArray[Any], list[Skipped]]:
         """Return labels or embeddings of some rows, and the skipped images among them.
 
-        ``of`` is "predict", "transform" or an embedding, whatever ``embedding`` is set to.
+        ``of`` is "predict", "transform" or an embedding, which overrides ``embedding``.
         """
         wanted = cast(Embedding, self.embedding if of == "transform" else of)
         if of == "predict":
@@ -189,9 +189,9 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
     def _project_and_label(
         self, source: Source, network: ClusterNetwork | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return projections and labels, those of transform and predict, in one pass.
+        """Return the projections of transform and the labels of predict, in one pass.
 
-        ``network`` stands in for the fitted one.
+        ``network`` replaces the fitted network.
         """
         self._need_clusters("predict")
         network = self._fitted.teacher if network is None else network

@@ -79,8 +79,8 @@ def number_of_devices(devices: int | str, device: torch.device) -> int:
         most = max(_FEWEST_PROCESSES, cores * _PROCESSES_PER_CORE)
         if int(devices) > most:
             raise ValueError(
-                f"devices={devices}, but this machine has {cores} CPU cores, too few for more than "
-                f'{most} processes. Lower it, or leave devices="auto": one process uses all cores.'
+                f"devices={devices}, but {cores} CPU cores allow at most {most} processes. "
+                'Lower devices, or leave devices="auto": one process uses all cores.'
             )
     return 1 if devices == "auto" else int(devices)
 

@@ -1,4 +1,4 @@
-"""Early warnings of a fit: clusters that collapse, and a training that diverges."""
+"""Early warnings of a fit: clusters that collapse, and training that diverges."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ class CollapseMonitor:
             If no epoch was sound.
         """
         rate = f"Lower learning_rate, now {self._settings.learning_rate:g}."
-        message = f"The training diverged in epoch {epoch} of {self._settings.epochs}"
+        message = f"Training diverged in epoch {epoch} of {self._settings.epochs}"
         if divergence is None:
             message += f", with a loss of {loss}. {rate}"
         else:

@@ -53,7 +53,7 @@ def looked_at(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 @torch.no_grad()
 def why_alike(inputs: Iterable[Tensor], n_clusters: int) -> str | None:
-    """Say what in the samples makes their labels alike; None if the samples differ.
+    """Explain why the labels are alike, if the samples are the cause; None if they differ.
 
     Parameters
     ----------
@@ -87,13 +87,13 @@ def why_alike(inputs: Iterable[Tensor], n_clusters: int) -> str | None:
         )
     if most > _COPIES * n:
         return (
-            f"{most / n:.0%} of the samples are copies of one, and copies always share a cluster. "
-            "Pass each sample once."
+            f"{most / n:.0%} of the samples are copies of one sample, and copies always share a "
+            "cluster. Pass each sample once."
         )
     if len(copies) < n_clusters and len(copies) < _COPIES * n:
         return (
-            f"Only {len(copies):,} of {n:,} samples differ; the others are copies, and copies "
-            f"always share a cluster. Pass each sample once, or lower K to {len(copies):,}."
+            f"Only {len(copies):,} of {n:,} samples are distinct. The others are copies, and "
+            f"copies always share a cluster. Pass each sample once, or lower K to {len(copies):,}."
         )
     size = float(squares.mean() / n)
     shared = float((total / n).square().mean())
@@ -101,6 +101,6 @@ def why_alike(inputs: Iterable[Tensor], n_clusters: int) -> str | None:
     if size and apart < _ALIKE**2 * size:
         return (
             f"The samples hardly differ: by {(apart / size) ** 0.5:.1g} of their size. Crop images "
-            "to what differs or raise their contrast; subtract from rows what they share."
+            "to the part that differs, or raise their contrast. For rows, subtract their mean."
         )
     return None
