@@ -20,18 +20,18 @@ def check_rows(x: ArrayLike, name: str) -> NDArray:
     array = as_array(str(x) if isinstance(x, os.PathLike) else x)
     if array.dtype.kind in "US" and array.ndim < 2:
         raise ValueError(
-            f"{name} is a path, or a list of names, needed embeddings: numbers of shape (rows, "
+            f"{name} is a path, or a list of names, expected embeddings: numbers of shape (rows, "
             "features), with one row per image. Embed the images first, with transform(images) of "
             "a fitted estimator."
         )
     if array.ndim != 2:
         raise ValueError(
-            f"{name} has shape {array.shape}, needed (rows, features), with one row per image. "
+            f"{name} has shape {array.shape}, expected (rows, features), with one row per image. "
             "Use x.reshape(len(x), -1) for arrays of other shapes, x[None] for a single row."
         )
     if array.dtype.kind not in "buif":
         raise ValueError(
-            f"{name} has dtype {array.dtype}, needed real numbers. Convert it to float32."
+            f"{name} has dtype {array.dtype}, expected real numbers. Convert it to float32."
         )
     if array.shape[1] == 0:
         raise ValueError(f"{name} has shape {array.shape}: each row needs at least one feature.")
@@ -50,7 +50,7 @@ def check_finite(
         row = int(np.argmin(finite))
         row = first_row + row if rows is None else int(rows[row])
         raise ValueError(
-            f"{name} holds NaN or infinity (first in row {row}), needed finite numbers. Drop such "
+            f"{name} holds NaN or infinity (first in row {row}), expected finite numbers. Drop such "
             f"rows with {name}[np.isfinite({name}).all(axis=1)], or check how they were computed."
         )
 
@@ -70,13 +70,13 @@ def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
     array = check_1d(labels, name)
     if array.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} has dtype {array.dtype}, needed integer cluster ids. Use labels.astype(int), "
+            f"{name} has dtype {array.dtype}, expected integer cluster ids. Use labels.astype(int), "
             "or np.unique(labels, return_inverse=True)[1] for names."
         )
     array = array.astype(np.int64, copy=False)
     if array.min() < SKIPPED:
         raise ValueError(
-            f"{name} holds {array.min()}, needed ids of at least 0, or -1 for a skipped image. "
+            f"{name} holds {array.min()}, expected ids of at least 0, or -1 for a skipped image. "
             "Other negative labels are not allowed."
         )
     return array
@@ -86,7 +86,7 @@ def check_ids_below(labels: NDArray[np.int64], n_clusters: int) -> None:
     """Raise if a cluster id is ``n_clusters`` or larger."""
     if labels.max() >= n_clusters:
         raise ValueError(
-            f"labels hold {labels.max()} with n_clusters={n_clusters}, needed ids below "
+            f"labels hold {labels.max()} with n_clusters={n_clusters}, expected ids below "
             "n_clusters. Pass the number of clusters of the model."
         )
 
@@ -96,11 +96,11 @@ def check_1d(values: ArrayLike, name: str) -> NDArray:
     array = as_array(values)
     if array.ndim != 1:
         raise ValueError(
-            f"{name} has shape {array.shape}, needed (n_samples,), with one value per image. "
+            f"{name} has shape {array.shape}, expected (n_samples,), with one value per image. "
             "If the array holds similarities, take their argmax over axis 1."
         )
     if array.size == 0:
-        raise ValueError(f"{name} is empty, needed at least one value.")
+        raise ValueError(f"{name} is empty, expected at least one value.")
     return array
 
 
@@ -113,7 +113,7 @@ def check_classes(y: ArrayLike, name: str) -> tuple[NDArray, NDArray[np.bool_]]:
     known = known_values(array)
     if not known.any():
         raise ValueError(
-            f"All {len(array)} classes in {name} are None or NaN, needed at least one class. If "
+            f"All {len(array)} classes in {name} are None or NaN, expected at least one class. If "
             f"{name} is optional, leave it out."
         )
     if array.dtype.kind != "O":
@@ -130,7 +130,7 @@ def check_n_clusters(n_clusters: int | None, labels: NDArray[np.int64]) -> int:
     if n_clusters is None:
         if labels.max() == SKIPPED:
             raise ValueError(
-                f"All {len(labels)} labels are -1 (skipped), needed at least one cluster id."
+                f"All {len(labels)} labels are -1 (skipped), expected at least one cluster id."
             )
         return int(labels.max()) + 1
     n_clusters = check_count(n_clusters, "n_clusters")
@@ -142,7 +142,7 @@ def check_same_length(first: NDArray, second: NDArray, first_name: str, second_n
     """Raise if two arrays differ in length."""
     if len(first) != len(second):
         raise ValueError(
-            f"{first_name} has {len(first)} rows and {second_name} has {len(second)}, needed one "
+            f"{first_name} has {len(first)} rows and {second_name} has {len(second)}, expected one "
             "row per image in both, in the same order."
         )
 
@@ -151,7 +151,7 @@ def check_images(images: object, rows: NDArray, name: str) -> None:
     """Raise unless ``images`` is a sequence of as many images as there are rows."""
     if isinstance(images, str | os.PathLike) or not isinstance(images, Sized):
         raise ValueError(
-            f"images is of type {type(images).__name__}, needed a sequence of images, one per row "
+            f"images is of type {type(images).__name__}, expected a sequence of images, one per row "
             f"of {name}: arrays or opened pictures. For a folder, use near_duplicates or report of "
             "sklearn_excb.reporting."
         )
@@ -162,12 +162,12 @@ def check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: ND
     """Raise if the two sets differ in the number of features or in the type of their classes."""
     if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"train has {train.shape[1]} features and test {test.shape[1]}, needed the same "
+            f"train has {train.shape[1]} features and test {test.shape[1]}, expected the same "
             "number. Embed both with the same model."
         )
     if (y_train.dtype.kind in "US") != (y_test.dtype.kind in "US"):
         raise ValueError(
-            f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}, needed classes named "
+            f"y_train has dtype {y_train.dtype} and y_test {y_test.dtype}, expected classes named "
             "the same way in both. Convert one of them."
         )
 
@@ -175,18 +175,18 @@ def check_comparable(train: NDArray, y_train: NDArray, test: NDArray, y_test: ND
 def check_count(value: object, name: str, *, minimum: int = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name}={value!r}, needed an integer of at least {minimum}.")
+        raise ValueError(f"{name}={value!r}, expected an integer of at least {minimum}.")
     return int(value)
 
 
 def check_positive(value: object, name: str) -> float:
     """Return ``value`` as a finite float above zero."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
-        raise ValueError(f"{name}={value!r}, needed a finite number above 0.")
+        raise ValueError(f"{name}={value!r}, expected a finite number above 0.")
     return float(value)
 
 
 def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name}={value!r}, needed one of {', '.join(map(repr, choices))}.")
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")

@@ -29,7 +29,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """
     file = Path(path).resolve()
     if file.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, needed a file. Add a file name.")
+        raise IsADirectoryError(f"{path} is a folder, expected a file. Add a file name.")
     if file.exists() and not file.is_file():
         raise OSError(f"{path} is not a regular file and will not be replaced. Choose another.")
     if not file.parent.is_dir():

@@ -130,13 +130,13 @@ def report(
     output_files.check_writable(path)
     fewest = maps.projection.FEWEST_ROWS
     if max_images < fewest:
-        raise ValueError(f"max_images={max_images}, needed at least {fewest} images for a map.")
+        raise ValueError(f"max_images={max_images}, expected at least {fewest} images for a map.")
     source = _open(estimator, X)
     seen = _infer(estimator, source)
     classes = None if y is None else np.asarray(y)
     if classes is not None and len(classes) != len(seen.labels):
         raise ValueError(
-            f"y has {len(classes)} class labels for {len(seen.labels)} images, needed one label "
+            f"y has {len(classes)} class labels for {len(seen.labels)} images, expected one label "
             "per image, in the same order."
         )
     K = estimator.resolved_params_["K"]

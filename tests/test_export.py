@@ -211,7 +211,7 @@ def test_what_cannot_be_exported_is_refused_at_once(gray, rows, tmp_path, monkey
     for method in ("export_onnx", "export_backbone"):
         with pytest.raises(NotFittedError, match="not fitted yet"):
             getattr(small(), method)(tmp_path / "file")
-        with pytest.raises(IsADirectoryError, match="is a folder, needed a file"):
+        with pytest.raises(IsADirectoryError, match="is a folder, expected a file"):
             getattr(gray, method)(tmp_path)
         with pytest.raises(FileNotFoundError, match="is not a folder"):
             getattr(gray, method)(tmp_path / "nowhere" / "file")

@@ -358,7 +358,7 @@ ALONE_WRONG = {
     "an unknown one": ({"mask": torch.ones(3)}, r"not fit resnet18: unknown: mask\.$"),
     "another shape": (
         {"bn1.bias": torch.ones(3)},
-        r"another shape: bn1\.bias \(3,\), needed \(64,\)\.$",
+        r"another shape: bn1\.bias \(3,\), expected \(64,\)\.$",
     ),
     "no tensor": ({"epoch": 7}, "do not hold finite numbers: epoch"),
     "no stages": ({"layer1.0.conv1.weight": None, "layer1.0.bn1.weight": None}, "missing: layer1"),
@@ -715,7 +715,7 @@ WRONG = {
     ),
     "another shape": (
         lambda c: changed(c, "backbone.bn1.weight", torch.ones(7)),
-        r"of another shape: backbone\.bn1\.weight \(7,\), needed \(64,\)\.$",
+        r"of another shape: backbone\.bn1\.weight \(7,\), expected \(64,\)\.$",
     ),
     "other centroids": (
         lambda c: changed(c, DIRECTIONS, torch.ones(K, 7)),

@@ -123,7 +123,7 @@ class ContactSheetDisplay:
         labels = check_cluster_labels(labels, "labels")
         if len(images) != len(labels):
             raise ValueError(
-                f"{len(images)} images and {len(labels)} labels, needed one label per image, "
+                f"{len(images)} images and {len(labels)} labels, expected one label per image, "
                 "in the same order."
             )
         if scores is None:
@@ -138,7 +138,7 @@ class ContactSheetDisplay:
         ids, sizes = np.unique(labels[labels != SKIPPED], return_counts=True)
         if len(ids) == 0:
             raise ValueError(
-                f"All {len(labels)} labels are -1 (skipped), needed at least one cluster id."
+                f"All {len(labels)} labels are -1 (skipped), expected at least one cluster id."
             )
         if order == "size":
             by_size = np.argsort(-sizes, kind="stable")

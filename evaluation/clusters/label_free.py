@@ -151,7 +151,7 @@ def label_free_scores(
     kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(x))
     if len(kept) <= n_neighbors:
         raise ValueError(
-            f"{len(kept)} images have a label and a row, needed more than n_neighbors="
+            f"{len(kept)} images have a label and a row, expected more than n_neighbors="
             f"{n_neighbors}. Lower n_neighbors, or pass more images."
         )
     rows, codes = x[kept], np.unique(labels[kept], return_inverse=True)[1]

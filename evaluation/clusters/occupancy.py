@@ -95,7 +95,7 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
     n_samples = int(counts.sum())
     if n_samples == 0:
         raise ValueError(
-            f"All {len(labels)} labels are -1 (skipped), needed at least one cluster id."
+            f"All {len(labels)} labels are -1 (skipped), expected at least one cluster id."
         )
     counts.setflags(write=False)
     entropy = _entropy(counts)

@@ -79,7 +79,7 @@ class OccupancyDisplay:
                 )
             return cls({name or "": cluster_occupancy(labels, n_clusters)}).plot(ax=ax)
         if not labels:
-            raise ValueError("labels is an empty mapping, needed at least one model.")
+            raise ValueError("labels is an empty mapping, expected at least one model.")
         if name is not None:
             raise ValueError(
                 f"name={name!r} was given with a mapping, whose keys are the names. Omit name."
@@ -89,7 +89,7 @@ class OccupancyDisplay:
         if set(n_clusters) != set(labels):
             raise ValueError(
                 f"labels are of {sorted(map(str, labels))} and n_clusters of "
-                f"{sorted(map(str, n_clusters))}, needed the same models in both."
+                f"{sorted(map(str, n_clusters))}, expected the same models in both."
             )
         models = {
             str(key): cluster_occupancy(value, n_clusters[key]) for key, value in labels.items()
@@ -131,11 +131,11 @@ class OccupancyDisplay:
                 f"name={name!r} was given with a mapping, whose keys are the names. Omit name."
             )
         if not occupancies:
-            raise ValueError("occupancies is an empty mapping, needed at least one model.")
+            raise ValueError("occupancies is an empty mapping, expected at least one model.")
         for key, value in occupancies.items():
             if not isinstance(value, Occupancy):
                 raise ValueError(
-                    f"occupancies hold {type(value).__name__} for {str(key)!r}, needed an "
+                    f"occupancies hold {type(value).__name__} for {str(key)!r}, expected an "
                     "Occupancy as cluster_occupancy returns it. For labels, use from_predictions."
                 )
         return cls({str(key): value for key, value in occupancies.items()}).plot(ax=ax)

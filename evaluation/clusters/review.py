@@ -180,7 +180,7 @@ def review_clusters(
     n_clusters = check_n_clusters(n_clusters, labels)
     kept = np.flatnonzero((labels != SKIPPED) & ~missing_rows(x))
     if len(kept) == 0:
-        raise ValueError(f"All {len(x)} images were skipped, needed at least one with a cluster.")
+        raise ValueError(f"All {len(x)} images were skipped, expected at least one with a cluster.")
 
     clusters = labels[kept]
     counts = np.bincount(clusters, minlength=n_clusters)

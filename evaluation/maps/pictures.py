@@ -120,7 +120,7 @@ def as_rgb(image: Any, position: int) -> Picture:
         )
     if isinstance(image, str | bytes | os.PathLike):
         raise ValueError(
-            f"Image {position} is a {type(image).__name__}, needed an array or an opened picture. "
+            f"Image {position} is a {type(image).__name__}, expected an array or an opened picture. "
             "Open the files first, for example with PIL.Image.open(path)."
         )
     array = picture_pixels(image) if hasattr(image, "convert") else as_array(image)
@@ -128,14 +128,14 @@ def as_rgb(image: Any, position: int) -> Picture:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(
-            f"Image {position} has shape {array.shape}, needed (h, w) or (h, w, c) "
+            f"Image {position} has shape {array.shape}, expected (h, w) or (h, w, c) "
             "with 1, 3 or 4 channels last. If channels come first, use image.transpose(1, 2, 0)."
         )
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not 0 <= low <= high <= 1:  # also false for NaN
             raise ValueError(
-                f"Image {position} has values in [{low:g}, {high:g}], needed floats in [0, 1]. "
+                f"Image {position} has values in [{low:g}, {high:g}], expected floats in [0, 1]. "
                 "Use images / images.max(), or convert to uint8."
             )
         array = np.round(array * 255).astype(np.uint8)
@@ -145,7 +145,7 @@ def as_rgb(image: Any, position: int) -> Picture:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         raise ValueError(
-            f"Image {position} has dtype {array.dtype}, needed uint8, uint16, or float in [0, 1]. "
+            f"Image {position} has dtype {array.dtype}, expected uint8, uint16, or float in [0, 1]. "
             "Use images / images.max()."
         )
     if array.shape[2] == 4:

@@ -123,7 +123,7 @@ def project(
     check_choice(metric, "metric", ("cosine", "euclidean"))
     n_components = check_count(n_components, "n_components")
     if n_components > 3:
-        raise ValueError(f"n_components={n_components}, needed 1, 2 or 3 dimensions for a plot.")
+        raise ValueError(f"n_components={n_components}, expected 1, 2 or 3 dimensions for a plot.")
     perplexity = check_positive(perplexity, "perplexity")
     n_neighbors = check_count(n_neighbors, "n_neighbors", minimum=2)
     groups = None
@@ -138,7 +138,7 @@ def project(
     if len(indices) < FEWEST_ROWS:
         others = " that are not NaN" if len(indices) < len(x) else ""
         raise ValueError(
-            f"embeddings have {len(indices)} rows{others}, needed at least {FEWEST_ROWS} for a "
+            f"embeddings have {len(indices)} rows{others}, expected at least {FEWEST_ROWS} for a "
             "projection. Pass more images."
         )
 

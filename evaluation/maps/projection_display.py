@@ -126,7 +126,7 @@ class ProjectionDisplay:
         points = check_rows(given, "coordinates")
         if points.shape[1] != 2:
             raise ValueError(
-                f"coordinates have {points.shape[1]} columns, needed 2. To plot embeddings, use "
+                f"coordinates have {points.shape[1]} columns, expected 2. To plot embeddings, use "
                 "project(embeddings) first."
             )
         check_finite(points, "coordinates")
@@ -251,7 +251,7 @@ def _rows(n: int, n_points: int, indices: NDArray | None, name: str) -> NDArray[
     if indices is not None and n > indices.max():
         return indices
     raise ValueError(
-        f"{n} {name} for {n_points} points, needed one each. If the projection used only some of "
+        f"{n} {name} for {n_points} points, expected one each. If the projection used only some of "
         f"the rows, pass {name}[projection.indices]."
     )
 

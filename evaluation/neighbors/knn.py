@@ -244,7 +244,7 @@ def _checked_ks(k: Any) -> list[int]:
     """Return ``k`` as a list of distinct integers."""
     ks = [check_count(each, "k") for each in (k if isinstance(k, Sequence | np.ndarray) else [k])]
     if not ks:
-        raise ValueError("k is an empty sequence, needed at least one number of neighbours.")
+        raise ValueError("k is an empty sequence, expected at least one number of neighbours.")
     return list(dict.fromkeys(ks))
 
 
@@ -255,7 +255,7 @@ def _that_fit(ks: list[int] | None, n_train: int, alone: bool) -> list[int]:
         ks = [each for each in PROTOCOL if each <= available]
         if not ks:
             raise ValueError(
-                f"There are {available}{others} rows to choose neighbours from, needed at least "
+                f"There are {available}{others} rows to choose neighbours from, expected at least "
                 f"{PROTOCOL[0]} for the default k. Pass a smaller k, or more rows."
             )
     elif max(ks) > available:
@@ -276,6 +276,6 @@ def _checked_set(
     if not there.any():
         with_class = "" if known.all() else " that have a class"
         raise ValueError(
-            f"All {known.sum()} rows of {name}{with_class} are NaN (skipped), needed at least one."
+            f"All {known.sum()} rows of {name}{with_class} are NaN (skipped), expected at least one."
         )
     return x, classes, there

@@ -268,7 +268,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
-                f"y holds one class only, {classes[0]}, needed at least two. Check how the rows "
+                f"y holds one class only, {classes[0]}, expected at least two. Check how the rows "
                 "were chosen."
             )
         solver: str = self.solver
@@ -315,17 +315,17 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         rates: Any = self.learning_rates if several else [self.learning_rates]
         rates = [check_positive(rate, "learning_rates") for rate in rates]
         if not rates:
-            raise ValueError("learning_rates is empty, needed at least one rate.")
+            raise ValueError("learning_rates is empty, expected at least one rate.")
         decay, held = self.weight_decay, self.validation_fraction
         if not isinstance(decay, Real) or not 0 <= float(decay) < np.inf:
-            raise ValueError(f"weight_decay={decay!r}, needed a finite number of at least 0.")
+            raise ValueError(f"weight_decay={decay!r}, expected a finite number of at least 0.")
         if not isinstance(held, Real) or not 0 < float(held) < 1:
             raise ValueError(
-                f"validation_fraction={held!r}, needed a share of the rows between 0 and 1. To "
+                f"validation_fraction={held!r}, expected a share of the rows between 0 and 1. To "
                 "hold out no rows, pass a single learning rate."
             )
         if self.standardize != "auto" and not isinstance(self.standardize, bool | np.bool_):
-            raise ValueError(f"standardize={self.standardize!r}, needed True, False or 'auto'.")
+            raise ValueError(f"standardize={self.standardize!r}, expected True, False or 'auto'.")
         return SgdSettings(
             tuple(rates),
             epochs=self.epochs,

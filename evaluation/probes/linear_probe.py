@@ -184,14 +184,14 @@ def linear_probe_scores(
     several = isinstance(fraction, Sequence | np.ndarray)
     fractions = [_check_fraction(each) for each in (fraction if several else [fraction])]  # pyright: ignore[reportGeneralTypeIssues]
     if not fractions:
-        raise ValueError("fraction is an empty sequence, needed at least one share of the rows.")
+        raise ValueError("fraction is an empty sequence, expected at least one share of the rows.")
     if "random_state" in parameters:
         raise ValueError("random_state cannot be passed here. Use seeds, an integer or several.")
     if seeds is not None:
         seeds = [seeds] if not isinstance(seeds, Sequence | np.ndarray) else seeds
         seeds = [check_count(seed, "seeds", minimum=0) for seed in seeds]
         if not seeds:
-            raise ValueError("seeds is an empty sequence, needed at least one seed.")
+            raise ValueError("seeds is an empty sequence, expected at least one seed.")
     x, y, kept = _usable(train, y_train, "train")
     x_test, y_test, kept_test = _usable(test, y_test, "test")
     check_comparable(x, y, x_test, y_test)
@@ -293,7 +293,7 @@ def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, ND
     if not kept.any():
         with_class = "" if known.all() else " where a class is known"
         raise ValueError(
-            f"{name} holds NaN only{with_class}, needed at least one row of an image that was not "
+            f"{name} holds NaN only{with_class}, expected at least one row of an image that was not "
             "skipped."
         )
     check_classification_targets(labels[kept])
@@ -304,5 +304,5 @@ def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, ND
 
 def _check_fraction(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
-        raise ValueError(f"fraction={value!r}, needed a share of the training rows in (0, 1].")
+        raise ValueError(f"fraction={value!r}, expected a share of the training rows in (0, 1].")
     return float(value)

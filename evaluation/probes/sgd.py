@@ -124,7 +124,7 @@ class _Rows(NamedTuple):
         fresh = check_rows(views(epoch, rows), name)
         if fresh.shape != (len(rows), self.X.shape[1]):
             raise ValueError(
-                f"{name} has shape {fresh.shape}, needed {(len(rows), self.X.shape[1])}: one "
+                f"{name} has shape {fresh.shape}, expected {(len(rows), self.X.shape[1])}: one "
                 "embedding per row, in the order of rows, with as many features as X."
             )
         check_finite(fresh, name)

@@ -267,7 +267,7 @@ def _check_projection(projection: Projection, labels: NDArray[np.int64]) -> None
     shown, places = projection.indices, projection.coordinates
     if places.shape != (len(shown), 2) or not len(shown) or not np.isfinite(places).all():
         raise ValueError(
-            f"projection has coordinates of shape {places.shape} and {len(shown)} indices, needed "
+            f"projection has coordinates of shape {places.shape} and {len(shown)} indices, expected "
             "two finite numbers for each index, and at least one image."
         )
     if shown.min() < 0 or shown.max() >= len(labels) or (labels[shown] == SKIPPED).any():
@@ -290,7 +290,7 @@ def _models(baseline: Baseline | None, labels: NDArray[np.int64]) -> list[Model]
         theirs = np.where(labels == SKIPPED, SKIPPED, theirs)
         if (theirs == SKIPPED).all():
             raise ValueError(
-                f"labels of {name!r} are -1 for every image that has a cluster in labels, needed "
+                f"labels of {name!r} are -1 for every image that has a cluster in labels, expected "
                 "at least one image with a cluster in both."
             )
         models.append(Model(str(name), theirs, embeddings, n_clusters))

@@ -181,7 +181,7 @@ def _check_fit(
         return prefixes[part] + rest
 
     misfits = [
-        f"{in_file(name)} {tuple(found[name].shape)}, needed {tuple(tensor.shape)}"
+        f"{in_file(name)} {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in found and found[name].shape != tensor.shape
     ]

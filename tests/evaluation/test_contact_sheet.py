@@ -143,18 +143,18 @@ def test_only_the_images_shown_are_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": [0]}, "2 images and 1 labels, needed one label per image"),
+        ({"labels": [0]}, "2 images and 1 labels, expected one label per image"),
         ({"labels": [-1, -1]}, "All 2 labels are -1"),
         ({"labels": [-3, 0]}, "labels holds -3"),
         ({"scores": [1.0]}, "scores has 1 rows and labels has 2"),
         ({"scores": [1.0, np.nan]}, "scores holds NaN"),
-        ({"order": "color"}, "order='color', needed one of 'size', 'label'"),
-        ({"n_images": 0}, "n_images=0, needed an integer of at least 1"),
-        ({"n_clusters": 0}, "n_clusters=0, needed an integer of at least 1"),
+        ({"order": "color"}, "order='color', expected one of 'size', 'label'"),
+        ({"n_images": 0}, "n_images=0, expected an integer of at least 1"),
+        ({"n_clusters": 0}, "n_clusters=0, expected an integer of at least 1"),
         ({"images": np.zeros((2, 3, 8, 8), np.uint8)}, r"Image \d has shape \(3, 8, 8\)"),
-        ({"images": np.full((2, 4, 4), 200.0)}, r"values in \[200, 200\], needed floats in \[0"),
+        ({"images": np.full((2, 4, 4), 200.0)}, r"values in \[200, 200\], expected floats in \[0"),
         ({"images": np.full((2, 4, 4), np.nan)}, "needed floats in"),
-        ({"images": np.zeros((2, 4, 4), np.int64)}, "has dtype int64, needed uint8"),
+        ({"images": np.zeros((2, 4, 4), np.int64)}, "has dtype int64, expected uint8"),
     ],
 )
 def test_bad_input_is_explained(changes, message):

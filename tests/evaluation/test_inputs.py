@@ -176,10 +176,10 @@ def test_paths_in_the_place_of_embeddings_are_explained(function, X):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ("photos", "images is of type str, needed a sequence of images"),
+        ("photos", "images is of type str, expected a sequence of images"),
         (Path("photos"), "needed a sequence of images"),
         (iter([]), "needed a sequence of images"),
-        (["a.png", "b.png"], "Image 0 is a str, needed an array or an opened picture"),
+        (["a.png", "b.png"], "Image 0 is a str, expected an array or an opened picture"),
         ([b"a", b"b"], "Image 0 is a bytes"),
     ],
 )

@@ -154,11 +154,11 @@ def test_the_result_is_frozen():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_neighbors": 6}, "6 images have a label and a row, needed more than n_neighbors=6"),
+        ({"n_neighbors": 6}, "6 images have a label and a row, expected more than n_neighbors=6"),
         ({"labels": [0, 1, 0, 1, -1, -1], "n_neighbors": 4}, "4 images have a label and a row"),
-        ({"n_neighbors": 0}, "n_neighbors=0, needed an integer of at least 1"),
-        ({"max_samples": 2}, "max_samples=2, needed an integer of at least 4"),
-        ({"backend": "gpu"}, "backend='gpu', needed one of"),
+        ({"n_neighbors": 0}, "n_neighbors=0, expected an integer of at least 1"),
+        ({"max_samples": 2}, "max_samples=2, expected an integer of at least 4"),
+        ({"backend": "gpu"}, "backend='gpu', expected one of"),
         ({"labels": [0, 1]}, "embeddings has 6 rows and labels has 2"),
         ({"labels": [0, 1, 0, 1, 0, -3]}, "labels holds -3"),
         ({"other_labels": [0]}, "labels has 6 rows and other has 1"),

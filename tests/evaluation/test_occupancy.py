@@ -95,13 +95,13 @@ def test_the_result_is_frozen_and_its_counts_read_only():
 @pytest.mark.parametrize(
     ("labels", "n_clusters", "message"),
     [
-        ([0, 3], 3, "labels hold 3 with n_clusters=3, needed ids below n_clusters"),
-        ([0, -2], 3, "labels holds -2, needed ids of at least 0, or -1"),
+        ([0, 3], 3, "labels hold 3 with n_clusters=3, expected ids below n_clusters"),
+        ([0, -2], 3, "labels holds -2, expected ids of at least 0, or -1"),
         ([-1, -1], 3, "All 2 labels are -1"),
         ([], 3, "labels is empty"),
-        ([0], 0, "n_clusters=0, needed an integer of at least 1"),
+        ([0], 0, "n_clusters=0, expected an integer of at least 1"),
         ([0.5], 3, "needed integer cluster ids"),
-        ([[0]], 3, r"labels has shape \(1, 1\), needed \(n_samples,\)"),
+        ([[0]], 3, r"labels has shape \(1, 1\), expected \(n_samples,\)"),
     ],
 )
 def test_bad_input_is_explained(labels, n_clusters, message):
@@ -186,7 +186,7 @@ def test_display_draws_what_was_measured():
     ("occupancies", "name", "message"),
     [
         ({}, None, "occupancies is an empty mapping"),
-        ({"a": [0, 1]}, None, "hold list for 'a', needed an Occupancy"),
+        ({"a": [0, 1]}, None, "hold list for 'a', expected an Occupancy"),
         ({"a": cluster_occupancy([0], 1)}, "b", "name='b' was given with a mapping"),
     ],
 )

@@ -197,14 +197,14 @@ def test_more_dimensions_than_features(n_features):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "pca"}, "method='pca', needed one of 'tsne', 'umap'"),
-        ({"metric": "l1"}, "metric='l1', needed one of"),
-        ({"n_components": 4}, "n_components=4, needed 1, 2 or 3"),
-        ({"perplexity": 0}, "perplexity=0, needed a finite number above 0"),
-        ({"n_neighbors": 1}, "n_neighbors=1, needed an integer of at least 2"),
-        ({"max_samples": 3}, "max_samples=3, needed an integer of at least 4"),
+        ({"method": "pca"}, "method='pca', expected one of 'tsne', 'umap'"),
+        ({"metric": "l1"}, "metric='l1', expected one of"),
+        ({"n_components": 4}, "n_components=4, expected 1, 2 or 3"),
+        ({"perplexity": 0}, "perplexity=0, expected a finite number above 0"),
+        ({"n_neighbors": 1}, "n_neighbors=1, expected an integer of at least 2"),
+        ({"max_samples": 3}, "max_samples=3, expected an integer of at least 4"),
         ({"y": [0]}, "embeddings has 6 rows and y has 1"),
-        ({"embeddings": np.eye(3)}, "embeddings have 3 rows, needed at least 4"),
+        ({"embeddings": np.eye(3)}, "embeddings have 3 rows, expected at least 4"),
         ({"embeddings": np.ones(9)}, "needed .rows, features."),
         ({"embeddings": np.full((9, 2), np.nan)}, "embeddings have 0 rows that are not NaN"),
         ({"embeddings": [[1, 2]] * 7 + [[1, np.nan]]}, "embeddings holds NaN .*first in row 7"),
@@ -287,9 +287,9 @@ def test_display_takes_a_projection_with_labels_of_all_rows_or_of_the_points():
 @pytest.mark.parametrize(
     ("coordinates", "labels", "names", "message"),
     [
-        (np.ones((3, 5)), [0, 1, 2], "auto", "coordinates have 5 columns, needed 2"),
-        (np.ones((3, 2)), [0, 1], "auto", "2 labels for 3 points, needed one each"),
-        (np.ones((3, 2)), [0, 1, 2], "all", "names='all', needed one of"),
+        (np.ones((3, 5)), [0, 1, 2], "auto", "coordinates have 5 columns, expected 2"),
+        (np.ones((3, 2)), [0, 1], "auto", "2 labels for 3 points, expected one each"),
+        (np.ones((3, 2)), [0, 1, 2], "all", "names='all', expected one of"),
         (
             Projection(np.ones((2, 2), np.float32), np.array([0, 8]), "tsne", "sklearn"),
             [0, 1, 2],
@@ -386,8 +386,8 @@ def test_thumbnails_of_a_projection_with_images_of_all_rows_or_of_the_points():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": Read(2)}, "2 images for 3 points, needed one each"),
-        ({"n_thumbnails": 0}, "n_thumbnails=0, needed an integer of at least 1"),
+        ({"images": Read(2)}, "2 images for 3 points, expected one each"),
+        ({"n_thumbnails": 0}, "n_thumbnails=0, expected an integer of at least 1"),
         ({"images": Read(3, (2, 3, 8))}, r"Image \d has shape \(2, 3, 8\)"),
         ({"coordinates": [[0, 0], [1, np.nan], [1, 1]]}, "coordinates holds NaN"),
     ],
