@@ -95,7 +95,8 @@ def of_one_type(values: list[Any], name: str) -> NDArray:
     except TypeError:
         types = ", ".join(sorted({type(value).__name__.rstrip("_") for value in values}))
         raise ValueError(
-            f"{name} holds values of several types ({types}), expected one type that can be sorted. "
+            f"{name} holds values of several types ({types}), expected one type that can be "
+            "sorted. "
             "Convert them to text: [str(value) for value in values]."
         ) from None
     return array

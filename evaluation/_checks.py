@@ -50,7 +50,8 @@ def check_finite(
         row = int(np.argmin(finite))
         row = first_row + row if rows is None else int(rows[row])
         raise ValueError(
-            f"{name} holds NaN or infinity (first in row {row}), expected finite numbers. Drop such "
+            f"{name} holds NaN or infinity (first in row {row}), expected finite numbers. Drop "
+            "such "
             f"rows with {name}[np.isfinite({name}).all(axis=1)], or check how they were computed."
         )
 
@@ -70,7 +71,8 @@ def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
     array = check_1d(labels, name)
     if array.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} has dtype {array.dtype}, expected integer cluster ids. Use labels.astype(int), "
+            f"{name} has dtype {array.dtype}, expected integer cluster ids. Use "
+            "labels.astype(int), "
             "or np.unique(labels, return_inverse=True)[1] for names."
         )
     array = array.astype(np.int64, copy=False)
@@ -151,7 +153,8 @@ def check_images(images: object, rows: NDArray, name: str) -> None:
     """Raise unless ``images`` is a sequence of as many images as there are rows."""
     if isinstance(images, str | os.PathLike) or not isinstance(images, Sized):
         raise ValueError(
-            f"images is of type {type(images).__name__}, expected a sequence of images, one per row "
+            f"images is of type {type(images).__name__}, expected a sequence of images, one per "
+            "row "
             f"of {name}: arrays or opened pictures. For a folder, use near_duplicates or report of "
             "sklearn_excb.reporting."
         )

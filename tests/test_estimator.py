@@ -569,7 +569,7 @@ def test_progress_is_shown_only_when_asked(capfd):
 def test_columns_that_are_no_numbers_are_named():
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=list("abc"))
     named = rows.assign(name="x", when=pd.Timestamp("2026-01-01"))
-    with pytest.raises(TypeError, match=r"X\['name'\] holds text.*leave out such columns"):
+    with pytest.raises(TypeError, match=r"X\['name'\] holds text.*leave these columns out"):
         ExCBEstimator(K=4, epochs=1).fit(named)
     with pytest.raises(ValueError, match=r"not numeric: when\. Leave them out"):
         ExCBEstimator(K=4, epochs=1).fit(named.drop(columns="name"))

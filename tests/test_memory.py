@@ -117,7 +117,7 @@ def test_a_fit_takes_what_was_estimated():
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True
     )
-    taken, peak, expected = json.loads(done.stdout)
+    taken, peak, needed = json.loads(done.stdout)
     assert 300 * MB < peak < taken < needed < 2 * peak + 300 * MB
 
 

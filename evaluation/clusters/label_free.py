@@ -207,7 +207,7 @@ def stability(labels: ArrayLike, other: ArrayLike) -> float:
     if not kept.any():
         raise ValueError(
             f"No image of {len(first)} has a cluster in both fits (-1 marks skipped images), "
-            "needed at least one."
+            "expected at least one."
         )
     return float(adjusted_rand_score(first[kept], second[kept]))
 

@@ -118,7 +118,8 @@ def clustering_scores(true: ArrayLike, pred: ArrayLike) -> ClusteringScores:
     if not kept.any():
         with_class = "" if known.all() else " of images with a class"
         raise ValueError(
-            f"All {known.sum()} predicted labels{with_class} are -1 (skipped), expected at least one "
+            f"All {known.sum()} predicted labels{with_class} are -1 (skipped), expected at "
+            "least one "
             "cluster id."
         )
     # Codes instead of labels: scikit-learn warns about labels that look like measurements.

@@ -120,7 +120,8 @@ def as_rgb(image: Any, position: int) -> Picture:
         )
     if isinstance(image, str | bytes | os.PathLike):
         raise ValueError(
-            f"Image {position} is a {type(image).__name__}, expected an array or an opened picture. "
+            f"Image {position} is a {type(image).__name__}, expected an array or an opened "
+            "picture. "
             "Open the files first, for example with PIL.Image.open(path)."
         )
     array = picture_pixels(image) if hasattr(image, "convert") else as_array(image)
@@ -145,7 +146,8 @@ def as_rgb(image: Any, position: int) -> Picture:
         array = array.astype(np.uint8) * 255
     elif array.dtype != np.uint8:
         raise ValueError(
-            f"Image {position} has dtype {array.dtype}, expected uint8, uint16, or float in [0, 1]. "
+            f"Image {position} has dtype {array.dtype}, expected uint8, uint16, or float in [0, "
+            "1]. "
             "Use images / images.max()."
         )
     if array.shape[2] == 4:

@@ -276,6 +276,7 @@ def _checked_set(
     if not there.any():
         with_class = "" if known.all() else " that have a class"
         raise ValueError(
-            f"All {known.sum()} rows of {name}{with_class} are NaN (skipped), expected at least one."
+            f"All {known.sum()} rows of {name}{with_class} are NaN (skipped), expected at least "
+            "one."
         )
     return x, classes, there

@@ -178,7 +178,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"device={device!r} cannot be used ({error}), expected a device of this machine, such as "
+            f"device={device!r} cannot be used ({error}), expected a device of this machine, "
+            "such as "
             '"cpu" or "cuda". Use "auto" to choose an available device.'
         ) from error
     return resolved

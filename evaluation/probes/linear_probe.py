@@ -293,7 +293,8 @@ def _usable(x: ArrayLike, y: ArrayLike, name: str) -> tuple[NDArray, NDArray, ND
     if not kept.any():
         with_class = "" if known.all() else " where a class is known"
         raise ValueError(
-            f"{name} holds NaN only{with_class}, expected at least one row of an image that was not "
+            f"{name} holds NaN only{with_class}, expected at least one row of an image that was "
+            "not "
             "skipped."
         )
     check_classification_targets(labels[kept])

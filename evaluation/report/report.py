@@ -240,7 +240,7 @@ def _tree(linkage: ArrayLike, n_clusters: int) -> NDArray[np.float64]:
     if len(tree) != n_clusters - 1 or not sound or (len(tree) and not is_valid_linkage(tree)):
         raise ValueError(
             f"linkage has shape {tree.shape}{'' if sound else ' and holds NaN or infinity'}, "
-            f"needed a valid SciPy linkage of {n_clusters} clusters, of shape ({n_clusters - 1}, "
+            f"expected a valid SciPy linkage of {n_clusters} clusters, of shape ({n_clusters - 1}, "
             "4). Pass the estimator's linkage_ unchanged."
         )
     return tree
@@ -267,7 +267,8 @@ def _check_projection(projection: Projection, labels: NDArray[np.int64]) -> None
     shown, places = projection.indices, projection.coordinates
     if places.shape != (len(shown), 2) or not len(shown) or not np.isfinite(places).all():
         raise ValueError(
-            f"projection has coordinates of shape {places.shape} and {len(shown)} indices, expected "
+            f"projection has coordinates of shape {places.shape} and {len(shown)} indices, "
+            "expected "
             "two finite numbers for each index, and at least one image."
         )
     if shown.min() < 0 or shown.max() >= len(labels) or (labels[shown] == SKIPPED).any():

@@ -48,7 +48,7 @@ def _options(*names: str) -> tuple[Check, str]:
 
 
 def _one_or_two(of_each: tuple[Check, str]) -> tuple[Check, str]:
-    check, expected = of_each
+    check, needed = of_each
 
     def check_each(value: Any) -> bool:
         values = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)

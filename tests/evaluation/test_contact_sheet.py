@@ -153,7 +153,7 @@ def test_only_the_images_shown_are_read():
         ({"n_clusters": 0}, "n_clusters=0, expected an integer of at least 1"),
         ({"images": np.zeros((2, 3, 8, 8), np.uint8)}, r"Image \d has shape \(3, 8, 8\)"),
         ({"images": np.full((2, 4, 4), 200.0)}, r"values in \[200, 200\], expected floats in \[0"),
-        ({"images": np.full((2, 4, 4), np.nan)}, "needed floats in"),
+        ({"images": np.full((2, 4, 4), np.nan)}, "expected floats in"),
         ({"images": np.zeros((2, 4, 4), np.int64)}, "has dtype int64, expected uint8"),
     ],
 )

@@ -177,8 +177,8 @@ def test_paths_in_the_place_of_embeddings_are_explained(function, X):
     ("images", "message"),
     [
         ("photos", "images is of type str, expected a sequence of images"),
-        (Path("photos"), "needed a sequence of images"),
-        (iter([]), "needed a sequence of images"),
+        (Path("photos"), "expected a sequence of images"),
+        (iter([]), "expected a sequence of images"),
         (["a.png", "b.png"], "Image 0 is a str, expected an array or an opened picture"),
         ([b"a", b"b"], "Image 0 is a bytes"),
     ],

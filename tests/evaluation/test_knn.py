@@ -269,7 +269,7 @@ def test_inputs_stay_as_they_were():
         ({"queries": np.ones(4)}, r"queries has shape \(4,\), expected \(rows, features\)"),
         ({"queries": np.ones((2, 3))}, "queries have 3 features and the database 4"),
         ({"queries": np.ones((2, 0))}, "at least one feature"),
-        ({"queries": np.array([["a"] * 4])}, "needed real numbers"),
+        ({"queries": np.array([["a"] * 4])}, "expected real numbers"),
         ({"queries": np.ones((2, 4)), "exclude_self": True}, "exclude_self=True with 2 queries"),
         ({"queries": [[1, 2, 3, 4], [1, 2, np.nan, 4]]}, r"queries holds NaN .* row 1"),
         ({"database": [[1, 2, 3, np.inf]]}, r"database holds NaN or infinity \(first in row 0\)"),
@@ -556,7 +556,7 @@ def test_numbers_of_neighbours_that_do_not_fit():
     assert list(knn_scores(x, y, k=[3, 3, 2]).accuracy) == [3, 2]
     with pytest.raises(ValueError, match="k=200 exceeds the 100 other rows"):
         knn_scores(x, y, k=(10, 20, 100, 200))
-    with pytest.raises(ValueError, match=r"There are 9 other rows .* needed at least 10"):
+    with pytest.raises(ValueError, match=r"There are 9 other rows .* expected at least 10"):
         knn_scores(x[:10], y[:10])
 
 
@@ -592,7 +592,7 @@ def test_queries_are_read_in_batches(digits, monkeypatch):
         ({"y_test": [0]}, "test has 2 rows and y_test has 1"),
         ({"y_test": None}, "test came without y_test"),
         ({"test": None}, "y_test came without test"),
-        ({"y_test": ["a", "b"]}, "needed classes named the same way"),
+        ({"y_test": ["a", "b"]}, "expected classes named the same way"),
         ({"test": np.empty((0, 2)), "y_test": []}, "y_test is empty"),
     ],
 )

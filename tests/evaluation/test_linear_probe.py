@@ -291,7 +291,7 @@ def test_probe_explains_bad_rows(solver):
         (lambda _, rows: np.ones((len(rows), 3)), r"views\(1, rows\) has shape \(9, 3\)"),
         (lambda _, rows: np.ones((4, 2)), r"has shape \(4, 2\), expected \(9, 2\)"),
         (lambda _, rows: np.full((len(rows), 2), np.nan), r"views\(1, rows\) holds NaN"),
-        (lambda _, rows: np.ones(len(rows)), r"needed \(rows, features\)"),
+        (lambda _, rows: np.ones(len(rows)), r"expected \(rows, features\)"),
     ],
 )
 def test_bad_views_are_explained(views, message):
@@ -465,7 +465,7 @@ def test_views_are_asked_by_places_in_the_whole_array(digits):
         ({"test": np.ones((4, 3))}, "train has 4 features and test 3"),
         ({"train": np.ones(4)}, r"train has shape \(4,\), expected \(rows, features\)"),
         ({"test": np.empty((0, 4)), "y_test": []}, "y_test is empty"),
-        ({"y_test": list("abab")}, "needed classes named the same way"),
+        ({"y_test": list("abab")}, "expected classes named the same way"),
         ({"y_train": [0.5, 1.5, 2.5, 0.1]}, "Unknown label type"),
         ({"fraction": 0}, "fraction=0, expected a share"),
         ({"fraction": 1.5}, "fraction=1.5, expected a share"),

@@ -100,7 +100,7 @@ def test_the_result_is_frozen_and_its_counts_read_only():
         ([-1, -1], 3, "All 2 labels are -1"),
         ([], 3, "labels is empty"),
         ([0], 0, "n_clusters=0, expected an integer of at least 1"),
-        ([0.5], 3, "needed integer cluster ids"),
+        ([0.5], 3, "expected integer cluster ids"),
         ([[0]], 3, r"labels has shape \(1, 1\), expected \(n_samples,\)"),
     ],
 )

@@ -205,7 +205,7 @@ def test_more_dimensions_than_features(n_features):
         ({"max_samples": 3}, "max_samples=3, expected an integer of at least 4"),
         ({"y": [0]}, "embeddings has 6 rows and y has 1"),
         ({"embeddings": np.eye(3)}, "embeddings have 3 rows, expected at least 4"),
-        ({"embeddings": np.ones(9)}, "needed .rows, features."),
+        ({"embeddings": np.ones(9)}, "expected .rows, features."),
         ({"embeddings": np.full((9, 2), np.nan)}, "embeddings have 0 rows that are not NaN"),
         ({"embeddings": [[1, 2]] * 7 + [[1, np.nan]]}, "embeddings holds NaN .*first in row 7"),
     ],

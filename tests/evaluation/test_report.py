@@ -302,7 +302,7 @@ def test_what_does_not_fit_together(written, changed, message, tmp_path, monkeyp
 def test_whether_it_can_be_written_is_tried_first(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.report.report.review_clusters", never)
     given = {"embeddings": np.eye(4), "labels": [0, 1, 2, 3]}
-    with pytest.raises(IsADirectoryError, match="needed a file"):
+    with pytest.raises(IsADirectoryError, match="expected a file"):
         write_report(tmp_path, **given)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         write_report(tmp_path / "a" / "b.html", **given)

@@ -206,7 +206,7 @@ def test_the_result_is_frozen():
         ([0, 1], [-1, -1], r"All 2 predicted labels are -1 \(skipped\)"),
         ([0, 1], [-2, 0], "pred holds -2, expected ids of at least 0, or -1"),
         ([0, 1], [0.0, 1.0], "pred has dtype float64, expected integer cluster ids"),
-        ([0, 1], ["a", "b"], "needed integer cluster ids"),
+        ([0, 1], ["a", "b"], "expected integer cluster ids"),
         ([[0], [1]], [0, 1], r"true has shape \(2, 1\), expected \(n_samples,\)"),
         ([np.nan, np.nan], [0, 1], "All 2 classes in true are None or NaN"),
     ],
