@@ -196,7 +196,7 @@ def test_vectors_are_the_images_of_the_study_or_what_excb_makes_of_them(monkeypa
         for of in ("", AS_ROWS, AS_EMBEDDINGS)
     )
     learning._embeddings.cache_clear()  # as nobody else wants these
-    with pytest.raises(ValueError, match="none of which are held out"):
+    with pytest.raises(ValueError, match="cannot use validation=True"):
         learning.split_of(Cell("digits" + AS_EMBEDDINGS, "ExCB", 0, validation=True), None)
     np.testing.assert_array_equal(rows.test, np.float32(images.test).reshape(360, 64))
     np.testing.assert_array_equal(embedded.train, 2 * images.train)
