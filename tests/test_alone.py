@@ -102,7 +102,15 @@ def test_fits_in_threads_are_those_alone(kind):
         assert_same(one, alone)
 
 
-@pytest.mark.parametrize("mode", ["no_grad", "inference_mode", "float64"])
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("mode", [*MODES, "float64"])
 @pytest.mark.parametrize("kind", others_slow(KINDS, default=2))
 def test_modes_of_pytorch_do_not_matter(kind, mode, request):
     fit = fits()[kind]
@@ -114,10 +122,12 @@ def test_modes_of_pytorch_do_not_matter(kind, mode, request):
         assert torch.get_default_dtype() == torch.float64
         np.testing.assert_array_equal(small().fit(DIGITS).predict(DIGITS), labels)
     else:
-        with getattr(torch, mode)():
+        with MODES[mode]():
             found = weights(fit())
-            np.testing.assert_array_equal(small().fit(DIGITS).predict(DIGITS), labels)
-            assert not torch.is_grad_enabled()
+            excb = small().fit(DIGITS)
+            np.testing.assert_array_equal(excb.predict(DIGITS), labels)
+            embedded = excb.transform(DIGITS)
+        np.testing.assert_array_equal(excb.transform(DIGITS), embedded)
     assert_same(found, alone)
 
 

@@ -370,3 +370,10 @@ def test_a_pipe_in_the_place_of_a_file_never_hangs(fitted, saved, tmp_path, plac
     for use in uses:
         with pytest.raises((OSError, ValueError), match=r"not a .*file|No saved estimator"):
             use()
+
+
+def test_an_empty_path_is_no_folder(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="path is empty"):
+        fitted.save("")
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -92,18 +92,21 @@ def seed_from(random_state: Any) -> int:
 
 @contextmanager
 def usual_modes() -> Iterator[None]:
-    """Compute with gradients, outside of inference mode, with float32 as the default dtype.
+    """Compute with gradients, outside of inference mode and autocast, on the CPU and in float32.
 
-    Gradients and inference mode belong to the thread. The default dtype belongs to the process, and
-    changes for all threads while the body runs, where it is not float32.
+    These are the defaults of PyTorch. All but the default dtype belong to the thread. The dtype
+    belongs to the process, and changes for all threads while the body runs, if it is not float32.
     """
-    dtype = torch.get_default_dtype()
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        if dtype == torch.float32:
-            yield
-            return
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield

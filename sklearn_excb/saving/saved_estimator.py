@@ -78,6 +78,8 @@ def save_estimator(
     """
     from sklearn_excb.evaluation import output_files
 
+    if not os.fspath(path):
+        raise ValueError("The path is empty. Pass the name of a folder.")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     described = describe(
