@@ -148,11 +148,6 @@ class PreviousRun:
         ------
         ValueError
             If the networks differ, or ``epochs`` is less than the number of epochs so far.
-
-        Warns
-        -----
-        CheckpointWarning
-            If a warm start has nothing to train.
         """
         before, now = self._run["network"]["settings"], settings.as_dict()
         others = changes({n: before[n] for n in _STRUCTURE}, {n: now[n] for n in _STRUCTURE})
@@ -252,9 +247,9 @@ def _previous_run(
     if isinstance(random_state, Integral) and int(random_state) != before["seed"]:
         differing.append(f"random_state was {before['seed']}, now {random_state}")
     if differing and not warm:
-        where = folder.path if folder is not None else "The training state"
+        assert folder is not None  # only a warm start goes by a state in memory
         raise ValueError(
-            f"{where} holds a run that this fit cannot resume: {'; '.join(differing)}. Undo the "
+            f"{folder.path} holds a run that this fit cannot resume: {'; '.join(differing)}. Undo the "
             "changes, choose another checkpoint_dir, or set warm_start=True to continue from there "
             "with the changes. Each fit of a search needs a folder of its own."
         )

@@ -49,13 +49,12 @@ class StepDraws:
         context manager
             The networks of the step have to run in it.
         """
-        seed = mixed_seed(seeds)
         if self._compiled:
-            with seeded_generators(seed):
+            with seeded_generators(mixed_seed(seeds)):
                 yield nullcontext()
         elif self._known and self._n_steps and not self._generator.drew:
             yield nullcontext()
         else:
-            self._generator.manual_seed(seed)
+            self._generator.manual_seed(mixed_seed(seeds))
             yield self._generator
         self._n_steps += 1
