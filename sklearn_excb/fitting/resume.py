@@ -250,8 +250,8 @@ def _previous_run(
         assert folder is not None  # only a warm start goes by a state in memory
         raise ValueError(
             f"{folder.path} holds a run that this fit cannot resume: {'; '.join(differing)}. Undo "
-            "the changes, choose another checkpoint_dir, or set warm_start=True to continue from there "
-            "with the changes. Each fit of a search needs a folder of its own."
+            "the changes, choose another checkpoint_dir, or set warm_start=True to continue from "
+            "there with the changes. Each fit of a search needs a folder of its own."
         )
     if None not in (before["frozen"], now["frozen"]) and before["frozen"] != now["frozen"]:
         raise ValueError(
