@@ -78,6 +78,13 @@ class ExCBEstimator(
     flip : float or "auto", default="auto"
         Probability that a view is mirrored. "auto" is 0.5 for images with three channels and 0 for
         others (characters, scans, spectrograms), where left and right often carry meaning.
+    views : {"neighbours", "noise"} or "auto", default="auto"
+        Views of rows, and of the features of a frozen backbone. With "neighbours", the teacher sees
+        averages over the neighbourhood of a row, and the student learns to find the same cluster
+        from the row alone; see :mod:`sklearn_excb.views.neighbor_views`. With "noise", views are
+        the row with added noise. "auto" is "neighbours" from 8 rows per cluster on, up to 200,000
+        rows, and "noise" otherwise, for streams, :meth:`partial_fit` and ``backbone="mlp"``. A
+        backbone that is trained sees crops of images.
     epochs : int or "auto", default="auto"
         Number of passes over the images. 0 leaves the network untrained and only computes the first
         centroids.
@@ -124,6 +131,12 @@ class ExCBEstimator(
         Momentum m of the teacher's EMA at the start, in [0, 1]. It rises to 1 by a cosine schedule.
     size_momentum : float or "auto", default="auto"
         Momentum m_s of the EMA that measures cluster sizes, in [0, 1).
+    size_tolerance : float or "auto", default="auto"
+        Factor, at least 1, by which a cluster may be larger or smaller than the mean before the
+        balancing acts on it. With 1, as published, all clusters become equally large. With 2,
+        clusters keep sizes of their own between half and twice the mean. "auto" is 1, and up to 2
+        for views by neighbours if clusters have more than 20 samples. It has no effect on
+        "centering", "sinkhorn" and "none".
     teacher_temperature : float or tuple of two float, default=0.04
         Temperature tau_t of the teacher's softmax. With two values, it changes linearly from the
         first to the second during the first tenth of the run.
@@ -272,6 +285,7 @@ class ExCBEstimator(
         n_local: int | str = "auto",
         n_channels: int | str = "auto",
         flip: float | str = "auto",
+        views: str = "auto",
         epochs: int | str = "auto",
         batch_size: int | str = "auto",
         steps_per_epoch: int | str = "auto",
@@ -285,6 +299,7 @@ class ExCBEstimator(
         warmup_epochs: float | str = "auto",
         teacher_momentum: float | str = "auto",
         size_momentum: float | str = "auto",
+        size_tolerance: float | str = "auto",
         teacher_temperature: float | tuple[float, float] = 0.04,
         student_temperature: float = 0.1,
         balancing: str = "linear",
@@ -314,6 +329,7 @@ class ExCBEstimator(
         self.n_local = n_local
         self.n_channels = n_channels
         self.flip = flip
+        self.views = views
         self.epochs = epochs
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -327,6 +343,7 @@ class ExCBEstimator(
         self.warmup_epochs = warmup_epochs
         self.teacher_momentum = teacher_momentum
         self.size_momentum = size_momentum
+        self.size_tolerance = size_tolerance
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
         self.balancing = balancing

@@ -69,7 +69,7 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
         source = stack.enter_context(data.open(context))
         context, checkpoints = stack.enter_context(open_checkpoints(data.fingerprint, context))
         draws = PrivateGenerator(context.seed)
-        model, views = build(source, data.n_samples, context, draws)
+        model, views = build(source, data, context, draws)
         settings = model.settings
         bar = stack.enter_context(progress_bar(shown=context.shows_progress, unit="img"))
         run = Run.of(model.networks, settings, context.device, data.n_samples)
@@ -101,11 +101,11 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
 
 
 def build(
-    source: Source, n_samples: int, context: FitContext, draws: PrivateGenerator
+    source: Source, data: TrainingData, context: FitContext, draws: PrivateGenerator
 ) -> tuple[Model, ViewBatches]:
     """Resolve the parameters and build the networks on the device, the same on every rank."""
     ranks = context.ranks
-    model, views = prepare(source, context, n_samples, draws)
+    model, views = prepare(source, context, data.n_samples, draws, is_whole=data.is_whole)
     networks, settings = model.networks, model.settings
     check_devices(settings, ranks.count)
     settings = resolve_micro_batch_together(networks, settings, views, context)

@@ -113,7 +113,9 @@ class OnlineFit:
         if isinstance(chosen["batch_size"], str):
             chosen["batch_size"] = min(auto_rules.batch_size(n_samples), len(source))
         seed, draws = context.seed, PrivateGenerator(context.seed)
-        model, batches = prepare(source, replace(context, parameters=chosen), n_samples, draws)
+        model, batches = prepare(
+            source, replace(context, parameters=chosen), n_samples, draws, is_whole=False
+        )
         networks = model.networks.to(context.device)
         start_centroids(networks, batches.start(), model.settings, seed=seed, draws=draws)
         return cls(

@@ -18,6 +18,7 @@ from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.training.build import Model
 from sklearn_excb.training.context import FitContext
 from sklearn_excb.training.frozen_features import feature_batches, features_of
+from sklearn_excb.training.neighborhoods import row_batches
 from sklearn_excb.views.batches import Batches, ViewBatches
 
 
@@ -101,7 +102,7 @@ class Collection:
         """Return batches of the samples, or of their features if the backbone is frozen."""
         settings, ranks = model.settings, views.ranks
         if not settings.freeze_backbone:
-            return views
+            return row_batches(model.networks, views, settings, goes_on=resumes)
         bar.set_description("ExCB: computing features")
         rows, mine = np.arange(len(self.source)), ranks.span(len(self.source))
         features = np.zeros((len(rows), model.n_features), np.float32)

@@ -16,6 +16,7 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.training.build import networks_on
 from sklearn_excb.training.frozen_features import feature_batches, features_of
+from sklearn_excb.training.neighborhoods import row_batches
 from sklearn_excb.training.loop import start_centroids
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import RowRecipe, constant_feature
@@ -70,5 +71,7 @@ def untrained_network(
         if settings.freeze_backbone:
             features = features_of(networks, batches, settings, np.arange(len(source)))
             batches = feature_batches(networks, batches, settings, features)
+        else:
+            batches = row_batches(networks, batches, settings)
         start_centroids(networks, batches.start(), settings, seed=seed)
     return networks.teacher.eval()

@@ -64,6 +64,22 @@ def relative_sizes(sizes: Tensor) -> Tensor:
     return sizes * sizes.shape[-1]
 
 
+def beyond_tolerance(r: Tensor, tolerance: float) -> Tensor:
+    """Return relative sizes as the balancing sees them: 1 within a factor ``tolerance`` of 1.
+
+    Larger sizes are divided by the tolerance, and smaller ones multiplied by it, so the result is
+    continuous. Tolerance is not in the paper, which has a tolerance of 1.
+
+    Parameters
+    ----------
+    r : Tensor of any shape
+        Relative sizes.
+    tolerance : float
+        Factor, at least 1.
+    """
+    return torch.where(r > 1, (r / tolerance).clamp(min=1.0), (r * tolerance).clamp(max=1.0))
+
+
 def _weight_below(r: Tensor, below: Below) -> Tensor:
     """Return the weight of z in clusters smaller than 1/K: 0 if r = 0, and 1 from r = 1 on."""
     if below == "linear":
@@ -74,7 +90,9 @@ def _weight_below(r: Tensor, below: Below) -> Tensor:
     raise ValueError(f"below={below!r} is not one of {get_args(Below)}.")
 
 
-def balance(z: Tensor, sizes: Tensor, below: Below = "linear") -> Tensor:
+def balance(
+    z: Tensor, sizes: Tensor, below: Below = "linear", tolerance: float = 1.0
+) -> Tensor:
     """Raise similarities to small clusters and lower those to large ones: the operator B(z; s).
 
     This is Eq. 10 of the paper. With ``r = s K``, it first computes
@@ -92,6 +110,8 @@ def balance(z: Tensor, sizes: Tensor, below: Below = "linear") -> Tensor:
         the ablation in Table 1 of the supplementary, which does not print its formula. Here,
         ``exp(1 - 1/r)`` takes the place of the weight ``r``: it is 0 for an empty cluster, and 1 at
         ``r = 1``.
+    tolerance : float, default=1.0
+        Factor by which r may differ from 1 without an effect; see :func:`beyond_tolerance`.
 
     Returns
     -------
@@ -104,12 +124,17 @@ def balance(z: Tensor, sizes: Tensor, below: Below = "linear") -> Tensor:
     ValueError
         If ``below`` is unknown.
     """
-    r = relative_sizes(sizes)
+    r = beyond_tolerance(relative_sizes(sizes), tolerance)
     raised = 1.0 - (1.0 - z) * _weight_below(r, below)
     return (1.0 + raised) / r.clamp(min=1.0) - 1.0
 
 
-def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 0.0) -> Affine:
+def affine_form(
+    sizes: Tensor,
+    below: Below = "linear",
+    relative_floor: float = 0.0,
+    tolerance: float = 1.0,
+) -> Affine:
     """Return the balancing operator as an affine map of each column of z.
 
     For a cluster with relative size ``r``, the map is ``r z + (1 - r)`` if ``r <= 1``, and
@@ -126,6 +151,8 @@ def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 
         Lower bound of the weight of z in clusters smaller than 1/K; in the linear form this weight
         is ``r``. With a floor of 0, the map equals :func:`balance`, and every row has a similarity
         of exactly 1 to every empty cluster. A small floor lets ``z`` order the empty clusters.
+    tolerance : float, default=1.0
+        Factor by which r may differ from 1 without an effect, as in :func:`balance`.
 
     Returns
     -------
@@ -133,7 +160,7 @@ def affine_form(sizes: Tensor, below: Below = "linear", relative_floor: float = 
         ``scale`` and ``bias`` such that ``balance(z, sizes) == scale * z + bias``, if the floor
         is 0.
     """
-    r = relative_sizes(sizes)
+    r = beyond_tolerance(relative_sizes(sizes), tolerance)
     weight = _weight_below(r, below).clamp(min=relative_floor)
     above = r.clamp(min=1.0)
     return Affine(scale=weight / above, bias=(2.0 - weight) / above - 1.0)
@@ -162,6 +189,8 @@ class ClusterSizes:
         Form of the balancing operator for clusters smaller than 1/K; see :func:`balance`.
     relative_floor : float, default=0.0
         Lower bound of the weight of z in small clusters; see :func:`affine_form`.
+    tolerance : float, default=1.0
+        Factor by which sizes may differ from 1/K without an effect; see :func:`beyond_tolerance`.
     device : torch.device or str, optional
         Device of the sizes.
 
@@ -186,14 +215,18 @@ class ClusterSizes:
         *,
         below: Below = "linear",
         relative_floor: float = 0.0,
+        tolerance: float = 1.0,
         device: torch.device | str | None = None,
     ) -> None:
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum={momentum!r} is not in [0, 1).")
+        if not tolerance >= 1.0:
+            raise ValueError(f"tolerance={tolerance!r} is not at least 1.")
         self.n_clusters = n_clusters
         self.momentum = momentum
         self.below: Below = below
         self.relative_floor = relative_floor
+        self.tolerance = tolerance
         self.sizes = torch.full((n_clusters,), 1.0 / n_clusters, dtype=torch.float32, device=device)
 
     def observe(self, rows: Tensor, centroids: Tensor, temperature: float) -> None:
@@ -217,7 +250,7 @@ class ClusterSizes:
         Affine
             ``scale`` and ``bias``, Tensors of shape (K,).
         """
-        return affine_form(self.sizes, self.below, self.relative_floor)
+        return affine_form(self.sizes, self.below, self.relative_floor, self.tolerance)
 
     @torch.no_grad()
     def update(self, labels: Tensor) -> None:

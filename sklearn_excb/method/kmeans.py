@@ -18,6 +18,7 @@ from sklearn_excb.runtime.transfers import to_device
 N_ITERATIONS = 50  # as in the authors' code
 CPU = torch.device("cpu")
 _AT_ONCE = 2**16  # rows per block on an accelerator
+_SEEDS, _SEEDS_PER_CLUSTER = 10_000, 10  # rows among which k-means++ chooses
 _MOST_ROWS, _MOST_PER_CLUSTER = 500_000, 2  # most rows to cluster: in all, or per cluster if more
 FloatRows = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -68,11 +69,15 @@ def spherical_kmeans(
     *,
     seed: int,
     n_iterations: int = N_ITERATIONS,
+    n_starts: int = 1,
     ranks: Ranks = ALONE,
     places: Indices | None = None,
     device: torch.device = CPU,
 ) -> CentroidStart:
     """Cluster unit vectors by cosine similarity, starting from K random rows.
+
+    With several starts, each begins with k-means++ instead, and the result is that of the start in
+    which rows are most similar to their centroids.
 
     No cluster stays empty. A cluster that loses its last row takes over the row that is least
     similar to its own centroid, as in scikit-learn's KMeans. (The authors' code keeps the centroid
@@ -88,6 +93,8 @@ def spherical_kmeans(
         Seed of the choice of the first centroids.
     n_iterations : int, default=50
         Largest number of iterations. The loop stops when no label changes.
+    n_starts : int, default=1
+        Number of starts.
     ranks : Ranks, default=ALONE
         Ranks that cluster together.
     places : ndarray of shape (n,), int64, optional
@@ -103,21 +110,57 @@ def spherical_kmeans(
     rows = unit_rows(rows)
     places = np.arange(len(rows)) if places is None else places
     n_rows = int(ranks.sum_array(np.array([len(rows)]))[0])
-    first = np.random.default_rng(seed).choice(n_rows, n_clusters, replace=False)
-    centroids = means = _chosen(rows, places, first, ranks)
-    labels = np.full(len(rows), -1)
+    if n_starts == 1:
+        first = np.random.default_rng(seed).choice(n_rows, n_clusters, replace=False)
+        centroids = _chosen(rows, places, first, ranks)
+        return _iterated(rows, centroids, n_iterations, ranks, places, n_rows, device)[0]
+    random = np.random.default_rng(seed)
+    sample = random.permutation(n_rows)[: max(_SEEDS, _SEEDS_PER_CLUSTER * n_clusters)]
+    candidates = _chosen(rows, places, sample, ranks)
+    best, most_similar = None, -np.inf
+    for _ in range(n_starts):
+        centroids = _far_apart(candidates, n_clusters, random)
+        found, similarity = _iterated(
+            rows, centroids, n_iterations, ranks, places, n_rows, device
+        )
+        if best is None or similarity > most_similar:
+            best, most_similar = found, similarity
+    assert best is not None
+    return best
+
+
+def _far_apart(rows: FloatRows, n_clusters: int, random: np.random.Generator) -> FloatRows:
+    """Choose rows by k-means++."""
+    from sklearn.cluster import kmeans_plusplus
+
+    return kmeans_plusplus(rows, n_clusters, random_state=int(random.integers(2**31)))[0]
+
+
+def _iterated(
+    rows: FloatRows,
+    centroids: FloatRows,
+    n_iterations: int,
+    ranks: Ranks,
+    places: Indices,
+    n_rows: int,
+    device: torch.device,
+) -> tuple[CentroidStart, float]:
+    """Iterate from given centroids; return the result, and the sum of all rows' similarities."""
+    means, labels = centroids, np.full(len(rows), -1)
+    similarity = np.zeros(len(rows), np.float32)
     for _ in range(n_iterations):
         new, similarity = nearest_centroids(rows, centroids, device)
-        counts = _counts(new, n_clusters, ranks)
+        counts = _counts(new, len(centroids), ranks)
         if not counts.all():  # the choice of rows for empty clusters needs the rows of all ranks
             of_all_ranks = (ranks.placed(of, places, n_rows) for of in (new, similarity))
             new = _fill_empty(*of_all_ranks, counts)[places]
         if not ranks.any(not np.array_equal(new, labels))[0]:
             break
         labels = new
-        means = cluster_means(rows, labels, n_clusters, ranks)
+        means = cluster_means(rows, labels, len(centroids), ranks)
         centroids = unit_rows(means)
-    return CentroidStart(centroids, means)
+    total = ranks.sum_array(np.array([similarity.sum(dtype=np.float64)]))
+    return CentroidStart(centroids, means), float(total[0])
 
 
 def nearest_centroids(

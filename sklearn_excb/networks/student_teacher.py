@@ -173,6 +173,30 @@ class StudentTeacher(nn.Module):
                 standardize.mean.copy_(torch.from_numpy(mean))
                 standardize.scale.fill_(scale)
 
+    @torch.no_grad()
+    def set_directions(
+        self, directions: npt.NDArray[np.float32], constant: float, seed: int
+    ) -> None:
+        """Let linear projectors keep distances along given directions, once before training.
+
+        Parameters
+        ----------
+        directions : ndarray of shape (m, d)
+            Orthonormal directions of the features, m < D.
+        constant : float
+            Value of the constant feature of :func:`keep_distances`.
+        seed : int
+            Seed of the rotation of the directions. Without it, a dimension of the projections would
+            hold next to nothing, and the BatchNorm of the predictor would enlarge its noise.
+        """
+        D, m = PROJECTION_DIM, len(directions)
+        random = torch.Generator().manual_seed(seed)
+        unit = torch.linalg.qr(torch.randn(D, m + 1, generator=random))[0]
+        for network in (self.student, self.teacher):
+            _, layer = layers_without_hidden(network.projector)
+            layer.weight.copy_(unit[:, :m] @ torch.from_numpy(directions))
+            layer.bias.copy_(unit[:, m] * constant)
+
     def train_mode(self) -> StudentTeacher:
         """Set the modes of all layers for training; see the class.
 

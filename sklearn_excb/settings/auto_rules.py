@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 IMAGENET = 1_281_167
 IMAGENET_K = 65_536
 PRETRAINED_SIZE = 224  # pixels; nearly all published weights were trained at this size
+FEW_PER_CLUSTER = 8  # rows per cluster below which neighbourhoods are no views
+MOST_SEARCHED = 200_000  # rows up to which the neighbours of all rows are searched
 MOST_ENLARGED = 4  # largest factor by which images are enlarged
 _PATCH = re.compile(r"patch(\d+)")
 
@@ -78,12 +80,44 @@ def whole_patches(size: int, backbone: Any, *, down: bool = False) -> int:
     return max(patch, (size if down else size + patch // 2) // patch * patch)
 
 
-def n_local(image_size: int, kind: str) -> int:
-    """Return the number of local views: six as published, two below 64 px and for rows.
+def feature_views(n_samples: int, n_clusters: int) -> Literal["noise", "neighbours"]:
+    """Return the views of rows and frozen features: by neighbours, or with noise.
 
-    Two views keep a step short. The number two and the limit of 64 px are chosen.
+    Neighbourhoods need clusters of several rows, and a search that compares all rows with all.
     """
-    return 6 if kind == "images" and image_size >= 64 else 2
+    few, many = n_samples < FEW_PER_CLUSTER * n_clusters, n_samples > MOST_SEARCHED
+    return "noise" if few or many else "neighbours"
+
+
+def size_tolerance(n_samples: int, n_clusters: int, views: str) -> float:
+    """Return the tolerance of cluster sizes: 1 as published, up to 2 for neighbourhoods.
+
+    Few clusters are kinds, and kinds have sizes of their own. The tolerance rises from 1 at 20
+    samples per cluster, about the paper's number, to 2 at 100.
+    """
+    if views != "neighbours":
+        return 1.0
+    share = math.log(n_samples / n_clusters / 20) / math.log(100 / 20)
+    return 1.0 + min(max(share, 0.0), 1.0)
+
+
+def n_starts(n_clusters: int, views: str) -> int:
+    """Return the number of k-means runs at the start: 1 as published, 10 for neighbourhoods.
+
+    From 100 clusters on it falls to 1, because runs of many clusters differ less and take longer.
+    """
+    return min(max(round(1000 / n_clusters), 1), 10) if views == "neighbours" else 1
+
+
+def n_local(image_size: int, views: str) -> int:
+    """Return the number of local views: six as published, two below 64 px and for noise.
+
+    Two views keep a step short. The number two and the limit of 64 px are chosen. With
+    neighbourhoods, the only local view is the row itself.
+    """
+    if views == "neighbours":
+        return 1
+    return 6 if views == "crops" and image_size >= 64 else 2
 
 
 def flip(n_channels: int) -> float:
@@ -153,11 +187,14 @@ def batch_size(n_samples: int) -> int:
     return min(n_samples, 2 ** min(max(exponent, 3), 10))
 
 
-def epochs(n_samples: int, batch_size: int) -> int:
+def epochs(n_samples: int, batch_size: int, views: str = "crops") -> int:
     """Return the epochs: 400 at ImageNet's number as published, 36 at 1,500 images.
 
-    A run has at least 200 steps. The 36 epochs are chosen; they take one core minutes.
+    A run has at least 200 steps. The 36 epochs are chosen; they take one core minutes. With
+    neighbourhoods, a run has 800 steps, but at least 5 epochs.
     """
+    if views == "neighbours":
+        return max(math.ceil(800 / max(1, n_samples // batch_size)), 5)
     slope = math.log(400 / 36) / math.log(IMAGENET / 1_500)
     wanted = 36 * (n_samples / 1_500) ** slope
     return max(math.ceil(200 / max(1, n_samples // batch_size)), round(wanted))
@@ -194,7 +231,7 @@ def warmup_epochs(epochs: int, steps_per_epoch: int) -> float:
     return max(min(10.0, epochs / 10), few)
 
 
-def teacher_momentum(total_steps: int) -> float:
+def teacher_momentum(total_steps: int, views: str = "crops") -> float:
     """Return the momentum at the start: .996 at ImageNet's 500,000 steps, .9 up to 2,000 steps.
 
     Between these, the averaging window of the teacher is a power of the number of steps. A window
@@ -206,6 +243,8 @@ def teacher_momentum(total_steps: int) -> float:
     (``--study tuning`` of benchmarks.learning). With .7, the clusters were far from even before
     they settled.
     """
+    if views == "neighbours":
+        return 0.97
     window = 250 * (total_steps / 500_000) ** 0.58
     return 1 - 1 / min(max(window, 10), 250)
 

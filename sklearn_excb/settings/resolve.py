@@ -23,12 +23,15 @@ class Facts:
         Typical (height, width) of the images in pixels; (0, 0) for rows.
     n_channels : int
         Number of channels of the images, or of features of the rows.
+    is_whole : bool, default=True
+        Whether all samples are at hand from the start, unlike those of a stream.
     """
 
     n_samples: int
     kind: Literal["images", "rows"]
     shape: tuple[int, int]
     n_channels: int
+    is_whole: bool = True
 
     @property
     def short_side(self) -> int:
@@ -54,6 +57,12 @@ class Settings:
         Whether the backbone is frozen. Views are then made of features, not of images.
     precision : str
         Precision of matrix products; "auto" until the device is known.
+    views : {"crops", "noise", "neighbours"}
+        Kind of the views.
+    size_tolerance : float
+        Factor by which a cluster may be too large or too small before it is balanced.
+    n_starts : int
+        Number of k-means runs, of which the best gives the first centroids.
     """
 
     K: int
@@ -83,7 +92,10 @@ class Settings:
     smallest_global: tuple[float, float]
     smallest_local: float
     head_width: int
-    freeze_backbone: bool = False  # the value in files that are older than this setting
+    freeze_backbone: bool = False  # from here on, the values in files that are older
+    views: Literal["crops", "noise", "neighbours"] = "crops"
+    size_tolerance: float = 1.0
+    n_starts: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings by name; a module is given by the name of its class."""
@@ -128,8 +140,9 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
     n = facts.n_samples
     K = chosen("K", auto_rules.n_clusters(n))
     size = resolve_image_size(parameters, facts)
+    views = resolve_views(parameters, facts, K)
     batch = min(n, chosen("batch_size", auto_rules.batch_size(n)))
-    n_epochs = chosen("epochs", auto_rules.epochs(n, batch))
+    n_epochs = chosen("epochs", auto_rules.epochs(n, batch, views))
     kind = chosen("optimizer", auto_rules.optimizer(has_batch_norm))
     decay = parameters["weight_decay"]
     n_global = int(parameters["n_global"])
@@ -143,7 +156,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         image_size=size,
         local_size=chosen("local_size", of_local if images else 0),
         n_global=n_global,
-        n_local=chosen("n_local", auto_rules.n_local(size, "rows" if frozen else facts.kind)),
+        n_local=chosen("n_local", auto_rules.n_local(size, views)),
         n_channels=facts.n_channels,
         epochs=n_epochs,
         batch_size=batch,
@@ -153,7 +166,7 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         learning_rate=chosen("learning_rate", auto_rules.learning_rate(kind, batch)),
         weight_decay=auto_rules.weight_decay(kind) if _is_auto(decay) else _pair(decay),
         warmup_epochs=chosen("warmup_epochs", auto_rules.warmup_epochs(n_epochs, n // batch)),
-        teacher_momentum=chosen("teacher_momentum", auto_rules.teacher_momentum(total_steps)),
+        teacher_momentum=chosen("teacher_momentum", auto_rules.teacher_momentum(total_steps, views)),
         size_momentum=chosen(
             "size_momentum", auto_rules.size_momentum(labels_a_step, K, total_steps)
         ),
@@ -168,6 +181,9 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         smallest_local=auto_rules.smallest_local(size) if images else 1.0,
         head_width=chosen("head_width", auto_rules.head_width(n)),
         freeze_backbone=frozen,
+        views=views,
+        size_tolerance=chosen("size_tolerance", auto_rules.size_tolerance(n, K, views)),
+        n_starts=auto_rules.n_starts(K, views),
     )
 
 
@@ -184,6 +200,21 @@ def _pair(value: Any) -> tuple[float, float]:
 
 def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == "auto"
+
+
+def resolve_views(
+    parameters: Mapping[str, Any], facts: Facts, n_clusters: int
+) -> Literal["crops", "noise", "neighbours"]:
+    """Return the kind of the views: crops of images, or noise or neighbourhoods for features."""
+    chosen, frozen = parameters["views"], bool(parameters["freeze_backbone"])
+    if facts.kind == "images" and not frozen:
+        return "crops"
+    if not _is_auto(chosen):
+        return "noise" if chosen == "noise" else "neighbours"
+    linear = frozen or resolve_backbone(parameters, facts) == "identity"
+    if linear and facts.is_whole:
+        return auto_rules.feature_views(facts.n_samples, n_clusters)
+    return "noise"
 
 
 def resolve_image_size(parameters: Mapping[str, Any], facts: Facts) -> int:

@@ -111,6 +111,29 @@ def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
             )
 
 
+def check_views(parameters: Mapping[str, Any], facts: Facts) -> None:
+    """Check that ``views`` is only set where views are made of features, and neighbours are known.
+
+    Raises
+    ------
+    ValueError
+        If the backbone is trained on images, or if neighbours are wanted in a stream.
+    """
+    views = parameters["views"]
+    if views == "auto":
+        return
+    if facts.kind == "images" and not parameters["freeze_backbone"]:
+        raise ValueError(
+            f"views={views!r} is for rows and for frozen backbones, but this backbone is trained "
+            'on crops of images. Leave views="auto", or set freeze_backbone=True.'
+        )
+    if views != "noise" and not facts.is_whole:
+        raise ValueError(
+            f"views={views!r} needs all rows from the start, but a stream shows only some at a "
+            'time. Set views="noise" or "auto", or pass all rows to fit.'
+        )
+
+
 def check_devices(settings: Settings, n_devices: int) -> None:
     """Check that every device gets at least one image of each batch."""
     if settings.batch_size < n_devices:

@@ -32,6 +32,7 @@ from sklearn_excb.settings.validation import (
     check_devices,
     check_rows_parameters,
     check_sizes,
+    check_views,
     check_weights,
 )
 from sklearn_excb.training.context import FitContext
@@ -102,6 +103,7 @@ def check_before(parameters: Mapping[str, Any], facts: Facts, n_devices: int) ->
     if facts.kind == "rows":
         check_rows_parameters(parameters)
     check_weights(parameters)
+    check_views(parameters, facts)
     settings = resolve(parameters, facts, has_batch_norm=True)
     check_sizes(settings, facts)
     if facts.n_samples < n_devices:
@@ -143,6 +145,7 @@ def build(parameters: Mapping[str, Any], facts: Facts) -> tuple[StudentTeacher, 
     if facts.kind == "rows":
         check_rows_parameters(parameters)
     check_weights(parameters)
+    check_views(parameters, facts)
     named = resolve_backbone(parameters, facts)
     backbone = build_backbone(
         named,
@@ -189,6 +192,7 @@ def build_balancing(settings: Settings, device: torch.device | str) -> Balancing
         settings.size_momentum,
         below=settings.balancing,
         relative_floor=TIE_FLOOR,
+        tolerance=settings.size_tolerance,
         device=device,
     )
 
@@ -243,6 +247,8 @@ def prepare(
     context: FitContext,
     n_samples: int | None = None,
     draws: PrivateGenerator | None = None,
+    *,
+    is_whole: bool = True,
 ) -> tuple[Model, ViewBatches]:
     """Resolve every parameter for a source, and build networks and batches.
 
@@ -254,9 +260,10 @@ def prepare(
         Parameters, seed, device and ranks of the fit.
     n_samples : int, optional
         Number of samples in an epoch. By default the source holds all of them.
-
     draws : PrivateGenerator, optional
         Generator of the first weights. By default a new one, seeded as the fit.
+    is_whole : bool, default=True
+        Whether the source holds all samples, not the first of a stream.
 
     Returns
     -------
@@ -266,7 +273,7 @@ def prepare(
         Batches of the source.
     """
     ranks, parameters = context.ranks, context.parameters
-    facts = facts_of(source)
+    facts = replace(facts_of(source), is_whole=is_whole)
     facts = ranks.broadcast(facts if n_samples is None else replace(facts, n_samples=n_samples))
     with draws or PrivateGenerator(context.seed):
         networks, settings, n_features = build(parameters, facts)

@@ -10,6 +10,10 @@ import numpy.typing as npt
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.settings.resolve import Settings
+from sklearn_excb.training.neighborhoods import (
+    neighborhoods,
+    start_from_principal_directions,
+)
 from sklearn_excb.training.teacher_outputs import embed
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import constant_feature, row_recipe
@@ -89,10 +93,15 @@ def feature_batches(
         n_local=settings.n_local,
     )
     recipe = batches.ranks.broadcast(recipe)
+    constant = batches.ranks.broadcast(constant_feature(rows.load, len(rows), recipe))
     if not goes_on:
-        constant = batches.ranks.broadcast(constant_feature(rows.load, len(rows), recipe))
         networks.set_feature_statistics(constant, recipe.mean, recipe.scale)
+    found = None
+    if settings.views == "neighbours":
+        found = neighborhoods(rows, recipe, constant, settings, batches.ranks, standardized=False)
+        if not goes_on:
+            start_from_principal_directions(networks, found, constant, batches.seed)
     as_they_are = replace(
         recipe, mean=np.zeros_like(recipe.mean), scale=1.0, noise=recipe.noise * recipe.scale
     )
-    return replace(batches, source=rows, recipe=as_they_are, n_ahead=0)
+    return replace(batches, source=rows, recipe=as_they_are, n_ahead=0, neighbors=found)

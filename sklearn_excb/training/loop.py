@@ -319,6 +319,7 @@ def start_centroids(
         _concatenate_and_free(rows).numpy(),
         settings.K,
         seed=seed,
+        n_starts=settings.n_starts,
         ranks=ranks,
         places=np.concatenate(places),
         device=networks.teacher.centroids.weight.device,

@@ -23,6 +23,7 @@ from sklearn_excb.runtime.ranks import ALONE, Ranks
 from sklearn_excb.runtime.threads import Map, finished, reader_threads
 from sklearn_excb.runtime.transfers import StepLimiter, is_pinned_for, to_device
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.neighbor_views import NeighborViews
 from sklearn_excb.views.row_views import RowRecipe, make_row_views, standardize
 from sklearn_excb.views.view_maker import (
     Drawn,
@@ -115,6 +116,8 @@ class ViewBatches:
         Ranks that share every batch.
     n_of_stream : int, optional
         Samples of an epoch, if the source holds only the first samples of a stream.
+    neighbors : NeighborViews, optional
+        Neighbourhoods of rows, whose views replace those with noise.
 
     Notes
     -----
@@ -132,6 +135,7 @@ class ViewBatches:
     n_ahead: int = 0
     ranks: Ranks = ALONE
     n_of_stream: int | None = None
+    neighbors: NeighborViews | None = None
 
     @property
     def n_samples(self) -> int:
@@ -165,11 +169,12 @@ class ViewBatches:
     def start(self) -> Iterator[Batch]:
         """Yield one global view of every image, as epoch 0.
 
-        Batches use the first and the second global view by turns. The last batch is filled up with
-        the first images.
+        Batches use the first and the second global view by turns, or only the first, of the longest
+        walks, if views are neighbourhoods. The last batch is filled up with the first images.
         """
         rows = self._filled(permutation(self.seed, 0, len(self.source)))
-        return self._batches((0, some, number % 2) for number, some in enumerate(rows))
+        n_used = 1 if self.neighbors else 2
+        return self._batches((0, some, number % n_used) for number, some in enumerate(rows))
 
     def of_rows(self, epoch: int, rows: Indices, only: int | None = None) -> Iterator[Batch]:
         """Yield views of rows in the given order: all views, or the global view ``only``.
@@ -217,9 +222,8 @@ class ViewBatches:
         recipe, source = self.recipe, self.source
         if isinstance(recipe, RowRecipe):
             assert isinstance(source, Rows)
-            x = to_device(standardize(source.load(rows), recipe), self.device)
-            of_rows = recipe.kinds() if only is None else [np.array([only])]
-            made = [make_row_views(x, rows, self.seed, epoch, recipe, views) for views in of_rows]
+            kinds = recipe.kinds() if only is None else [np.array([only])]
+            made = [self._row_views(source, recipe, rows, epoch, views) for views in kinds]
             return lambda: made
         assert not isinstance(source, Rows)
         drawn = self.draw(rows, epoch, only)
@@ -231,6 +235,20 @@ class ViewBatches:
         room = [] if pinned else memory  # a copy of the previous crops may still be running
         crops = begin_crops(source, rows, drawn, room, read, pinned=pinned)
         return lambda: finish_crops([to_device(c, self.device) for c in crops()], drawn)
+
+    def _row_views(
+        self, source: Rows, recipe: RowRecipe, rows: Indices, epoch: int, views: Indices
+    ) -> Tensor:
+        """Make views (V * B, d) of rows: of their neighbourhoods, or with noise."""
+
+        def load(some: Indices) -> npt.NDArray[np.float32]:
+            return standardize(source.load(some), recipe).numpy()
+
+        if self.neighbors is None:
+            x = to_device(torch.from_numpy(load(rows)), self.device)
+            return make_row_views(x, rows, self.seed, epoch, recipe, views)
+        made = [self.neighbors.make(load, rows, self.seed, epoch, int(view)) for view in views]
+        return to_device(torch.from_numpy(np.concatenate(made)), self.device)
 
     def n_kept(self) -> int:
         """Number of samples: all of them can be read again."""
