@@ -24,7 +24,8 @@ from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, exists, list_imag
 from sklearn_excb.data.image_files import EncodedPicture, open_file
 from sklearn_excb.data.pixels import is_picture, tensor_array
 from sklearn_excb.data.sources import ArrayImages, ItemImages
-from sklearn_excb.exceptions import ImageError
+from sklearn_excb.exceptions import ImageError, SkippedImageWarning
+from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.devices import available_memory
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")  # keys of the image in an item that is a dict
@@ -228,11 +229,19 @@ def _open_archives(
     paths: Sequence[str | os.PathLike[str]], n_channels: int | None, on_error: str
 ) -> ItemImages:
     found = list_members(paths, on_error)
-    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in found.images]
+    names = [member.path for member in found.images]
     source = ItemImages(
         found.images, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
     )
     source.ignored, source.unreachable = found.ignored, found.unreachable
+    if found.replaced:
+        why = "a later member of the archive has the same name"
+        source.ignored += [f"{path} ({why})" for path in found.replaced]
+        warn_caller(
+            f"{len(found.replaced):,} images of archives are not among the {len(names):,} images "
+            f"of X, because {why}. The first is {found.replaced[0]}",
+            SkippedImageWarning,
+        )
     return source
 
 
