@@ -177,9 +177,7 @@ def _broken(archive: str, error: Exception, n_read: int) -> ValueError:
     return broken
 
 
-def _list(
-    archive: str, found: dict[str, Member], ignored: list[str], replaced: list[str]
-) -> None:
+def _list(archive: str, found: dict[str, Member], ignored: list[str], replaced: list[str]) -> None:
     """Add the images of an archive, as far as it can be read, to ``found``."""
     contents: dict[str, tarfile.TarInfo] = {}
     with open_regular(archive) as file:
