@@ -133,9 +133,8 @@ def test_no_damage_to_the_headers_of_an_archive_loses_an_image_silently(data):
             del content[data.draw(st.integers(0, end), "at") :]
         else:
             header = data.draw(st.sampled_from(headers), "header")
-            content[header + data.draw(st.integers(0, 511), "at")] ^= 1 << data.draw(
-                st.integers(0, 7), "bit"
-            )
+            at = data.draw(st.integers(0, 511).filter(lambda at: at != 155), "at")  # a space
+            content[header + at] ^= 1 << data.draw(st.integers(0, 7), "bit")
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.tar cannot be read.*(truncated|not a tar)"):
             open_source(path)

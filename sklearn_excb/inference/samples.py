@@ -11,6 +11,7 @@ from torch import Tensor
 from sklearn_excb.data.columns import plain_collection
 from sklearn_excb.data.input_errors import (
     check_several,
+    for_rows,
     images_for_rows,
     one_image_for_several,
     rows_for_images,
@@ -60,9 +61,13 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
         check_columns(X)
         X = _without_tensors(X)
         types, least = [np.float32, np.float64], 2 if fitting else 1
-        return Rows(
-            validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)
-        )
+        try:
+            rows = validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)
+        except (TypeError, ValueError) as error:
+            if why := for_rows(X):
+                raise ValueError(why) from error
+            raise
+        return Rows(rows)
     wanted = estimator.n_channels if fitting else estimator.n_channels_
     if not (fitting and wanted == 1):
         check_several(X, None if fitting else estimator.image_shape_[1])
