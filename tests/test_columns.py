@@ -304,6 +304,20 @@ def test_columns_of_polars_and_hugging_face_hold_images(tmp_path, kind):
         open_source(datasets.DatasetDict({"train": hub}))
 
 
+def test_arrays_and_vectors_of_hugging_face():
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Array3D((12, 12, 3), "uint8")}
+    hub = datasets.Dataset.from_dict(
+        {"image": IMAGES.tolist()}, features=datasets.Features(features)
+    )
+    source = open_source(hub.with_format("numpy", dtype="uint8"))
+    np.testing.assert_array_equal(source.load_one(3).permute(1, 2, 0).numpy(), IMAGES[3])
+    column = datasets.Dataset.from_dict({"a": VECTORS.tolist()})["a"]
+    np.testing.assert_allclose(np.array(column), VECTORS)
+    with pytest.raises(ImageError, match=r"Pass vectors as one array: np\.stack"):
+        open_source(column)
+
+
 @pytest.mark.parametrize("form", ["list", "array"])
 def test_columns_of_polars_hold_vectors(form):
     polars = pytest.importorskip("polars")

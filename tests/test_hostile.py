@@ -391,6 +391,32 @@ def test_images_that_are_nearly_black_are_told(tmp_path, kind, route):
         estimator(epochs=0, image_size=12).fit(X)
 
 
+class Counted(dict):
+    """A data set that counts how often it is read."""
+
+    n_read = 0
+
+    def __getitem__(self, index):
+        self.n_read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", ["array", "data set"])
+def test_many_nearly_black_images_are_told_at_inference_too(kind):
+    bright = np.random.default_rng(0).integers(0, 65_536, (64, 12, 12), np.uint16)
+    fitted = estimator(epochs=0, image_size=12, batch_size=64).fit(bright)
+    dark = bright // 16
+    X = dark if kind == "array" else Counted(enumerate([*dark] * 10))
+    with pytest.warns(PixelRangeWarning, match="4095"):
+        fitted.predict(X)
+    assert kind == "array" or X.n_read <= 640 + 65
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PixelRangeWarning)
+        fitted.transform(bright)
+        fitted.transform(dark[:63] if kind == "array" else list(dark))  # they may be dark
+        fitted.transform(np.zeros_like(dark))
+
+
 def test_dark_and_black_images_of_the_full_range_are_not_told_of():
     X = np.zeros((9, 12, 12), np.uint16)
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from sklearn_excb.data.input_errors import (
 from sklearn_excb.data.open_source import are_rows, open_source
 from sklearn_excb.data.pixels import tensor_array
 from sklearn_excb.data.sources import Rows, Source
-from sklearn_excb.data.unusable_images import warn_unread
+from sklearn_excb.data.unusable_images import warn_if_nearly_black, warn_unread
 from sklearn_excb.inference.learned import INPUT_FACTS
 from sklearn_excb.settings.validation import check_columns
 
@@ -73,6 +73,8 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
         check_several(X, None if fitting else estimator.image_shape_[1])
     source = open_source(X, None if isinstance(wanted, str) else wanted, estimator.on_error)
     warn_unread(source)
+    if not fitting:
+        warn_if_nearly_black(source, fitting=False)
     if wanted not in ("auto", source.n_channels):
         name = type(estimator).__name__
         said = "n_channels is" if fitting else f"this {name} was fitted on images with"
