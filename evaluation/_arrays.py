@@ -47,6 +47,8 @@ def as_array(x: Any) -> NDArray:
     ValueError
         If rows differ in length, or x is a tensor without values.
     """
+    if isinstance(x, (list, tuple)) and any(map(np.ma.isMaskedArray, x)):
+        x = np.ma.stack(x)
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         if x.ndim > 1 or x.dtype.kind == "f":
             return np.ma.filled(x.astype(np.float64), np.nan)

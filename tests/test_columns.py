@@ -338,7 +338,7 @@ def test_tensors_of_arrow_keep_their_shape():
             np.testing.assert_array_equal(plain_collection(X), values)
 
 
-@pytest.mark.parametrize("X", [VECTORS, IMAGES, list(IMAGES)])
+@pytest.mark.parametrize("X", [VECTORS, IMAGES, list(IMAGES), list(VECTORS)])
 def test_masked_values_are_refused_and_not_read(X):
     masked = np.ma.masked_equal(X if isinstance(X, np.ndarray) else X[0], X[0].flat[0])
     whole = np.ma.MaskedArray(X) if isinstance(X, np.ndarray) else list(map(np.ma.MaskedArray, X))

@@ -409,7 +409,7 @@ def test_many_nearly_black_images_are_told_at_inference_too(kind):
     X = dark if kind == "array" else Counted(enumerate([*dark] * 10))
     with pytest.warns(PixelRangeWarning, match="4095"):
         fitted.predict(X)
-    assert kind == "array" or X.n_read <= 640 + 65
+    assert kind == "array" or X.n_read <= 640 + 2 * 65
     with warnings.catch_warnings():
         warnings.simplefilter("error", PixelRangeWarning)
         fitted.transform(bright)

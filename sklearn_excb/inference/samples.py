@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from sklearn_excb.data.columns import plain_collection
+from sklearn_excb.data.columns import check_unmasked, plain_collection
 from sklearn_excb.data.input_errors import (
     check_several,
     for_rows,
@@ -60,6 +60,8 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
     if holds_rows:
         check_columns(X)
         X = _without_tensors(X)
+        for row in X if isinstance(X, (list, tuple)) else ():
+            check_unmasked(row)
         types, least = [np.float32, np.float64], 2 if fitting else 1
         try:
             rows = validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)

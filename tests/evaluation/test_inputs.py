@@ -182,6 +182,8 @@ def test_units_do_not_matter(exponent, each_by_itself):
         (pd.Series([None, *ROWS[1:]]), "rows differ in length, or some are None"),
         (torch.empty(40, 6, device="meta"), 'device "meta"'),
         ([torch.empty(6, device="meta")] * 40, 'device "meta"'),
+        (np.ma.masked_equal(ROWS, ROWS[3, 2]), "NaN"),
+        (list(np.ma.masked_equal(ROWS, ROWS[3, 2])), "NaN"),
         (ROWS + 1j, "(?i)complex"),
         (torch.tensor(ROWS + 1j).conj(), "(?i)complex"),
     ],
