@@ -14,13 +14,23 @@ def without_torch(x: Any) -> Any:
     """Return a tensor, or a list of tensors, as arrays; anything else as it is.
 
     The tensor may have any dtype, be on any device, need a gradient or be sparse.
+
+    Raises
+    ------
+    ValueError
+        If the tensor is nested, or on the device "meta", where tensors have no values.
     """
     if isinstance(x, (list, tuple)) and any(hasattr(each, "detach") for each in x):
         return [without_torch(each) for each in x]
     if not hasattr(x, "detach"):
         return x
     tensor: Any = x
+    if tensor.is_meta:
+        raise ValueError('A tensor is on the device "meta", where tensors have no values.')
+    if tensor.is_nested:
+        raise ValueError("A tensor is nested. Pass one whose rows have the same length.")
     tensor = tensor.detach().cpu()
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
     tensor = tensor.to_dense() if "sparse" in str(tensor.layout) else tensor
     if tensor.is_floating_point() and str(tensor.dtype).removeprefix("torch.") not in _IN_NUMPY:
         tensor = tensor.float()  # bfloat16 and smaller ones
@@ -28,17 +38,54 @@ def without_torch(x: Any) -> Any:
 
 
 def as_array(x: Any) -> NDArray:
-    """Return an array of anything array-like; masked values become NaN, or None if not numbers."""
+    """Return an array of anything array-like; masked values become NaN, or None if not numbers.
+
+    Sparse matrices become dense. Vectors in the column of a table become rows.
+
+    Raises
+    ------
+    ValueError
+        If rows differ in length, or x is a tensor without values.
+    """
+    if isinstance(x, (list, tuple)) and any(map(np.ma.isMaskedArray, x)):
+        x = np.ma.stack(x)
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         if x.ndim > 1 or x.dtype.kind == "f":
             return np.ma.filled(x.astype(np.float64), np.nan)
         values = np.asarray(x).astype(object)
         values[np.ma.getmaskarray(x)] = None
         return values
-    array = np.asarray(without_torch(x))
+    plain = without_torch(getattr(x, "toarray", lambda: x)())
+    try:
+        array = _stacked(np.asarray(plain))
+    except ValueError as error:
+        raise ValueError(
+            "The rows differ in length, or some are None. Pass rows of one length, and leave out "
+            "those that are missing."
+        ) from error
     if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 of JAX and TensorFlow
         return array.astype(np.float32)
     return array
+
+
+def for_sklearn(x: Any) -> Any:
+    """Return rows for scikit-learn to check: an array, or tables and sparse matrices as they are.
+
+    A table with a column of vectors becomes an array.
+    """
+    if hasattr(x, "toarray"):
+        return x
+    array = as_array(x)
+    return x if hasattr(x, "columns") and array.shape == tuple(x.shape) else array
+
+
+def _stacked(array: NDArray) -> NDArray:
+    """Return an array of vectors, (n,) or (n, 1), as rows (n, d); any other array as it is."""
+    if array.dtype != object or array.ndim == 0 or array.size != len(array):
+        return array
+    rows = array.ravel()
+    first: Any = next((row for row in rows if row is not None), None)
+    return np.stack([np.asarray(row) for row in rows]) if np.ndim(first) == 1 else array
 
 
 def scaled(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -243,7 +243,8 @@ class ExCBEstimator(
     ignored_files_ : ndarray of object
         Ignored contents of a folder, str: hidden files and folders, files without the suffix of an
         image, and, with the reason, files and folders that cannot be opened. For archives, pictures
-        in other formats. Only after fitting a folder or archives.
+        in other formats, and, with the reason, those that a later member of the same name replaces.
+        Only after fitting a folder or archives.
     n_features_in_ : int
         Number of features of the rows; only after fitting rows.
     image_shape_ : tuple of int

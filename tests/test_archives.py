@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sklearn_excb.data.open_source import open_source
-from sklearn_excb.exceptions import ImageError
+from sklearn_excb.exceptions import ImageError, SkippedImageWarning
 from tests.small_images import COLOUR, all_of, as_png, folder_of, tar_of
 
 
@@ -68,11 +68,35 @@ def test_links_names_and_hidden_files_of_archives(tmp_path):
         add("odd/")
         add("/abs/x.png", as_png(COLOUR[2]))
         add("./0.png", as_png(COLOUR[3]))
-    source = open_source(path)
+    with pytest.warns(SkippedImageWarning, match="1 images of archives are not among the 3"):
+        source = open_source(path)
     assert source.names == [f"{path}/./0.png", f"{path}/hard.png", f"{path}/abs/x.png"]
     loaded = [image.permute(1, 2, 0).numpy() for image in all_of(source)]
     for image, expected in zip(loaded, (COLOUR[3], COLOUR[0], COLOUR[2]), strict=True):
         np.testing.assert_array_equal(image, expected)
+
+
+def test_members_with_the_name_of_a_later_member_are_told(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for i, name in enumerate(["a.png", "k.png", "a.png", "./k.png", "gone.png", "gone.png"]):
+            member = tarfile.TarInfo(name)
+            member.size = len(as_png(COLOUR[i % 5]))
+            if i == 5:
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "a.png", 0
+            archive.addfile(member, io.BytesIO(as_png(COLOUR[i % 5])))
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "./a.png"  # replaces nothing
+        archive.addfile(link)
+    other = tar_of(tmp_path / "b.tar", {"a.png": as_png(COLOUR[0])})
+    with pytest.warns(SkippedImageWarning, match=rf"3 images .* among the 3 .*same name.*{path}/a"):
+        source = open_source([path, other])
+    assert source.names == [f"{path}/a.png", f"{path}/./k.png", f"{other}/a.png"]
+    for image, expected in zip(all_of(source), (COLOUR[2], COLOUR[3], COLOUR[0]), strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+    why = "a later member of the archive has the same name"
+    told = [f"{path}/{name} ({why})" for name in ("a.png", "k.png", "gone.png")]
+    assert source.ignored == [f"{path}/gone.png", *told]
 
 
 def test_archives_and_folders_in_the_wrong_place_are_told_apart(tmp_path):
@@ -109,9 +133,8 @@ def test_no_damage_to_the_headers_of_an_archive_loses_an_image_silently(data):
             del content[data.draw(st.integers(0, end), "at") :]
         else:
             header = data.draw(st.sampled_from(headers), "header")
-            content[header + data.draw(st.integers(0, 511), "at")] ^= 1 << data.draw(
-                st.integers(0, 7), "bit"
-            )
+            at = data.draw(st.integers(0, 511).filter(lambda at: at != 155), "at")  # a space
+            content[header + at] ^= 1 << data.draw(st.integers(0, 7), "bit")
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.tar cannot be read.*(truncated|not a tar)"):
             open_source(path)

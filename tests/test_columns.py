@@ -7,12 +7,15 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from PIL import Image
 
+from evaluation import near_duplicates
 from sklearn_excb.data.columns import plain_collection
+from sklearn_excb.data.image_names import short_names
 from sklearn_excb.data.open_source import open_source
-from sklearn_excb.exceptions import ImageError
+from sklearn_excb.exceptions import ImageError, SkippedImageWarning
 from tests.small_runs import OF_ROWS, assert_same_bits, small
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), dtype=np.uint8)
@@ -39,6 +42,27 @@ def arrow(columns):
 
 def _plain(values):
     return [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+
+
+class LazyFrame:
+    """A table of polars that is not computed yet."""
+
+    columns = ("a",)
+
+    def collect(self):
+        raise AssertionError
+
+    collect_schema = collect
+
+
+class Vectors:
+    """A data set of vectors, such as a column of Hugging Face."""
+
+    def __len__(self):
+        return len(VECTORS)
+
+    def __getitem__(self, index):
+        return VECTORS[index]
 
 
 TABLES = {
@@ -99,7 +123,7 @@ def test_with_more_columns_the_error_says_which_to_pass(tmp_path, table):
     with pytest.raises(TypeError, match=r"X\['path'\] holds text. Pass one of them: X\['path'\]"):
         small().fit(TABLES[table](columns))
     columns = {"emb": list(VECTORS[:8]), "blob": items("bytes", tmp_path)}
-    with pytest.raises(TypeError, match=r"np\.stack\(X\['emb'\]\) or X\['blob'\]") as raised:
+    with pytest.raises(TypeError, match=r"Pass one of them: X\['emb'\] or X\['blob'\]") as raised:
         small().fit(TABLES[table](columns))
     assert len(str(raised.value)) < 400
     assert "PNG" not in str(raised.value)
@@ -167,7 +191,154 @@ def test_none_is_a_skipped_image(form, place):
     assert np.flatnonzero(fitted.labels_ < 0).tolist() == [place]
 
 
-@pytest.mark.parametrize("X", [VECTORS, IMAGES, list(IMAGES)])
+@pytest.fixture(scope="module")
+def fitted_on():
+    return small(**OF_ROWS, epochs=0).fit(VECTORS), small(epochs=0).fit(IMAGES)
+
+
+MISSING = [None, np.nan, np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT")]
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=repr)
+@pytest.mark.parametrize("kind", ["paths", "pictures", "bytes", "arrays"])
+def test_missing_values_among_images_are_told_or_skipped(tmp_path, kind, missing):
+    X = items(kind, tmp_path)
+    for place in (0, 5):
+        holed = [*X[:place], missing, *X[place + 1 :]]
+        with pytest.raises(ImageError, match=rf"Image {place} of 8: .*missing.*1 in all.*dropna"):
+            open_source(holed)
+        series = pd.Series(holed, dtype=object)
+        for skipping in (holed, series, series.to_frame(), [(item, 1) for item in holed]):
+            source = open_source(skipping, on_error="skip")
+            for i, image in enumerate(IMAGES):
+                loaded = source.load_one(i).permute(1, 2, 0).numpy()
+                assert i == place or np.array_equal(loaded, image)
+            found = [(skipped.index, skipped.name) for skipped in source.skipped()]
+            assert found == [(place, "")]
+            assert source.n_channels == 3
+
+
+def test_a_fit_is_that_of_the_paths_without_the_missing_ones(tmp_path):
+    paths = []
+    for i, image in enumerate(IMAGES):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image[..., 0]).save(paths[-1])
+    with pytest.warns(SkippedImageWarning, match="1 of 9 images .* 3: nan is a missing value"):
+        fitted = small(on_error="skip", epochs=1).fit([*paths[:3], np.nan, *paths[3:]])
+    clean = small(epochs=1).fit(paths)
+    np.testing.assert_array_equal(np.delete(fitted.labels_, 3), clean.labels_)
+    np.testing.assert_array_equal(fitted.cluster_centers_, clean.cluster_centers_)
+    assert fitted.sample_names_.tolist() == [*paths[:3], "", *paths[3:]]
+    assert short_names(fitted.sample_names_.tolist())[2:5] == ["2.png", "", "3.png"]
+
+
+def replaced(values, place, by):
+    return [*values[:place], by, *values[place + 1 :]]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ([["a.png"], ["b.png"]] * 20, r"a list is not an image.*row\[0\] for row in X"),
+        ([[Image.fromarray(image), 1] for image in IMAGES], "a list is not an image"),
+        ([["a.png", 1]] * 40, "a list is not an image"),
+        (replaced(VECTORS.tolist(), 3, [1.0]), "Row 3 of X has 1 values, but row 0 has 5"),
+        ([torch.zeros(2), torch.zeros(3)] * 20, "Row 1 of X has 3 values, but row 0 has 2"),
+        *((replaced([*VECTORS], 3, no), "Row 3 of X is .*, a missing value") for no in MISSING),
+        (replaced([*VECTORS], 0, None), "Row 0 of X is None, a missing value"),
+        (pd.Series(replaced([*VECTORS], 3, None)), "Row 3 of X is None, a missing value"),
+        (scipy.sparse.csr_matrix(VECTORS), r"Use '\.toarray\(\)'"),
+        (torch.tensor(VECTORS).to_sparse(), r"sparse\. Pass X\.to_dense"),
+        (torch.tensor(IMAGES).to_sparse(), r"sparse\. Pass X\.to_dense"),
+        ([torch.tensor(image).to_sparse() for image in IMAGES], r"sparse\. Pass X\.to_dense"),
+        (torch.empty(40, 5, device="meta"), 'device "meta"'),
+        ([torch.empty(3, 9, 9, device="meta")] * 40, 'device "meta"'),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
+        (torch.tensor(VECTORS + 1j).conj(), "Complex data not supported"),
+        (torch.tensor(IMAGES + 1j).conj(), "Pixels of type complex128 cannot be used"),
+        ([torch.tensor(IMAGES[0] + 1j).conj()] * 40, "Pixels of type complex128 cannot be used"),
+        (np.zeros(40, [("a", "f4"), ("b", "f4")]), "named fields"),
+        ([[[1, 2], [3]]] * 8, "rows differ in length"),
+        ([pd.DataFrame({"image": ["a"]})] * 8, "an item of type DataFrame is not an image"),
+        ([b"photos/a.png"] * 8, r"a path as bytes.*os\.fsdecode"),
+        (b"photos/a.png", r"a path as bytes.*os\.fsdecode"),
+        (LazyFrame(), r"LazyFrame.*Pass X\.collect"),
+        ({"train": IMAGES}, r"is a dict.*X\['train'\]"),
+        (Vectors(), r"Pass vectors as one array: np\.stack"),
+    ],
+)
+def test_input_of_the_wrong_kind_is_explained(X, message, on_error, fitted_on):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of prototypes
+        X = X() if callable(X) else X
+        with pytest.raises((ValueError, TypeError), match=message):
+            small(on_error=on_error, image_size="auto").fit(X)
+        for fitted in fitted_on if on_error == "raise" else ():
+            with pytest.raises((ValueError, TypeError), match=f"{message}|fitted on"):
+                fitted.transform(X)
+
+
+REAL = ["paths", "bytes", "dicts", "pictures", "image feature", "gaps"]
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.filterwarnings("ignore")
+def test_columns_of_polars_and_hugging_face_hold_images(tmp_path, kind):
+    polars, datasets = pytest.importorskip("polars"), pytest.importorskip("datasets")
+    held = items(kind if kind in REAL[:4] else "paths", tmp_path)
+    if kind == "gaps":
+        held[3] = None
+    dtype = {"dtype": polars.Object} if kind == "pictures" else {}
+    series = polars.Series(held, **dtype)
+    feature = {"image": datasets.Image(decode=kind != "bytes")}
+    hub = datasets.Dataset.from_dict({"image": held}, features=datasets.Features(feature))
+    forms = [series, series.to_frame("picture"), hub, hub["image"], hub.to_iterable_dataset()]
+    for X in forms if kind != "pictures" else [*forms, hub.with_format("numpy")]:
+        source = open_source(X, 3, "skip")
+        for i, image in enumerate(IMAGES):
+            loaded = source.load_one(i).permute(1, 2, 0).numpy()
+            assert (kind == "gaps" and i == 3) or np.array_equal(loaded, image)
+        assert [skipped.index for skipped in source.skipped()] == ([3] if kind == "gaps" else [])
+    with pytest.raises(TypeError, match=r"Pass one of its values, X\['train'\]"):
+        open_source(datasets.DatasetDict({"train": hub}))
+
+
+def test_arrays_and_vectors_of_hugging_face():
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Array3D((12, 12, 3), "uint8")}
+    hub = datasets.Dataset.from_dict(
+        {"image": IMAGES.tolist()}, features=datasets.Features(features)
+    )
+    source = open_source(hub.with_format("numpy", dtype="uint8"))
+    np.testing.assert_array_equal(source.load_one(3).permute(1, 2, 0).numpy(), IMAGES[3])
+    column = datasets.Dataset.from_dict({"a": VECTORS.tolist()})["a"]
+    np.testing.assert_allclose(np.array(column), VECTORS)
+    with pytest.raises(ImageError, match=r"Pass vectors as one array: np\.stack"):
+        open_source(column)
+
+
+@pytest.mark.parametrize("form", ["list", "array"])
+def test_columns_of_polars_hold_vectors(form):
+    polars = pytest.importorskip("polars")
+    dtype = polars.Array(polars.Float32, 5) if form == "array" else polars.List(polars.Float32)
+    series = polars.Series("a", VECTORS.tolist(), dtype=dtype)
+    for X in (series, series.to_frame()):
+        np.testing.assert_array_equal(plain_collection(X), VECTORS)
+        assert repr(near_duplicates(X)) == repr(near_duplicates(VECTORS))
+    with pytest.raises(TypeError, match=r"Pass X\.collect"):
+        small().fit(series.to_frame().lazy())
+
+
+def test_tensors_of_arrow_keep_their_shape():
+    pyarrow = pytest.importorskip("pyarrow")
+    for values in (IMAGES, VECTORS):
+        tensors = pyarrow.FixedShapeTensorArray.from_numpy_ndarray(values)
+        for X in (tensors, pyarrow.table({"a": tensors})):
+            np.testing.assert_array_equal(plain_collection(X), values)
+
+
+@pytest.mark.parametrize("X", [VECTORS, IMAGES, list(IMAGES), list(VECTORS)])
 def test_masked_values_are_refused_and_not_read(X):
     masked = np.ma.masked_equal(X if isinstance(X, np.ndarray) else X[0], X[0].flat[0])
     whole = np.ma.MaskedArray(X) if isinstance(X, np.ndarray) else list(map(np.ma.MaskedArray, X))

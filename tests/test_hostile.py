@@ -1,5 +1,6 @@
 """A hostile folder: every file is accounted for, nothing shifts, nothing hangs."""
 
+import io
 import re
 import tarfile
 import warnings
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+from evaluation.maps.pictures import as_rgb
 from sklearn_excb import ExCBEstimator, ImageError, PixelRangeWarning, SkippedImageWarning
 from sklearn_excb.data.open_source import open_source
 from sklearn_excb.data.unusable_images import warn_if_nearly_black
@@ -38,6 +40,10 @@ def folder(tmp_path_factory):
     shapes, broken = write_folder(root)
     assert len(shapes) + len(broken) >= 60
     return root, shapes, broken
+
+
+def opened(content):
+    return Image.open(io.BytesIO(content))
 
 
 def relative(root, paths):
@@ -91,6 +97,40 @@ def test_by_default_the_first_broken_file_is_named(folder):
     with pytest.raises(ImageError) as raised:
         estimator().fit(root)
     assert any(str(root / name) in str(raised.value) for name in broken)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "gif", "tif", "bmp", "jp2", "tga", "ppm"])
+def test_pillows_setting_for_files_cut_short_changes_nothing(monkeypatch, kind):
+    def decoded(content):
+        for use in (lambda: open_source([content]).load_one(0), lambda: as_rgb(opened(content), 0)):
+            try:
+                yield np.asarray(use()).tolist()
+            except (ValueError, OSError):
+                yield "refused"
+
+    for name, (content, shape) in sound_files().items():
+        if not name.endswith(kind) or max(shape) > 100:
+            continue
+        broken = bytearray(content)
+        broken[len(content) * 2 // 3] ^= 0xFF
+        for damaged in (content, content[: len(content) * 2 // 3], content[:-9], bytes(broken)):
+            results = []
+            for lenient in (False, True):
+                monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+                results.append(list(decoded(damaged)))
+                assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
+            assert results[0] == results[1], name
+
+
+def test_a_picture_that_was_refused_is_as_it_was():
+    picture = opened(sound_files()["photo.jpg"][0][:-60])
+    before = dict(vars(picture))
+    for _ in range(2):
+        with pytest.raises(OSError, match="truncated"):
+            as_rgb(picture, 0)
+    assert picture.tile == before["tile"]
+    assert set(vars(picture)) <= {*before, "map"}
 
 
 def test_what_was_skipped_is_saved_and_loaded(folder, tmp_path):
@@ -349,6 +389,32 @@ def test_images_that_are_nearly_black_are_told(tmp_path, kind, route):
     X = {"list": list(X), "data set": dict(enumerate(X)), "files": tmp_path}.get(route, X)
     with pytest.warns(PixelRangeWarning, match=told):
         estimator(epochs=0, image_size=12).fit(X)
+
+
+class Counted(dict):
+    """A data set that counts how often it is read."""
+
+    n_read = 0
+
+    def __getitem__(self, index):
+        self.n_read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", ["array", "data set"])
+def test_many_nearly_black_images_are_told_at_inference_too(kind):
+    bright = np.random.default_rng(0).integers(0, 65_536, (64, 12, 12), np.uint16)
+    fitted = estimator(epochs=0, image_size=12, batch_size=64).fit(bright)
+    dark = bright // 16
+    X = dark if kind == "array" else Counted(enumerate([*dark] * 10))
+    with pytest.warns(PixelRangeWarning, match="4095"):
+        fitted.predict(X)
+    assert kind == "array" or X.n_read <= 640 + 2 * 65
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PixelRangeWarning)
+        fitted.transform(bright)
+        fitted.transform(dark[:63] if kind == "array" else list(dark))  # they may be dark
+        fitted.transform(np.zeros_like(dark))
 
 
 def test_dark_and_black_images_of_the_full_range_are_not_told_of():

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .._arrays import as_array
 from .._optional import require
+from .decoding import load_whole
 
 Picture = NDArray[np.uint8]
 """Pixels of shape (h, w, 3)."""
@@ -36,6 +37,8 @@ def picture_pixels(picture: Any) -> NDArray[Any]:
     ------
     ValueError
         If Pillow would start a program to decode the image.
+    OSError
+        If the file is broken or cut short.
     """
     if getattr(picture, "format", None) == "EPS" and picture.tile:  # not decoded yet
         raise ValueError(
@@ -43,6 +46,7 @@ def picture_pixels(picture: Any) -> NDArray[Any]:
         )
     mode, orientation = picture.mode, picture_orientation(picture)
     transparent = _transparent_value(picture)
+    load_whole(picture)
     if mode in _ALPHA or (mode == "P" and getattr(picture, "has_transparency_data", False)):
         pixels = _on_white(picture)
     elif mode.startswith("I"):  # 16 bits, or 16 bits stored in 32

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._arrays import without_torch
+from .._arrays import for_sklearn, without_torch
 from .._checks import check_count, check_positive
 from .search import Backend, Index
 from .voting import TOGETHER, predicted_codes, votes_of
@@ -76,7 +76,7 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         """
         n_neighbors = check_count(self.n_neighbors, "n_neighbors")
         check_positive(self.temperature, "temperature")
-        X, y = without_torch(X), without_torch(y)
+        X, y = for_sklearn(X), without_torch(y)
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         if n_neighbors > len(X):
@@ -137,4 +137,4 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X: Any) -> NDArray:
         check_is_fitted(self)
-        return validate_data(self, without_torch(X), dtype=[np.float32, np.float64], reset=False)
+        return validate_data(self, for_sklearn(X), dtype=[np.float32, np.float64], reset=False)

@@ -24,7 +24,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._arrays import without_torch
+from .._arrays import for_sklearn, without_torch
 from .._checks import check_choice, check_count, check_positive
 from .settings import Scaling, SgdSettings, Views
 
@@ -222,7 +222,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         logits : ndarray of shape (n_queries, C), or (n_queries,) for two classes
         """
         check_is_fitted(self)
-        X = validate_data(self, without_torch(X), dtype=[np.float32, np.float64], reset=False)
+        X = validate_data(self, for_sklearn(X), dtype=[np.float32, np.float64], reset=False)
         logits = X @ self.coef_.T + self.intercept_
         return logits[:, 0] if len(self.classes_) == 2 else logits
 
@@ -262,7 +262,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
     def _fit(self, X: Any, y: Any, views: Views | None) -> Self:
         settings = self._check_parameters(views)
-        X, y = without_torch(X), without_torch(y)
+        X, y = for_sklearn(X), without_torch(y)
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
         classes, codes = np.unique(y, return_inverse=True)

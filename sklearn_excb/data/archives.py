@@ -52,6 +52,11 @@ class Member(NamedTuple):
     version: tuple[int, int]
     problem: str = ""
 
+    @property
+    def path(self) -> str:
+        """The path that names the file to users."""
+        return f"{self.archive}/{self.name.lstrip('/')}"
+
     def open(self) -> EncodedPicture:
         """Open the image.
 
@@ -82,12 +87,15 @@ class Contents(NamedTuple):
     ignored : list of str
         Members with the name of an image that are hidden, no files, or in a format that is not
         read, and all of ``unreachable``.
+    replaced : list of str
+        Images that do not count because a later member of the archive has the same name.
     unreachable : dict of str to str
         Reason for each archive that cannot be read to its end.
     """
 
     images: list[Member]
     ignored: list[str]
+    replaced: list[str]
     unreachable: dict[str, str]
 
 
@@ -101,8 +109,8 @@ def list_members(archives: Sequence[str | os.PathLike[str]], on_error: str = "ra
     """List the image files of archives, in the order of the archives and of their members.
 
     The list follows hard links and leaves out symbolic links, hidden files and folders of the
-    system. If several files have the same name, the last one counts, as it does when the archive is
-    unpacked.
+    system. If several members have the same name, the last one counts, as it does when the archive
+    is unpacked, and the others are in ``replaced``.
 
     Parameters
     ----------
@@ -122,13 +130,14 @@ def list_members(archives: Sequence[str | os.PathLike[str]], on_error: str = "ra
     """
     images: list[Member] = []
     ignored: list[str] = []
+    replaced: list[str] = []
     unreachable: dict[str, str] = {}
     errors: list[Exception] = []
     paths = [os.fspath(archive) for archive in archives]
     for archive in paths:
         found: dict[str, Member] = {}
         try:
-            _list(archive, found, ignored)
+            _list(archive, found, ignored, replaced)
         except OSError as error:
             new = isinstance(error, FileNotFoundError) or error.errno is None
             errors.append(error if new else cannot_be_opened(archive, error))
@@ -150,7 +159,7 @@ def list_members(archives: Sequence[str | os.PathLike[str]], on_error: str = "ra
             f"No image file in {', '.join(paths[:3])}. The suffixes of image files are "
             f"{' '.join(IMAGE_SUFFIXES)}."
         )
-    return Contents(images, ignored + list(unreachable), unreachable)
+    return Contents(images, ignored + list(unreachable), replaced, unreachable)
 
 
 def _broken(archive: str, error: Exception, n_read: int) -> ValueError:
@@ -168,7 +177,7 @@ def _broken(archive: str, error: Exception, n_read: int) -> ValueError:
     return broken
 
 
-def _list(archive: str, found: dict[str, Member], ignored: list[str]) -> None:
+def _list(archive: str, found: dict[str, Member], ignored: list[str], replaced: list[str]) -> None:
     """Add the images of an archive, as far as it can be read, to ``found``."""
     contents: dict[str, tarfile.TarInfo] = {}
     with open_regular(archive) as file:
@@ -186,6 +195,8 @@ def _list(archive: str, found: dict[str, Member], ignored: list[str]) -> None:
                 if hidden or not (member.isreg() or member.islnk()):
                     if not member.isdir() and looks_like_picture(parts[-1]):
                         ignored.append(f"{archive}/{key}")
+                        if before := found.pop(key, None):
+                            replaced.append(before.path)
                     continue
                 problem = ""
                 if not member.isreg() and (target := _normal(member.linkname)) not in contents:
@@ -195,6 +206,8 @@ def _list(archive: str, found: dict[str, Member], ignored: list[str]) -> None:
                     content = contents[key if member.isreg() else target]
                 stored: Any = content.sparse
                 pieces = None if stored is None else tuple(stored)
+                if key in found and found[key].offset != content.offset_data:
+                    replaced.append(found[key].path)
                 found[key] = Member(
                     archive,
                     member.name,

@@ -52,7 +52,7 @@ class BrokenFiles:
             if not self._found:
                 n = len(items)
                 tested = [(place + i) % n for i in range(min(n, _MOST))]
-                broken = [names[i] for i in tested if not _is_sound(items[i], open_item)]
+                broken = [names[i] or str(i) for i in tested if not _is_sound(items[i], open_item)]
                 also = (
                     f", also {', '.join(map(shortened, broken[1:_NAMED]))}"
                     if len(broken) > 1

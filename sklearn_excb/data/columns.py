@@ -1,16 +1,18 @@
-"""Items in the column of a table: paths, pictures, encoded images or vectors; masked arrays."""
+"""Items (paths, pictures, encoded images, vectors), also in the column of a table; odd arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sklearn_excb.data.pixels import is_picture
+from sklearn_excb.data.pixels import check_dense, is_picture
 
 _NAMED = 3  # columns in a message
 _LOOKED_AT = 64  # values of a column; all may be missing
@@ -28,11 +30,17 @@ def plain_collection(X: Any) -> Any:
     Raises
     ------
     TypeError
-        If a table has several columns and one holds items. The message names that column.
+        If a table has several columns and one holds items. The message names that column. If a
+        table is not computed yet, or an array has fields.
     ValueError
-        If values of X are masked, or vectors in a column differ in length.
+        If values of X are masked, vectors in a column differ in length, or X is a tensor without
+        plain values.
     """
     check_unmasked(X)
+    if isinstance(X, Tensor):
+        check_dense(X)
+    if hasattr(X, "collect_schema") and hasattr(X, "collect"):  # of polars
+        raise TypeError(f"X is a {type(X).__name__}, which is not computed yet. Pass X.collect().")
     names = _column_names(X)
     if names is not None:
         columns = {f"X[{name!r}]": X[name] for name in names}
@@ -44,6 +52,12 @@ def plain_collection(X: Any) -> Any:
             raise TypeError(
                 "X is an array of byte strings of fixed width, which loses zeros at their ends. "
                 "Pass a list of bytes, or an array of dtype object."
+            )
+        if X.dtype.names:
+            first = X.dtype.names[0]
+            raise TypeError(
+                f"X is an array with named fields. Pass one of them, X[{first!r}], or rows of "
+                "numbers: numpy.lib.recfunctions.structured_to_unstructured(X)."
             )
         if X.dtype.kind not in "OUT":
             native = X.dtype.isnative or X.ndim > 2
@@ -68,10 +82,9 @@ def _only(X: Any, columns: dict[str, Any], kinds: dict[str, str]) -> Any:
     if len(columns) == 1:
         return _stacked(_values(*columns.values()))
     held = ", ".join(f"{name} holds {kind}" for name, kind in list(kinds.items())[:_NAMED])
-    ways = [f"np.stack({name})" if kind == "vectors" else name for name, kind in kinds.items()]
     raise TypeError(
         f"X is a table of {len(columns)} columns: {held}. Pass one of them: "
-        f"{' or '.join(ways[:_NAMED])}. To fit rows of numbers, leave these columns out."
+        f"{' or '.join(list(kinds)[:_NAMED])}. To fit rows of numbers, leave these columns out."
     )
 
 
@@ -84,9 +97,63 @@ def check_unmasked(X: Any) -> None:
         )
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None, NaN, NaT or the NA of pandas."""
+    if isinstance(value, (float, np.generic, datetime)):  # pandas' NaT is a datetime
+        return bool(value != value)
+    return value is None or type(value).__name__ == "NAType"
+
+
+def is_path(item: Any) -> bool:
+    """Return whether an item is a path."""
+    return isinstance(item, (str, os.PathLike))
+
+
+def is_bytes(item: Any) -> bool:
+    """Return whether an item holds bytes, such as those of a file."""
+    return isinstance(item, (bytes, bytearray, memoryview))
+
+
+def is_empty(item: Any) -> bool:
+    """Return whether an item is missing or (missing, label, ...), an item of unknown kind."""
+    return is_missing(item[0] if isinstance(item, tuple) and item else item)
+
+
+def is_item(item: Any) -> bool:
+    """Return whether it is an image or an item of a data set: (image, label, ...) or a dict."""
+    if isinstance(item, tuple) and item:
+        return is_path(item[0]) or is_item(item[0]) or n_dimensions(item[0]) >= 2
+    one = is_picture(item) or isinstance(item, dict) or is_bytes(item) or is_file(item)
+    return one or is_list_of_items(item)
+
+
+def is_list_of_items(item: Any) -> bool:
+    """Return whether it is a list that begins with an image, or with text that is no number."""
+    if not isinstance(item, list) or not item:
+        return False
+    with suppress(ValueError, TypeError):  # numbers may be text
+        float(item[0])
+        return False
+    return is_path(item[0]) or is_item(item[0])
+
+
+def is_file(item: Any) -> bool:
+    """Return whether an item is an open file."""
+    return hasattr(item, "read") and hasattr(item, "seek")
+
+
+def n_dimensions(item: Any) -> int:
+    """Return the number of dimensions; 2 for lists of different lengths."""
+    try:
+        return np.ndim(item)
+    except ValueError:
+        return 2
+
+
 def _column_names(X: Any) -> list[Any] | None:
     """Return the names of a table's columns; None for anything else, such as a data set."""
-    if hasattr(X, "features"):  # of Hugging Face: its items are decoded one by one
+    # Hugging Face decodes the items of its data sets one by one; a dict of splits is no table
+    if hasattr(X, "features") or isinstance(X, Mapping):
         return None
     for attribute in ("column_names", "columns"):  # of Arrow, which has both; the others
         names = getattr(X, attribute, None)
@@ -101,28 +168,31 @@ def _kind(column: Iterable[Any]) -> str:
     """Say what items a column holds; "" if it holds numbers or nothing."""
     for value in islice(column, _LOOKED_AT):
         item = value.as_py() if hasattr(value, "as_py") else value
-        if isinstance(item, (str, os.PathLike)):
+        if is_path(item):
             return "text"
-        if isinstance(item, (bytes, bytearray, memoryview)):
+        if is_bytes(item):
             return "bytes"
         if is_picture(item):
             return "images"
         if isinstance(item, dict):
             return "dicts"
-        if np.ndim(item) or hasattr(item, "__len__"):
-            return "vectors" if np.ndim(item) == 1 else "arrays"
+        if (n := n_dimensions(item)) or hasattr(item, "__len__"):
+            return "vectors" if n == 1 else "arrays"
     return ""
 
 
-def _values(column: Any) -> list[Any]:
+def _values(column: Any) -> Any:
+    if getattr(getattr(column, "type", None), "shape", None):  # tensors of Arrow
+        whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+        return whole.to_numpy_ndarray()
     if hasattr(column, "to_pylist"):  # of Arrow
         return column.to_pylist()
     return list(column)
 
 
-def _stacked(values: list[Any]) -> Any:
+def _stacked(values: Any) -> Any:
     """Return vectors as rows (n, d), and other items as they are."""
-    if _kind(values) != "vectors" or any(value is None for value in values):
+    if _kind(values) != "vectors" or any(map(is_missing, values)):
         return values
     lengths = sorted({len(value) for value in values})
     if len(lengths) > 1:
@@ -130,4 +200,7 @@ def _stacked(values: list[Any]) -> Any:
             f"The vectors in X have different lengths, from {lengths[0]} to {lengths[-1]}. Pass "
             "vectors of one length."
         )
-    return np.stack([np.asarray(value) for value in values])
+    rows = np.stack([np.asarray(value) for value in values])
+    if rows.dtype == object and rows.size and n_dimensions(rows.flat[0]):
+        raise ValueError("The lists in X hold lists. Pass them as an array: np.array([*X]).")
+    return rows

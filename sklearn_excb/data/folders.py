@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from sklearn_excb.data.broken_files import shortened
+from sklearn_excb.exceptions import ImageError
 
 _FORMATS = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tga tif tiff webp"
 IMAGE_SUFFIXES = tuple("." + name for name in _FORMATS.split())
@@ -146,6 +147,23 @@ def exists(path: str) -> bool:
     except OSError as error:
         raise cannot_be_opened(path, error) from error
     return True
+
+
+def check_files(names: list[str]) -> None:
+    """Refuse a list of image files of which some do not exist, or are no files."""
+    missing = [name for name in names if not os.path.isfile(name)]
+    if not missing:
+        return
+    if os.path.isdir(missing[0]):
+        raise IsADirectoryError(
+            f"{missing[0]} is a folder. Pass it by itself, not in a list, or list its files."
+        )
+    if exists(missing[0]):
+        raise ImageError(f"{missing[0]} is not a regular file. Pass files, not pipes or devices.")
+    raise FileNotFoundError(
+        f"{len(missing)} of {len(names)} image files do not exist. The first is "
+        f"{shortened(missing[0])}"
+    )
 
 
 def cannot_be_opened(place: str, error: OSError) -> OSError:

@@ -14,16 +14,16 @@ from sklearn_excb.data.open_source import open_source
 
 
 def short_names(names: Sequence[str] | None) -> list[str] | None:
-    """Return the names without the folder that contains all files."""
-    if names is None or not names:
+    """Return the names without the folder that contains all files; a missing path is ""."""
+    if names is None or not any(names):
         return None
-    if len({os.path.isabs(name) for name in names}) > 1:
-        names = [os.path.abspath(name) for name in names]
+    if len({os.path.isabs(name) for name in names if name}) > 1:
+        names = [name and os.path.abspath(name) for name in names]
     try:
-        common = os.path.commonpath([os.path.dirname(name) for name in names])
+        common = os.path.commonpath([os.path.dirname(name) for name in names if name])
     except ValueError:  # of several drives
         return [*names]
-    return [os.path.relpath(name, common) if common else name for name in names]
+    return [os.path.relpath(name, common) if common and name else name for name in names]
 
 
 def folder_classes(folder: str | os.PathLike[str], on_error: str) -> npt.NDArray[Any] | None:

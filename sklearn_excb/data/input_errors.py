@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
+from sklearn_excb.data.columns import is_missing, is_path
+from sklearn_excb.data.folders import looks_like_picture
+from sklearn_excb.data.pixels import is_picture
 from sklearn_excb.exceptions import ImageError
 
 _CHANNELS = (1, 3, 4)  # numbers of channels that a single image may have
+_LONGEST_PATH = 4096  # bytes
 _LEAST_HEIGHT = 8  # of a single image; a smaller array is taken for narrow gray images
 
 
@@ -91,3 +98,32 @@ def one_image_for_several(X: Any, n_channels: int) -> str:
         return ""
     move = "permute" if isinstance(X, Tensor) else "transpose"
     return f" If X is one image, (c, h, w), pass X.{move}(1, 2, 0)[None]."
+
+
+def for_dict(X: Mapping[Any, Any]) -> str:
+    """Say how to pass a dict of images by name, or of collections (splits, images and labels)."""
+    first = next(iter(X))
+    one = X[first]
+    images = is_path(one) or is_picture(one) or getattr(one, "ndim", 0) in (2, 3)
+    entries = ", ".join(map(repr, islice(X, 3))) + (", ..." if len(X) > 3 else "")
+    how = "its values as a list, [*X.values()]" if images else f"one of its values, X[{first!r}]"
+    return f"X is a dict ({entries}), not a collection of images. Pass {how}."
+
+
+def for_rows(X: Any) -> str:
+    """Say which row keeps a list from being an array (n, d); "" if none does."""
+    lengths: dict[int, int] = {}
+    for place, row in enumerate(X if isinstance(X, (list, tuple)) else ()):
+        if is_missing(row):
+            return f"Row {place} of X is {row}, a missing value. Leave out such rows."
+        lengths.setdefault(len(row) if hasattr(row, "__len__") else 1, place)
+    if len(lengths) < 2:
+        return ""
+    (first, _), (other, place), *_ = lengths.items()
+    return f"Row {place} of X has {other} values, but row 0 has {first}. Pass rows of one length."
+
+
+def looks_like_path(content: bytes) -> bool:
+    """Return whether bytes that are no image are probably a path that was encoded."""
+    name = os.fsdecode(content[:_LONGEST_PATH])
+    return len(content) < _LONGEST_PATH and (looks_like_picture(name) or os.path.exists(name))

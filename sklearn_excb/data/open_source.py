@@ -18,13 +18,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sklearn_excb.data.archives import Member, is_archive, list_members
-from sklearn_excb.data.broken_files import shortened
-from sklearn_excb.data.columns import plain_collection
-from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, exists, list_images
+from sklearn_excb.data.columns import (
+    is_bytes,
+    is_empty,
+    is_file,
+    is_item,
+    is_list_of_items,
+    is_missing,
+    is_path,
+    n_dimensions,
+    plain_collection,
+)
+from sklearn_excb.data.folders import IMAGE_SUFFIXES, Listing, check_files, list_images
 from sklearn_excb.data.image_files import EncodedPicture, open_file
+from sklearn_excb.data.input_errors import for_dict, looks_like_path
 from sklearn_excb.data.pixels import is_picture, tensor_array
 from sklearn_excb.data.sources import ArrayImages, ItemImages
-from sklearn_excb.exceptions import ImageError
+from sklearn_excb.exceptions import ImageError, SkippedImageWarning
+from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.devices import available_memory
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")  # keys of the image in an item that is a dict
@@ -42,8 +53,8 @@ def are_rows(X: Any) -> bool:
     """
     items = _items(X)
     if items is not None:
-        first = next((item for item in items if not _is_empty(item)), "")
-        return not (_is_path(first) or _is_item(first)) and np.ndim(first) <= 1
+        first = next((item for item in items if not is_empty(item)), "")
+        return not (is_path(first) or is_item(first)) and n_dimensions(first) <= 1
     if hasattr(X, "__array__") and not hasattr(X, "ndim"):
         X = np.asarray(X)
     return getattr(X, "ndim", 3) <= 2
@@ -60,36 +71,12 @@ def _items(X: Any) -> list[Any] | None:
     return None
 
 
-def _is_empty(item: Any) -> bool:
-    """Return whether an item is None or (None, label, ...), a broken item of unknown kind."""
-    return item is None or (isinstance(item, tuple) and bool(item) and item[0] is None)
-
-
-def _is_path(item: Any) -> bool:
-    return isinstance(item, (str, os.PathLike))
-
-
-def _is_item(item: Any) -> bool:
-    """Return whether it is an image or an item of a data set: (image, label, ...) or a dict."""
-    if isinstance(item, tuple) and item:
-        return _is_path(item[0]) or _is_item(item[0]) or np.ndim(item[0]) >= 2
-    return is_picture(item) or isinstance(item, dict) or _is_bytes(item) or _is_file(item)
-
-
-def _is_bytes(item: Any) -> bool:
-    return isinstance(item, (bytes, bytearray, memoryview))
-
-
-def _is_file(item: Any) -> bool:
-    return hasattr(item, "read") and hasattr(item, "seek")
-
-
 def is_stream(X: Any) -> bool:
     """Return whether X can only be iterated, such as an iterable data set or a generator.
 
     A collection with an index is not a stream, and neither is a set, which has no fixed order.
     """
-    other = _can_be_indexed(X) or _is_path(X) or _is_file(X) or hasattr(X, "__array__")
+    other = _can_be_indexed(X) or is_path(X) or is_file(X) or hasattr(X, "__array__")
     return hasattr(X, "__iter__") and not other and not isinstance(X, (set, frozenset, DataLoader))
 
 
@@ -139,7 +126,7 @@ def open_source(
         If an image cannot be read or does not match the others.
     """
     X = plain_collection(X)
-    if _is_path(X):
+    if is_path(X):
         if is_archive(X):
             return _open_archives([X], n_channels, on_error)
         return _open_folder(list_images(X, on_error), n_channels, on_error)
@@ -150,13 +137,15 @@ def open_source(
         return ArrayImages(tensor_array(X), n_channels)
     if hasattr(X, "__array__"):
         return ArrayImages(np.asarray(X), n_channels)
-    if _is_bytes(X) or _is_file(X) or is_picture(X):
+    if is_bytes(X) or is_file(X) or is_picture(X):
+        if is_bytes(X) and looks_like_path(bytes(X)):
+            raise TypeError("X is a path as bytes. Pass text: os.fsdecode(X).")
         what = "image" if is_picture(X) else "file"
         raise TypeError(
             f"X is one {what} ({type(X).__name__}), not a collection. Pass a list: [X]."
         )
     if isinstance(X, Mapping) and X and 0 not in X:
-        raise TypeError(_dict_message(X))
+        raise TypeError(for_dict(X))
     if _can_be_indexed(X):
         if not len(X):
             raise ValueError("The data set is empty. Pass one that holds images.")
@@ -173,16 +162,6 @@ def open_source(
         "(n, h, w, c), 2-D rows (n, d), a folder, a tar archive, a list of paths, images "
         "or arrays, or a data set that can be indexed or iterated."
     )
-
-
-def _dict_message(X: Mapping[Any, Any]) -> str:
-    """Say how to pass a dict of images by name, or of collections (splits, images and labels)."""
-    first = next(iter(X))
-    one = X[first]
-    images = _is_path(one) or is_picture(one) or getattr(one, "ndim", 0) in (2, 3)
-    entries = ", ".join(map(repr, islice(X, 3))) + (", ..." if len(X) > 3 else "")
-    how = "its values as a list, [*X.values()]" if images else f"one of its values, X[{first!r}]"
-    return f"X is a dict ({entries}), not a collection of images. Pass {how}."
 
 
 def _all_of_stream(X: Any) -> list[Any]:
@@ -211,28 +190,31 @@ def _all_of_stream(X: Any) -> list[Any]:
 
 
 def _open_folder(found: Listing, n_channels: int | None, on_error: str) -> ItemImages:
-    source = _open_files(found.images, n_channels, on_error)
+    names = found.images
+    source = ItemImages(
+        names, open_file, names=names, n_channels=n_channels or 3, on_error=on_error
+    )
     source.ignored, source.unreachable = found.ignored, found.unreachable
     return source
-
-
-def _open_files(
-    names: list[str], n_channels: int | None, on_error: str, first: int | None = None
-) -> ItemImages:
-    return ItemImages(
-        names, open_file, names=names, n_channels=n_channels or 3, on_error=on_error, first=first
-    )
 
 
 def _open_archives(
     paths: Sequence[str | os.PathLike[str]], n_channels: int | None, on_error: str
 ) -> ItemImages:
     found = list_members(paths, on_error)
-    names = [f"{member.archive}/{member.name.lstrip('/')}" for member in found.images]
+    names = [member.path for member in found.images]
     source = ItemImages(
         found.images, Member.open, names=names, n_channels=n_channels or 3, on_error=on_error
     )
     source.ignored, source.unreachable = found.ignored, found.unreachable
+    if found.replaced:
+        why = "a later member of the archive has the same name"
+        source.ignored += [f"{path} ({why})" for path in found.replaced]
+        warn_caller(
+            f"{len(found.replaced):,} images of archives are not among the {len(names):,} images "
+            f"of X, because {why}. The first is {found.replaced[0]}",
+            SkippedImageWarning,
+        )
     return source
 
 
@@ -240,7 +222,15 @@ def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemI
     if not items:
         raise ValueError("X is empty. Pass at least one image.")
     first = getattr(items, "first", None)  # position of the first item, if X is part of a stream
-    if not all(_is_path(item) for item in items):
+    missing = [place for place, item in enumerate(items) if is_empty(item)]
+    if missing and on_error == "raise" and first is None:
+        value = _unwrapped(items[missing[0]])
+        raise ImageError(
+            f"Image {missing[0]} of {len(items):,}: {value} is a missing value, not an image "
+            f"({len(missing):,} in all). Leave such rows out (X.dropna() in pandas), or pass "
+            'on_error="skip" (--on-error skip).'
+        )
+    if not all(is_path(item) or is_missing(item) for item in items) or len(missing) == len(items):
         # Pillow loads pixels into the PIL image itself, which several threads must not do at once
         alone = any(is_picture(_unwrapped(item)) for item in items)
         return ItemImages(
@@ -251,30 +241,21 @@ def _open_list(items: list[Any], n_channels: int | None, on_error: str) -> ItemI
             on_error=on_error,
             first=first,
         )
-    archives = [is_archive(item) for item in items]
+    archives = [is_path(item) and is_archive(item) for item in items]
     if all(archives):
         return _open_archives(items, n_channels, on_error)
     if any(archives):
         raise ValueError("X holds tar archives and other files. Pass only one of the two kinds.")
-    names = [os.fspath(path) for path in items]
+    names = ["" if is_missing(path) else os.fspath(path) for path in items]
     if on_error == "raise" and first is None:
-        _check_files(names)
-    return _open_files(names, n_channels, on_error, first)
-
-
-def _check_files(names: list[str]) -> None:
-    missing = [name for name in names if not os.path.isfile(name)]
-    if not missing:
-        return
-    if os.path.isdir(missing[0]):
-        raise IsADirectoryError(
-            f"{missing[0]} is a folder. Pass it by itself, not in a list, or list its files."
-        )
-    if exists(missing[0]):
-        raise ImageError(f"{missing[0]} is not a regular file. Pass files, not pipes or devices.")
-    raise FileNotFoundError(
-        f"{len(missing)} of {len(names)} image files do not exist. The first is "
-        f"{shortened(missing[0])}"
+        check_files(names)
+    return ItemImages(
+        items,
+        _image_of_item,
+        names=names,
+        n_channels=n_channels or 3,
+        on_error=on_error,
+        first=first,
     )
 
 
@@ -291,7 +272,7 @@ def _image_keys(item: dict[Any, Any]) -> list[Any]:
     A key holds an image if it has one of the usual names, is a suffix of image files ("jpg") or
     ends in such a suffix ("left.jpg"), as in WebDataset.
     """
-    there = [key for key in item if item[key] is not None]
+    there = [key for key in item if not is_missing(item[key])]
     if named := [key for key in _IMAGE_KEYS if key in there]:
         return named[:1]
     suffixed = [key for key in there if f".{key}".lower().endswith(IMAGE_SUFFIXES)]
@@ -302,7 +283,7 @@ def _image_keys(item: dict[Any, Any]) -> list[Any]:
 
 
 def _holds_image(value: Any) -> bool:
-    return _is_path(value) or _is_item(value) or np.ndim(value) >= 2
+    return is_path(value) or is_item(value) or np.ndim(value) >= 2
 
 
 def _unwrapped(item: Any) -> Any:
@@ -323,17 +304,32 @@ def _image_of_item(item: Any) -> Any:
         if keys := _image_keys(image):
             raise ImageError(f"a dict with several images: {keys}. Keep one of these keys.")
         if empty := [key for key in (*_IMAGE_KEYS, *_FILE_KEYS) if key in image]:
-            raise ImageError(f"the entry {empty[0]!r} of the dict is None, not an image.")
+            value = image[empty[0]]
+            raise ImageError(f"the entry {empty[0]!r} of the dict is {value}, not an image.")
         raise ImageError(
-            f"a dict without an image. Use the key 'image' or 'jpg'; the keys are {list(image)}."
+            f"a dict without an image. Use the key 'image' or 'jpg'; the keys are {list(image)}. "
+            "Pass vectors as one array (n, d)."
         )
-    if image is None:
-        raise ImageError("None is not an image.")
-    if _is_path(image):
+    if is_missing(image):
+        raise ImageError(f"{image} is a missing value, not an image.")
+    if is_list_of_items(image):
+        raise ImageError("a list is not an image. Pass its first item: [row[0] for row in X].")
+    if is_path(image):
         return open_file(image)
-    if _is_bytes(image):
-        return EncodedPicture(bytes(image))
-    return _read_file(image) if _is_file(image) else image
+    if is_bytes(image):
+        return _encoded(bytes(image))
+    return _read_file(image) if is_file(image) else image
+
+
+def _encoded(content: bytes) -> EncodedPicture:
+    try:
+        return EncodedPicture(content)
+    except ImageError:
+        if looks_like_path(content):
+            raise ImageError(
+                "a path as bytes, not the bytes of an image. Pass text: os.fsdecode(path)."
+            ) from None
+        raise
 
 
 def _read_file(file: Any) -> EncodedPicture:

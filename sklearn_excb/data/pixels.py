@@ -69,9 +69,22 @@ def image_tensor(image: Any, n_channels: int | None) -> Tensor:
     else:
         if np.ma.is_masked(image):
             raise ImageError("some of its pixels are masked. Pass image.filled(value).")
-        array = np.asarray(image)
+        try:
+            array = np.asarray(image)
+        except (TypeError, ValueError):
+            raise ImageError(
+                "it does not become an array: its rows differ in length, or hold lists themselves."
+            ) from None
+        if array.ndim == 0 or array.dtype.kind not in "biufc":
+            raise ImageError(
+                f"an item of type {type(image).__name__} is not an image. Pass paths, PIL images, "
+                "encoded images, or arrays of numbers."
+            )
     if array.ndim not in (2, 3) or 0 in array.shape:
-        raise ImageError(f"an array of shape {array.shape} is not an image (h, w) or (h, w, c).")
+        hint = " Pass vectors as one array: np.stack(list(X))." if array.ndim == 1 else ""
+        raise ImageError(
+            f"an array of shape {array.shape} is not an image (h, w) or (h, w, c).{hint}"
+        )
     batch = check_pixels(check_layout(array[None], n_channels))
     tensor = channels_first(batch)[0]
     if n_channels == 3 and len(tensor) == 1:
@@ -100,12 +113,37 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def tensor_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """Convert a tensor on any device to an array; float types that NumPy lacks become float32."""
+    """Convert a tensor on any device to an array; float types that NumPy lacks become float32.
+
+    Raises
+    ------
+    ValueError
+        If the tensor has no plain values; see :func:`check_dense`.
+    """
+    check_dense(tensor)
     tensor = tensor.detach().cpu()
     in_numpy = tensor.dtype in (torch.float16, torch.float32, torch.float64)
     if tensor.is_floating_point() and not in_numpy:
         tensor = tensor.float()
-    return tensor.resolve_neg().numpy()
+    return tensor.resolve_conj().resolve_neg().numpy()
+
+
+def check_dense(tensor: Tensor) -> None:
+    """Refuse a tensor that is sparse, nested or quantized, or that has no values.
+
+    Raises
+    ------
+    ValueError
+        The message says how to convert the tensor.
+    """
+    if tensor.is_meta:
+        raise ValueError('The tensor is on the device "meta", where tensors have no values.')
+    if tensor.is_nested:
+        raise ValueError("The tensor is nested. Pass its parts as a list: [*X.unbind()].")
+    if tensor.is_quantized:
+        raise ValueError("The tensor is quantized. Pass X.dequantize().")
+    if tensor.layout != torch.strided:
+        raise ValueError("The tensor is sparse. Pass X.to_dense().")
 
 
 def channels_first(batch: npt.NDArray[Any]) -> Tensor:

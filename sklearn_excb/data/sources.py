@@ -305,7 +305,7 @@ class ItemImages:
         """
         place = int(self.places[index])
         number = f"{place} of {len(self._items)}" if self._first is None else self._first + place
-        name = shortened(self.names[place]) if self.names else str(number)
+        name = (shortened(self.names[place]) if self.names else "") or str(number)
         try:
             return read()
         except MemoryError as error:

@@ -27,6 +27,7 @@ from sklearn_excb.runtime.threads import reader_threads
 # 14 bits in 16, 5 in 8, and 12 bits in 16 that were divided by 65,535
 _WHITE = {"uint16": (65_535, 1 / 4), "uint8": (255, 1 / 8)}
 _WHITE_OF_FLOATS = (1, 1 / 12)
+_LEAST_IN_ARRAY, _LEAST_ITEMS = 64, 640  # images for a check outside a fit
 _BLOCK = 1024  # images that are queued for the threads at a time
 
 
@@ -146,9 +147,16 @@ def warn_skipped(
         )
 
 
-def warn_if_nearly_black(source: Source) -> None:
-    """Warn if the brightest pixel of up to 64 images is far from white, with how to scale them."""
-    for kind, found in _brightest(source).items():
+def warn_if_nearly_black(source: Source, *, fitting: bool = True) -> None:
+    """Warn if the brightest pixel of up to 64 images is far from white, with how to scale them.
+
+    Outside a fit, a small source is not checked: its images may all be dark, and reading 64 of them
+    twice would take long.
+    """
+    least = _LEAST_ITEMS if isinstance(source, ItemImages) else _LEAST_IN_ARRAY
+    if not fitting and len(source) < least:
+        return
+    for kind, found in _brightest(source, fitting).items():
         white, share = _WHITE.get(kind, _WHITE_OF_FLOATS)
         if not 0 < found <= share * white:
             continue
@@ -162,10 +170,14 @@ def warn_if_nearly_black(source: Source) -> None:
         )
 
 
-def _brightest(source: Source) -> dict[str, float]:
+def _brightest(source: Source, fitting: bool) -> dict[str, float]:
     """Return the largest pixel of up to 64 images by dtype; pictures of 8 bits are left out."""
     if isinstance(source, ItemImages):
-        _ = source.probed_shapes
+        if fitting:
+            _ = source.probed_shapes
+        elif source.shape(0) and source.brightest:  # not pictures of 8 bits
+            for index in probes(source):
+                source.shape(index)
         return source.brightest
     if isinstance(source, Rows):
         return {}

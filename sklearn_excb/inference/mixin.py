@@ -72,6 +72,8 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
             If a folder has pictures in formats that are not read, such as HEIC.
+        PixelRangeWarning
+            If many images are all nearly black; see :meth:`fit`.
         """
         check_is_fitted(self)
         self._need_clusters("predict")
@@ -115,6 +117,8 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
             If a folder has pictures in formats that are not read, such as HEIC.
+        PixelRangeWarning
+            If many images are all nearly black; see :meth:`fit`.
         """
         wanted = cast(Embedding, self.embedding)
 

@@ -8,9 +8,10 @@ import numpy as np
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from sklearn_excb.data.columns import plain_collection
+from sklearn_excb.data.columns import check_unmasked, plain_collection
 from sklearn_excb.data.input_errors import (
     check_several,
+    for_rows,
     images_for_rows,
     one_image_for_several,
     rows_for_images,
@@ -18,7 +19,7 @@ from sklearn_excb.data.input_errors import (
 from sklearn_excb.data.open_source import are_rows, open_source
 from sklearn_excb.data.pixels import tensor_array
 from sklearn_excb.data.sources import Rows, Source
-from sklearn_excb.data.unusable_images import warn_unread
+from sklearn_excb.data.unusable_images import warn_if_nearly_black, warn_unread
 from sklearn_excb.inference.learned import INPUT_FACTS
 from sklearn_excb.settings.validation import check_columns
 
@@ -59,15 +60,23 @@ def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
     if holds_rows:
         check_columns(X)
         X = _without_tensors(X)
+        for row in X if isinstance(X, (list, tuple)) else ():
+            check_unmasked(row)
         types, least = [np.float32, np.float64], 2 if fitting else 1
-        return Rows(
-            validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)
-        )
+        try:
+            rows = validate_data(estimator, X, reset=fitting, dtype=types, ensure_min_samples=least)
+        except (TypeError, ValueError) as error:
+            if why := for_rows(X):
+                raise ValueError(why) from error
+            raise
+        return Rows(rows)
     wanted = estimator.n_channels if fitting else estimator.n_channels_
     if not (fitting and wanted == 1):
         check_several(X, None if fitting else estimator.image_shape_[1])
     source = open_source(X, None if isinstance(wanted, str) else wanted, estimator.on_error)
     warn_unread(source)
+    if not fitting:
+        warn_if_nearly_black(source, fitting=False)
     if wanted not in ("auto", source.n_channels):
         name = type(estimator).__name__
         said = "n_channels is" if fitting else f"this {name} was fitted on images with"

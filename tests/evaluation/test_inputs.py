@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +57,8 @@ KINDS = {
     "nothing masked": lambda x: np.ma.array(x),
     "integers": lambda x: x.astype(np.int64),
     "a data frame": pd.DataFrame,
+    "a column of vectors": lambda x: pd.Series([*x]),
+    "a table with a column of vectors": lambda x: pd.DataFrame({"a": [*x]}),
 }
 
 
@@ -74,6 +77,11 @@ def test_rows_of_any_kind(function, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of columns' names
         assert same(use(KINDS[kind](ROWS)), use(ROWS))
+
+
+def test_sparse_matrices_become_dense():
+    for function in ("knn_scores", "near_duplicates"):
+        assert same(OF_ROWS[function](scipy.sparse.csr_matrix(ROWS)), OF_ROWS[function](ROWS))
 
 
 @pytest.mark.parametrize("kind", ["int32 tensor", "list of tensors", "uint8 array"])
@@ -164,6 +172,26 @@ def test_units_do_not_matter(exponent, each_by_itself):
     np.testing.assert_allclose(
         review_clusters(x, LABELS).typicality, review_clusters(ROWS, LABELS).typicality, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ([[1.0, 2.0], [1.0, 2.0, 3.0]] * 20, "rows differ in length"),
+        ([None, *ROWS[1:]], "rows differ in length, or some are None"),
+        (pd.Series([None, *ROWS[1:]]), "rows differ in length, or some are None"),
+        (torch.empty(40, 6, device="meta"), 'device "meta"'),
+        ([torch.empty(6, device="meta")] * 40, 'device "meta"'),
+        (np.ma.masked_equal(ROWS, ROWS[3, 2]), "NaN"),
+        (list(np.ma.masked_equal(ROWS, ROWS[3, 2])), "NaN"),
+        (ROWS + 1j, "(?i)complex"),
+        (torch.tensor(ROWS + 1j).conj(), "(?i)complex"),
+    ],
+)
+@pytest.mark.parametrize("function", OF_ROWS)
+def test_rows_that_are_no_rows_are_explained(function, X, message):
+    with pytest.raises(ValueError, match=message):
+        OF_ROWS[function](X)
 
 
 @pytest.mark.parametrize("X", ["photos", Path("photos"), ["a.png", "b.png"]])
