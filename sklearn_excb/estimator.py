@@ -82,7 +82,7 @@ class ExCBEstimator(
         Views of rows, and of the features of a frozen backbone. With "neighbours", the teacher sees
         averages over the neighbourhood of a row, and the student learns to find the same cluster
         from the row alone; see :mod:`sklearn_excb.views.neighbor_views`. With "noise", views are
-        the row with added noise. "auto" is "neighbours" from 8 rows per cluster on, up to 200,000
+        the row with added noise. "auto" is "neighbours" from 30 rows per cluster on, up to 200,000
         rows, and "noise" otherwise, for streams, :meth:`partial_fit` and ``backbone="mlp"``. A
         backbone that is trained sees crops of images.
     epochs : int or "auto", default="auto"

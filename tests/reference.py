@@ -13,10 +13,12 @@ import math
 import torch
 
 
-def balance(z, sizes, below="linear"):
+def balance(z, sizes, below="linear", tolerance=1.0):
     """z^B = B(z; s), in the two printed steps. [METHOD.md 3; seed, Alg. 1 `balancing`]
 
     "exponential": below r = 1 the weight r becomes exp(1 - 1 / r), 0 at r = 0 (Table 1, ours).
+    "tolerance": sizes within this factor of 1/K count as 1/K, others as nearer to it by the factor
+    (ours).
     """
     if below not in ("linear", "exponential"):
         raise ValueError(f"below={below!r}")
@@ -26,6 +28,12 @@ def balance(z, sizes, below="linear"):
         row = []
         for k in range(n_clusters):
             r = float(sizes[k]) * n_clusters
+            if 1.0 / tolerance <= r <= tolerance:
+                r = 1.0
+            elif r > tolerance:
+                r /= tolerance
+            else:
+                r *= tolerance
             if r >= 1.0:
                 weight, shrink = 1.0, 1.0 / r
             elif below == "linear":

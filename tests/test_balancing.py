@@ -24,13 +24,33 @@ def sizes_of(kind, n_clusters, seed=0):
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("below", ["linear", "exponential"])
 @pytest.mark.parametrize("n_clusters", [2, 7])
-def test_operator_and_affine_form_equal_the_reference(kind, below, n_clusters):
+@pytest.mark.parametrize("tolerance", [1.0, 1.5, 3.0])
+def test_operator_and_affine_form_equal_the_reference(kind, below, n_clusters, tolerance):
     z = torch.rand(5, n_clusters, dtype=torch.float64) * 2 - 1
     sizes = sizes_of(kind, n_clusters)
-    expected = reference.balance(z, sizes, below)
-    torch.testing.assert_close(balance(z, sizes, below), expected, rtol=1e-12, atol=1e-12)
-    scale, bias = affine_form(sizes, below)
+    expected = reference.balance(z, sizes, below, tolerance)
+    found = balance(z, sizes, below, tolerance)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    scale, bias = affine_form(sizes, below, tolerance=tolerance)
     torch.testing.assert_close(scale * z + bias, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(st.floats(-1, 1), st.floats(0, 5), st.floats(1, 10))
+def test_sizes_within_the_tolerance_are_left_alone_and_others_moved_less(z, r, tolerance):
+    sizes = torch.tensor([r, 10 - r], dtype=torch.float64) / 10
+    sizes = torch.cat([sizes, torch.zeros(8)])
+    plain, tolerant = (
+        balance(torch.full((1, 10), z, dtype=torch.float64), sizes, tolerance=t)[0, 0].item()
+        for t in (1.0, tolerance)
+    )
+    assert abs(tolerant - z) <= abs(plain - z) + 1e-12
+    if 1 / tolerance <= r <= tolerance:
+        assert tolerant == pytest.approx(z, abs=1e-12)
+
+
+def test_tolerance_below_one_is_refused():
+    with pytest.raises(ValueError, match="tolerance"):
+        ClusterSizes(4, 0.9, tolerance=0.5)
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.integers(2, 70_000))

@@ -40,6 +40,20 @@ def test_finds_what_scikit_learns_kmeans_finds():
     assert max(adjusted_rand_score(theirs, labels) for labels in ours) == 1
 
 
+def test_the_best_of_several_starts_is_as_good_as_scikit_learns():
+    from sklearn.cluster import KMeans
+
+    rows = unit(np.random.default_rng(0).standard_normal((600, 5)).astype(np.float32))
+    theirs = unit(KMeans(12, n_init=10, random_state=0).fit(rows).cluster_centers_)
+
+    def similarity(centroids):
+        return (rows @ centroids.T).max(axis=1).mean()
+
+    one, best = (spherical_kmeans(rows, 12, seed=0, n_starts=n).unit for n in (1, 10))
+    assert similarity(best) >= similarity(theirs) - 2e-3
+    assert similarity(best) >= similarity(one)
+
+
 @pytest.mark.parametrize("n_clusters", [2, 40, 200])
 def test_no_cluster_starts_empty(n_clusters):
     rows = blobs()  # 200 rows in 4 tight blobs: 40 random starts lose some on the way

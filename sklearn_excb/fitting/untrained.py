@@ -16,8 +16,8 @@ from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.training.build import networks_on
 from sklearn_excb.training.frozen_features import feature_batches, features_of
-from sklearn_excb.training.neighborhoods import row_batches
 from sklearn_excb.training.loop import start_centroids
+from sklearn_excb.training.neighborhoods import row_batches
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import RowRecipe, constant_feature
 
@@ -66,7 +66,9 @@ def untrained_network(
         networks = networks_on(backbone, fitted.n_backbone_features, settings).to(device)
         if isinstance(source, Rows) and not settings.has_backbone:
             assert isinstance(fitted.recipe, RowRecipe)
-            constant = constant_feature(source.load, len(source), fitted.recipe)
+            constant = constant_feature(
+                source.load, len(source), fitted.recipe, views=settings.views
+            )
             networks.set_feature_statistics(constant)
         if settings.freeze_backbone:
             features = features_of(networks, batches, settings, np.arange(len(source)))

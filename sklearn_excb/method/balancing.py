@@ -90,9 +90,7 @@ def _weight_below(r: Tensor, below: Below) -> Tensor:
     raise ValueError(f"below={below!r} is not one of {get_args(Below)}.")
 
 
-def balance(
-    z: Tensor, sizes: Tensor, below: Below = "linear", tolerance: float = 1.0
-) -> Tensor:
+def balance(z: Tensor, sizes: Tensor, below: Below = "linear", tolerance: float = 1.0) -> Tensor:
     """Raise similarities to small clusters and lower those to large ones: the operator B(z; s).
 
     This is Eq. 10 of the paper. With ``r = s K``, it first computes

@@ -120,9 +120,7 @@ def spherical_kmeans(
     best, most_similar = None, -np.inf
     for _ in range(n_starts):
         centroids = _far_apart(candidates, n_clusters, random)
-        found, similarity = _iterated(
-            rows, centroids, n_iterations, ranks, places, n_rows, device
-        )
+        found, similarity = _iterated(rows, centroids, n_iterations, ranks, places, n_rows, device)
         if best is None or similarity > most_similar:
             best, most_similar = found, similarity
     assert best is not None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 IMAGENET = 1_281_167
 IMAGENET_K = 65_536
 PRETRAINED_SIZE = 224  # pixels; nearly all published weights were trained at this size
-FEW_PER_CLUSTER = 8  # rows per cluster below which neighbourhoods are no views
+FEW_PER_CLUSTER = 30  # rows per cluster below which neighbourhoods are no views
 MOST_SEARCHED = 200_000  # rows up to which the neighbours of all rows are searched
 MOST_ENLARGED = 4  # largest factor by which images are enlarged
 _PATCH = re.compile(r"patch(\d+)")
@@ -83,7 +83,10 @@ def whole_patches(size: int, backbone: Any, *, down: bool = False) -> int:
 def feature_views(n_samples: int, n_clusters: int) -> Literal["noise", "neighbours"]:
     """Return the views of rows and frozen features: by neighbours, or with noise.
 
-    Neighbourhoods need clusters of several rows, and a search that compares all rows with all.
+    Neighbourhoods need clusters of many rows, and a search that compares all rows with all. AMI
+    with neighbourhoods, noise and k-means: digits at K = 50 (29 rows per cluster) .674, .660 and
+    .684, at K = 74 (19 rows) .615, .627 and .645 with far less even clusters; iris at K = 6 (20
+    rows) .485, .538 and .533 (one to three seeds).
     """
     few, many = n_samples < FEW_PER_CLUSTER * n_clusters, n_samples > MOST_SEARCHED
     return "noise" if few or many else "neighbours"
@@ -191,7 +194,9 @@ def epochs(n_samples: int, batch_size: int, views: str = "crops") -> int:
     """Return the epochs: 400 at ImageNet's number as published, 36 at 1,500 images.
 
     A run has at least 200 steps. The 36 epochs are chosen; they take one core minutes. With
-    neighbourhoods, a run has 800 steps, but at least 5 epochs.
+    neighbourhoods, a run has 800 steps, but at least 5 epochs. 800, 400 and 200 steps gave an NMI
+    of .869, .858 and .830 on digits, .670, .661 and .655 on MNIST, and .553, .549 and .547 on
+    features of clothing photos (K = number of classes, one seed).
     """
     if views == "neighbours":
         return max(math.ceil(800 / max(1, n_samples // batch_size)), 5)

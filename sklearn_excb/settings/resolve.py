@@ -166,7 +166,9 @@ def resolve(parameters: Mapping[str, Any], facts: Facts, *, has_batch_norm: bool
         learning_rate=chosen("learning_rate", auto_rules.learning_rate(kind, batch)),
         weight_decay=auto_rules.weight_decay(kind) if _is_auto(decay) else _pair(decay),
         warmup_epochs=chosen("warmup_epochs", auto_rules.warmup_epochs(n_epochs, n // batch)),
-        teacher_momentum=chosen("teacher_momentum", auto_rules.teacher_momentum(total_steps, views)),
+        teacher_momentum=chosen(
+            "teacher_momentum", auto_rules.teacher_momentum(total_steps, views)
+        ),
         size_momentum=chosen(
             "size_momentum", auto_rules.size_momentum(labels_a_step, K, total_steps)
         ),

@@ -288,7 +288,9 @@ def prepare(
     if not settings.has_backbone:
         assert isinstance(source, Rows)
         assert isinstance(recipe, RowRecipe)
-        networks.set_feature_statistics(constant_feature(source.load, len(source), recipe))
+        networks.set_feature_statistics(
+            constant_feature(source.load, len(source), recipe, views=settings.views)
+        )
     recipe = ranks.broadcast(recipe)
     n_jobs = number_of_jobs(parameters["n_jobs"], source)
     batches = ViewBatches(

@@ -93,7 +93,9 @@ def feature_batches(
         n_local=settings.n_local,
     )
     recipe = batches.ranks.broadcast(recipe)
-    constant = batches.ranks.broadcast(constant_feature(rows.load, len(rows), recipe))
+    constant = batches.ranks.broadcast(
+        constant_feature(rows.load, len(rows), recipe, views=settings.views)
+    )
     if not goes_on:
         networks.set_feature_statistics(constant, recipe.mean, recipe.scale)
     found = None

@@ -73,6 +73,7 @@ def start_from_principal_directions(
     unit = views.directions / np.linalg.norm(views.directions, axis=1, keepdims=True)
     networks.set_directions(unit, constant, seed)
 
+
 def row_batches(
     networks: StudentTeacher, batches: ViewBatches, settings: Settings, *, goes_on: bool = False
 ) -> ViewBatches:
@@ -94,7 +95,9 @@ def row_batches(
     rows, recipe = batches.source, batches.recipe
     assert isinstance(rows, Rows)
     assert isinstance(recipe, RowRecipe)
-    constant = batches.ranks.broadcast(constant_feature(rows.load, len(rows), recipe))
+    constant = batches.ranks.broadcast(
+        constant_feature(rows.load, len(rows), recipe, views=settings.views)
+    )
     found = neighborhoods(rows, recipe, constant, settings, batches.ranks, standardized=True)
     if not goes_on and not settings.has_backbone:
         start_from_principal_directions(networks, found, constant, batches.seed)

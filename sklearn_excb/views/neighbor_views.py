@@ -163,7 +163,8 @@ def principal_coordinates(
 
     n_sample = min(n_rows, max(_FEWEST, _SAMPLE // n_features))
     sample = load(np.linspace(0, n_rows - 1, n_sample).round().astype(np.int64))
-    found = PCA(min(most, n_features, n_sample), random_state=0).fit(sample)
+    with np.errstate(invalid="ignore"):  # rows may have no variance at all
+        found = PCA(min(most, n_features, n_sample), random_state=0).fit(sample)
     directions = ranks.broadcast(found.components_.astype(np.float32))
     rows = np.empty((n_rows, len(directions)), np.float32)
     step = max(1, _BLOCK // n_features)
