@@ -78,13 +78,13 @@ class ExCBEstimator(
     flip : float or "auto", default="auto"
         Probability that a view is mirrored. "auto" is 0.5 for images with three channels and 0 for
         others (characters, scans, spectrograms), where left and right often carry meaning.
-    views : {"neighbours", "noise"} or "auto", default="auto"
-        Views of rows, and of the features of a frozen backbone. With "neighbours", the teacher sees
+    views : {"crops", "neighbours", "noise"} or "auto", default="auto"
+        Kind of the views. A backbone that is trained sees "crops" of images. The other kinds are
+        for rows, and for the features of a frozen backbone. With "neighbours", the teacher sees
         averages over the neighbourhood of a row, and the student learns to find the same cluster
         from the row alone; see :mod:`sklearn_excb.views.neighbor_views`. With "noise", views are
         the row with added noise. "auto" is "neighbours" from 30 rows per cluster on, up to 200,000
-        rows, and "noise" otherwise, for streams, :meth:`partial_fit` and ``backbone="mlp"``. A
-        backbone that is trained sees crops of images.
+        rows, and "noise" otherwise, for streams, :meth:`partial_fit` and ``backbone="mlp"``.
     epochs : int or "auto", default="auto"
         Number of passes over the images. 0 leaves the network untrained and only computes the first
         centroids.

@@ -134,12 +134,12 @@ def blobs(n, n_features, centers=4):
     return X.astype(np.float32)
 
 
-@pytest.mark.parametrize("n_clusters", [5, 40])
-def test_kmeans_of_shares_is_that_of_all(n_clusters):
-    rows = blobs(130, 6)
+@pytest.mark.parametrize(("n_clusters", "n_starts"), [(5, 1), (40, 1), (5, 3)])
+def test_kmeans_of_shares_is_that_of_all(n_clusters, n_starts):
+    rows, options = blobs(130, 6), {"seed": 0, "n_starts": n_starts}
     places = np.arange(130)[RANKS.rank :: 2]
-    alone = spherical_kmeans(rows, n_clusters, seed=0)
-    shared = spherical_kmeans(rows[places], n_clusters, seed=0, ranks=RANKS, places=places)
+    alone = spherical_kmeans(rows, n_clusters, **options)
+    shared = spherical_kmeans(rows[places], n_clusters, ranks=RANKS, places=places, **options)
     np.testing.assert_allclose(shared.unit, alone.unit, atol=1e-5)
     np.testing.assert_allclose(shared.means, alone.means, atol=1e-5)
 

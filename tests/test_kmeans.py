@@ -50,7 +50,7 @@ def test_the_best_of_several_starts_is_as_good_as_scikit_learns():
         return (rows @ centroids.T).max(axis=1).mean()
 
     one, best = (spherical_kmeans(rows, 12, seed=0, n_starts=n).unit for n in (1, 10))
-    assert similarity(best) >= similarity(theirs) - 2e-3
+    assert similarity(best) >= similarity(theirs) - 5e-3
     assert similarity(best) >= similarity(one)
 
 

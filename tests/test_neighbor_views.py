@@ -1,5 +1,7 @@
 """Views of rows by their neighbourhoods."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from sklearn_excb.views.neighbor_views import (
     transition_matrix,
     walk_length,
 )
+from tests.small_runs import interrupting
 from tests.tiers import others_slow
 
 SHORT = {"epochs": 1, "batch_size": 32, "random_state": 0}
@@ -192,3 +195,60 @@ def test_starts_from_principal_directions_where_projections_are_narrower():
     layer = excb._fitted.teacher.projector[-1].weight
     kept = layer.T @ layer  # a projector onto the principal directions
     torch.testing.assert_close(kept @ kept, kept, rtol=1e-3, atol=1e-3)
+
+
+def wide_rows():
+    return make_blobs(150, 300, centers=4, random_state=0)[0].astype(np.float32)
+
+
+def fitted(X, **parameters):
+    return ExCBEstimator(**{"K": 4, **SHORT, "epochs": 3, "n_local": 2, **parameters}).fit(X)
+
+
+def assert_same_fit(one, other, X):
+    np.testing.assert_array_equal(one.labels_, other.labels_)
+    np.testing.assert_array_equal(one.transform(X), other.transform(X))
+    np.testing.assert_array_equal(one.cluster_centers_, other.cluster_centers_)
+
+
+def test_a_killed_fit_resumes_to_the_bit(tmp_path):
+    X = wide_rows()
+    with interrupting(after=7), pytest.raises(KeyboardInterrupt):
+        fitted(X, checkpoint_dir=tmp_path, checkpoint_every=1)
+    assert_same_fit(fitted(X, checkpoint_dir=tmp_path, checkpoint_every=1), fitted(X), X)
+
+
+def test_goes_on_with_more_epochs_more_rows_and_in_parts(tmp_path):
+    X = wide_rows()
+    excb = fitted(X[:130], warm_start=True)
+    before = excb.transform(X)
+    excb.set_params(epochs=5).fit(X)
+    assert len(excb.history_) == 6
+    assert not np.array_equal(excb.transform(X), before)
+    excb.partial_fit(X[:40])
+    assert np.isfinite(excb.transform(X)).all()
+
+
+def test_is_saved_copied_and_exported(tmp_path):
+    X = wide_rows()
+    excb = fitted(X, size_tolerance=1.5)
+    excb.save(tmp_path / "saved")
+    for again in (ExCBEstimator.load(tmp_path / "saved"), pickle.loads(pickle.dumps(excb))):
+        assert_same_fit(excb, again, X)
+        assert again.resolved_params_["size_tolerance"] == 1.5
+        assert again.resolved_params_["views"] == "neighbours"
+
+
+@pytest.mark.slow
+def test_several_processes_fit_as_one():
+    X = wide_rows()
+    alone, together = fitted(X), fitted(X, device="cpu", devices=2)
+    np.testing.assert_array_equal(together.labels_, alone.labels_)
+    np.testing.assert_allclose(together.transform(X), alone.transform(X), atol=1e-3)
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 2.0])
+def test_clusters_are_as_uneven_as_the_tolerance_lets_them(tolerance):
+    X = make_blobs([400, 60, 60, 60], 5, cluster_std=0.5, random_state=0)[0]
+    excb = ExCBEstimator(4, size_tolerance=tolerance, random_state=0, epochs=30).fit(X)
+    assert (excb.relative_cluster_sizes_.max() > 1.5) == (tolerance > 1)

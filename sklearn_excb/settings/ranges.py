@@ -83,7 +83,7 @@ CONSTRAINTS: dict[str, tuple[Check, str]] = {
     "n_local": _integer(0, _VIEWS),
     "n_channels": _integer(1, _COUNT),
     "flip": _real(0, 1),
-    "views": _options("neighbours", "neighbors", "noise"),
+    "views": _options("crops", "neighbours", "neighbors", "noise"),
     "epochs": _integer(0, _COUNT),
     "batch_size": _integer(2, _COUNT),
     "steps_per_epoch": _integer(1, _COUNT),

@@ -112,22 +112,29 @@ def check_rows_parameters(parameters: Mapping[str, Any]) -> None:
 
 
 def check_views(parameters: Mapping[str, Any], facts: Facts) -> None:
-    """Check that ``views`` is only set where views are made of features, and neighbours are known.
+    """Check that ``views`` fits the samples.
 
     Raises
     ------
     ValueError
-        If the backbone is trained on images, or if neighbours are wanted in a stream.
+        If views of features are wanted for images or the other way round, or neighbours in a
+        stream.
     """
     views = parameters["views"]
     if views == "auto":
         return
-    if facts.kind == "images" and not parameters["freeze_backbone"]:
+    crops = facts.kind == "images" and not parameters["freeze_backbone"]
+    if crops and views != "crops":
         raise ValueError(
             f"views={views!r} is for rows and for frozen backbones, but this backbone is trained "
             'on crops of images. Leave views="auto", or set freeze_backbone=True.'
         )
-    if views != "noise" and not facts.is_whole:
+    if views == "crops" and not crops:
+        raise ValueError(
+            "views='crops' is for backbones that are trained on images, but views of rows and of "
+            'frozen features are made of numbers. Leave views="auto".'
+        )
+    if views in ("neighbours", "neighbors") and not facts.is_whole:
         raise ValueError(
             f"views={views!r} needs all rows from the start, but a stream shows only some at a "
             'time. Set views="noise" or "auto", or pass all rows to fit.'

@@ -86,7 +86,7 @@ def rebuild(
         If the description has unknown or missing parts, ``own`` is needed and None, or the weights
         do not fit.
     """
-    values = {"freeze_backbone": False, **description["settings"]}  # absent before format 8
+    values = {**_absent_before(description), **description["settings"]}
     if description["own_backbone"]:
         if own is None:
             raise ValueError(
@@ -117,6 +117,14 @@ def rebuild(
             f"fitted backbone: {error}"
         ) from error
     return network.eval(), settings, _recipe(where, description["recipe"])
+
+
+def _absent_before(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that earlier versions did not write, with the values that they used."""
+    frozen = description["settings"].get("freeze_backbone", False)
+    crops = description["recipe"]["kind"] == "ViewRecipe" and not frozen
+    views = "crops" if crops else "noise"
+    return {"freeze_backbone": False, "views": views, "size_tolerance": 1.0, "n_starts": 1}
 
 
 def _recipe(where: str, description: Mapping[str, Any]) -> ViewRecipe | RowRecipe:
