@@ -41,14 +41,14 @@ def fits():
     return {
         "images": lambda: small().fit(DIGITS),
         "rows": lambda: small(image_size="auto", local_size="auto").fit(ROWS),
-        "bfloat16": lambda: small(precision="bf16", image_size=24, local_size=16).fit(DIGITS),
+        "bfloat16": lambda: small(precision="bf16", image_size=24, epochs=1).fit(DIGITS),
         "own backbone": lambda: small(backbone=noisy, local_size=12).fit(DIGITS),
         "partial_fit": lambda: small().partial_fit(DIGITS[:40]).partial_fit(DIGITS[40:80]),
         "dry run": lambda: small(epochs=1).dry_run(DIGITS) and small(epochs=0).fit(DIGITS),
     }
 
 
-KINDS = ["images", "rows", "own backbone", "bfloat16", "partial_fit", "dry run"]
+KINDS = ["images", "rows", "own backbone", "partial_fit", "bfloat16", "dry run"]
 
 
 def weights(fitted):
@@ -111,7 +111,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", [*MODES, "float64"])
-@pytest.mark.parametrize("kind", others_slow(KINDS, default=2))
+@pytest.mark.parametrize("kind", others_slow(KINDS))
 def test_modes_of_pytorch_do_not_matter(kind, mode, request):
     fit = fits()[kind]
     alone, labels = weights(fit()), small().fit(DIGITS).predict(DIGITS)
