@@ -35,7 +35,13 @@ def as_array(x: Any) -> NDArray:
         values = np.asarray(x).astype(object)
         values[np.ma.getmaskarray(x)] = None
         return values
-    array = np.asarray(without_torch(x))
+    try:
+        array = np.asarray(without_torch(x))
+    except ValueError as error:  # of NumPy
+        raise ValueError(
+            f"A {type(x).__name__} cannot be read as one array, expected a value or a row of one "
+            f"length for each image ({error})."
+        ) from error
     if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 of JAX and TensorFlow
         return array.astype(np.float32)
     return array
