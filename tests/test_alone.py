@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.runtime import process_state
 from sklearn_excb.runtime.private_generator import PrivateGenerator
-from tests.small_runs import DIGITS, small
+from tests.small_runs import DIGITS, BreaksOffError, Drawing, breaking_off, small
 from tests.tiers import others_slow
 
 ROWS = DIGITS.reshape(len(DIGITS), -1)
@@ -100,6 +101,21 @@ def test_fits_in_threads_are_those_alone(kind):
         disturbing.join()
     for one in both:
         assert_same(one, alone)
+
+
+@pytest.mark.parametrize("X", [DIGITS, list(DIGITS), Drawing()], ids=["array", "list", "data set"])
+def test_generators_are_set_only_where_a_data_set_may_draw(X, tmp_path, monkeypatch):
+    def fit():
+        return small(epochs=1, checkpoint_dir=tmp_path, checkpoint_every=1).fit(X)
+
+    set_states, calls = process_state.set_generator_states, []
+    monkeypatch.setattr(
+        process_state, "set_generator_states", lambda states: (calls.append(1), set_states(states))
+    )
+    with breaking_off(after=2), pytest.raises(BreaksOffError):
+        fit()
+    fit()
+    assert bool(calls) == isinstance(X, Drawing)
 
 
 MODES = {

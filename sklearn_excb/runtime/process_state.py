@@ -57,8 +57,18 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Restore the state of every generator at the end of the context."""
+def preserved_generators(*, if_drawn: bool = True) -> Iterator[None]:
+    """Restore the state of every generator at the end of the context.
+
+    Parameters
+    ----------
+    if_drawn : bool, default=True
+        Whether anything in the context may draw. If not, nothing is restored, because other threads
+        may be drawing.
+    """
+    if not if_drawn:
+        yield
+        return
     states = generator_states()
     try:
         yield
