@@ -147,6 +147,30 @@ def test_modes_of_pytorch_do_not_matter(kind, mode, request):
     assert_same(found, alone)
 
 
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad])
+def test_transformed_functions_are_refused(transform, tmp_path):
+    excb = small(epochs=0).fit(DIGITS)
+    excb.save(tmp_path)
+    uses = [
+        lambda: small().fit(DIGITS),
+        lambda: small().partial_fit(DIGITS),
+        lambda: small().dry_run(DIGITS),
+        lambda: excb.predict(DIGITS),
+        lambda: excb.transform(DIGITS),
+        lambda: excb.save(tmp_path),
+        lambda: ExCBEstimator.load(tmp_path),
+        lambda: excb.export_backbone(tmp_path / "backbone.safetensors"),
+    ]
+
+    def inside(x):
+        for use in uses:
+            with pytest.raises(RuntimeError, match=r"cannot be used inside a function"):
+                use()
+        return x.sum()
+
+    transform(inside)(torch.ones(2))
+
+
 def test_saved_estimators_load_in_any_mode(tmp_path, request):
     excb = small().fit(DIGITS)
     excb.save(tmp_path / "saved")

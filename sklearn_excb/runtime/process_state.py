@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from torch._C._functorch import peek_interpreter_stack
 
 
 @contextmanager
@@ -106,7 +107,17 @@ def usual_modes() -> Iterator[None]:
 
     These are the defaults of PyTorch. All but the default dtype belong to the thread. The dtype
     belongs to the process, and changes for all threads while the body runs, if it is not float32.
+
+    Raises
+    ------
+    RuntimeError
+        Inside a function that torch.func transforms: a network of its own cannot run there.
     """
+    if peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "An estimator cannot be used inside a function that torch.func.vmap, grad or the like "
+            "transform. Call it outside, and pass its result to the function."
+        )
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))
