@@ -13,6 +13,7 @@ SKIPPED = -1
 """Label of a skipped image. All scores leave out skipped images and count them."""
 
 _BLOCK = 2**22  # elements processed at once
+_MOST_CLUSTERS = 2**24  # or as many as there are labels, if those are more
 
 
 def check_rows(x: ArrayLike, name: str) -> NDArray:
@@ -75,6 +76,8 @@ def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
             "labels.astype(int), "
             "or np.unique(labels, return_inverse=True)[1] for names."
         )
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:  # int64 would wrap
+        raise ValueError(f"{name} holds {array.max()}, expected ids of at most {2**63 - 1}.")
     array = array.astype(np.int64, copy=False)
     if array.min() < SKIPPED:
         raise ValueError(
@@ -82,15 +85,6 @@ def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
             "Other negative labels are not allowed."
         )
     return array
-
-
-def check_ids_below(labels: NDArray[np.int64], n_clusters: int) -> None:
-    """Raise if a cluster id is ``n_clusters`` or larger."""
-    if labels.max() >= n_clusters:
-        raise ValueError(
-            f"labels hold {labels.max()} with n_clusters={n_clusters}, expected ids below "
-            "n_clusters. Pass the number of clusters of the model."
-        )
 
 
 def check_1d(values: ArrayLike, name: str) -> NDArray:
@@ -112,12 +106,16 @@ def check_classes(y: ArrayLike, name: str) -> tuple[NDArray, NDArray[np.bool_]]:
     None, NaN, NaT and the NA of pandas are missing classes; another class stands in their place.
     """
     array = check_1d(y, name)
+    if array.dtype.kind == "c":
+        raise ValueError(f"{name} has dtype {array.dtype}, expected numbers or names of classes.")
     known = known_values(array)
     if not known.any():
         raise ValueError(
             f"All {len(array)} classes in {name} are None or NaN, expected at least one class. If "
             f"{name} is optional, leave it out."
         )
+    if array.dtype.kind in "mM":  # which no array of objects is compared with
+        return array.astype(str), known
     if array.dtype.kind != "O":
         return array, known
     typed = of_one_type(array[known].tolist(), name)
@@ -128,15 +126,31 @@ def check_classes(y: ArrayLike, name: str) -> tuple[NDArray, NDArray[np.bool_]]:
 
 
 def check_n_clusters(n_clusters: int | None, labels: NDArray[np.int64]) -> int:
-    """Return the number of clusters: as given, or one more than the largest label."""
+    """Return the number of clusters, as given or one more than the largest label.
+
+    Raise if an id is not below it, or if it is so large that ids must be something else.
+    """
+    largest = int(labels.max())
     if n_clusters is None:
-        if labels.max() == SKIPPED:
+        if largest == SKIPPED:
             raise ValueError(
                 f"All {len(labels)} labels are -1 (skipped), expected at least one cluster id."
             )
-        return int(labels.max()) + 1
-    n_clusters = check_count(n_clusters, "n_clusters")
-    check_ids_below(labels, n_clusters)
+        given, n_clusters = f"labels hold {largest}", largest + 1
+    else:
+        n_clusters = check_count(n_clusters, "n_clusters")
+        given = f"n_clusters={n_clusters}"
+    if largest >= n_clusters:
+        raise ValueError(
+            f"labels hold {largest} with n_clusters={n_clusters}, expected ids below "
+            "n_clusters. Pass the number of clusters of the model."
+        )
+    most = max(_MOST_CLUSTERS, len(labels))
+    if n_clusters > most:
+        raise ValueError(
+            f"{given}, expected at most {most} clusters. Number the clusters from 0: "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
     return n_clusters
 
 

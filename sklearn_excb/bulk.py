@@ -22,8 +22,10 @@ from filelock import FileLock
 
 from sklearn_excb.data.fingerprints import changes, source_fingerprint, tensor_fingerprint
 from sklearn_excb.evaluation import output_files
+from sklearn_excb.exceptions import DamagedFileError
 from sklearn_excb.runtime.progress import progress_bar
 from sklearn_excb.runtime.rendezvous import Place, place_of
+from sklearn_excb.storage.json_files import read_object
 from sklearn_excb.storage.regular_files import open_regular
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Of = Literal["transform", "predict"]
 
 _MISSING, _DONE = b"\0", b"\1"
+_SKIPPED = ".skipped.jsonl"
 _SECONDS = 300.0  # timeout for another process to create the files
 
 
@@ -75,11 +78,11 @@ class BulkResults:
     ) -> None:
         if not isinstance(chunk, Integral) or chunk < 1:
             raise ValueError(f"chunk={chunk!r} cannot be used: it must be an integer >= 1.")
+        self.path = output_files.as_path(path).absolute()
         self._excb = excb
         self._of: Of = of
         self._source = excb._open_indexed(X)
         n = len(self._source)
-        self.path = Path(path).absolute()
         self._chunk = chunk
         self._dtype = np.dtype(np.int64 if of == "predict" else np.float32)
         self._shape = (n,) if of == "predict" else (n, excb._n_features_out)
@@ -99,20 +102,14 @@ class BulkResults:
 
     def _begin(self) -> None:
         """Create the files, or check that existing files belong to the same results."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        output_files.make_folder(self.path.parent)
         about = self._beside(".json")
-        with FileLock(self._beside(".lock"), timeout=_SECONDS):
+        with output_files.naming(self.path), FileLock(self._beside(".lock"), timeout=_SECONDS):
+            with suppress(FileNotFoundError):
+                self._beside(_SKIPPED).stat()  # the longest name: raises an error if it is too long
             underway = self._beside(".chunks").exists()  # read first: the last process removes it
             if about.exists():
-                with open_regular(about) as file:
-                    before = json.load(file)
-                done = before.pop("done", False)
-                if found := _differences(before, self._about):
-                    raise ValueError(
-                        f"{self.path} holds other results: {'; '.join(found)}. Choose another "
-                        f"file, or remove this one and the files named {self.path.name}.* beside "
-                        "it."
-                    )
+                done = self._check_same(about)
                 if self.path.exists() and (underway or done):
                     return
             elif self.path.exists() and not underway:
@@ -130,6 +127,21 @@ class BulkResults:
                 ).flush()
             with output_files.replacing(about) as beside:
                 beside.write_text(json.dumps(self._about))
+
+    def _check_same(self, about: Path) -> bool:
+        """Raise an error unless a description is that of these results; return if it says done."""
+        choose = (
+            f"Choose another file, or remove this one and the files named {self.path.name}.* "
+            "beside it."
+        )
+        try:
+            before = read_object(about)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error} {choose}") from error
+        done = before.pop("done", False)
+        if found := _differences(before, self._about):
+            raise ValueError(f"{self.path} holds other results: {'; '.join(found)}. {choose}")
+        return done
 
     @property
     def n_chunks(self) -> int:
@@ -149,7 +161,7 @@ class BulkResults:
                 done = file.read()
         except FileNotFoundError:  # the process that did the last chunk removed it
             return []
-        return [chunk for chunk in range(self.n_chunks) if done[chunk : chunk + 1] == _MISSING]
+        return [chunk for chunk in range(self.n_chunks) if done[chunk : chunk + 1] != _DONE]
 
     def do(self, chunk: int) -> None:
         """Compute the results of a chunk, write them, and mark the chunk as done.
@@ -161,18 +173,19 @@ class BulkResults:
         """
         rows = np.arange(chunk * self._chunk, min((chunk + 1) * self._chunk, self._shape[0]))
         results, skipped = self._excb._results_of(self._source, rows, self._of)
-        if skipped:
-            with open(self._beside(".skipped.jsonl"), "a") as file:
-                # every record begins a new line, so a line cut short by a kill spoils no other
-                file.write("".join(f"\n{json.dumps(image._asdict())}" for image in skipped))
-        with open(self.path, "r+b") as file:
-            file.seek(self._first_byte() + int(rows[0]) * results[:1].nbytes)
-            file.write(np.ascontiguousarray(results, self._dtype).tobytes())
-            _to_disk(file)
-        with open(self._beside(".chunks"), "r+b") as file:
-            file.seek(chunk)
-            file.write(_DONE)
-            _to_disk(file)
+        with output_files.naming(self.path):
+            if skipped:
+                with open(self._beside(_SKIPPED), "a") as file:
+                    # every record begins a new line, so a line cut short by a kill spoils no other
+                    file.write("".join(f"\n{json.dumps(image._asdict())}" for image in skipped))
+            with open(self.path, "r+b") as file:
+                file.seek(self._first_byte() + int(rows[0]) * results[:1].nbytes)
+                file.write(np.ascontiguousarray(results, self._dtype).tobytes())
+                _to_disk(file)
+            with open(self._beside(".chunks"), "r+b") as file:
+                file.seek(chunk)
+                file.write(_DONE)
+                _to_disk(file)
 
     def _first_byte(self) -> int:
         """Return the offset in the file at which the array begins."""
@@ -188,12 +201,13 @@ class BulkResults:
         """
         if self.missing():
             return False
-        if self._beside(".skipped.jsonl").exists():
-            self._put_in_order(self._beside(".skipped.jsonl"))
-        with output_files.replacing(self._beside(".json")) as beside:
-            beside.write_text(json.dumps(self._about | {"done": True}))
-        self._beside(".chunks").unlink(missing_ok=True)
-        self._beside(".lock").unlink(missing_ok=True)
+        with output_files.naming(self.path):
+            if self._beside(_SKIPPED).exists():
+                self._put_in_order(self._beside(_SKIPPED))
+            with output_files.replacing(self._beside(".json")) as beside:
+                beside.write_text(json.dumps(self._about | {"done": True}))
+            self._beside(".chunks").unlink(missing_ok=True)
+            self._beside(".lock").unlink(missing_ok=True)
         return True
 
     def _put_in_order(self, skipped: Path) -> None:
@@ -201,7 +215,8 @@ class BulkResults:
         results = np.load(self.path, mmap_mode="r")
         lines = {}
         for line in skipped.read_text().splitlines():
-            with suppress(ValueError):  # the line is empty, or was cut short
+            # the line is empty, was cut short, or is no record
+            with suppress(ValueError, TypeError, KeyError, IndexError, RecursionError):
                 index = json.loads(line)["index"]
                 result = results[index]
                 left_out = result == -1 if self._of == "predict" else np.isnan(result)
@@ -270,6 +285,11 @@ def _to_disk(file: Any) -> None:
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describe in words how the descriptions of two results differ."""
-    of_X = [f"of X, {text}" for text in changes(before["X"], now["X"])]
+    of_X = [f"of X, {text}" for text in changes(_facts(before), _facts(now))]
     others = changes(before | {"X": ""}, now | {"X": ""})
     return ["the estimator differs" if "estimator" in text else text for text in others] + of_X
+
+
+def _facts(about: dict[str, Any]) -> dict[str, Any]:
+    facts = about.get("X")
+    return facts if isinstance(facts, dict) else {}

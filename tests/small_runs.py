@@ -71,6 +71,18 @@ def states(folder):
     return sorted((int(name.removeprefix("step-")) for name in names), reverse=True)
 
 
+@contextmanager
+def files_up_to(n_bytes):
+    """Let this process write no larger files: the kernel refuses more, as if the disk were full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class BreaksOffError(Exception):
     """In the place of a crash."""
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.runtime import process_state
 from sklearn_excb.runtime.private_generator import PrivateGenerator
-from tests.small_runs import DIGITS, small
+from tests.small_runs import DIGITS, BreaksOffError, Drawing, breaking_off, small
 from tests.tiers import others_slow
 
 ROWS = DIGITS.reshape(len(DIGITS), -1)
@@ -41,14 +42,14 @@ def fits():
     return {
         "images": lambda: small().fit(DIGITS),
         "rows": lambda: small(image_size="auto", local_size="auto").fit(ROWS),
-        "bfloat16": lambda: small(precision="bf16", image_size=24, local_size=16).fit(DIGITS),
+        "bfloat16": lambda: small(precision="bf16", image_size=24, epochs=1).fit(DIGITS),
         "own backbone": lambda: small(backbone=noisy, local_size=12).fit(DIGITS),
         "partial_fit": lambda: small().partial_fit(DIGITS[:40]).partial_fit(DIGITS[40:80]),
         "dry run": lambda: small(epochs=1).dry_run(DIGITS) and small(epochs=0).fit(DIGITS),
     }
 
 
-KINDS = ["images", "rows", "own backbone", "bfloat16", "partial_fit", "dry run"]
+KINDS = ["images", "rows", "own backbone", "partial_fit", "bfloat16", "dry run"]
 
 
 def weights(fitted):
@@ -102,6 +103,21 @@ def test_fits_in_threads_are_those_alone(kind):
         assert_same(one, alone)
 
 
+@pytest.mark.parametrize("X", [DIGITS, list(DIGITS), Drawing()], ids=["array", "list", "data set"])
+def test_generators_are_set_only_where_a_data_set_may_draw(X, tmp_path, monkeypatch):
+    def fit():
+        return small(epochs=1, checkpoint_dir=tmp_path, checkpoint_every=1).fit(X)
+
+    set_states, calls = process_state.set_generator_states, []
+    monkeypatch.setattr(
+        process_state, "set_generator_states", lambda states: (calls.append(1), set_states(states))
+    )
+    with breaking_off(after=2), pytest.raises(BreaksOffError):
+        fit()
+    fit()
+    assert bool(calls) == isinstance(X, Drawing)
+
+
 MODES = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -111,7 +127,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", [*MODES, "float64"])
-@pytest.mark.parametrize("kind", others_slow(KINDS, default=2))
+@pytest.mark.parametrize("kind", others_slow(KINDS))
 def test_modes_of_pytorch_do_not_matter(kind, mode, request):
     fit = fits()[kind]
     alone, labels = weights(fit()), small().fit(DIGITS).predict(DIGITS)
@@ -129,6 +145,30 @@ def test_modes_of_pytorch_do_not_matter(kind, mode, request):
             embedded = excb.transform(DIGITS)
         np.testing.assert_array_equal(excb.transform(DIGITS), embedded)
     assert_same(found, alone)
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad])
+def test_transformed_functions_are_refused(transform, tmp_path):
+    excb = small(epochs=0).fit(DIGITS)
+    excb.save(tmp_path)
+    uses = [
+        lambda: small().fit(DIGITS),
+        lambda: small().partial_fit(DIGITS),
+        lambda: small().dry_run(DIGITS),
+        lambda: excb.predict(DIGITS),
+        lambda: excb.transform(DIGITS),
+        lambda: excb.save(tmp_path),
+        lambda: ExCBEstimator.load(tmp_path),
+        lambda: excb.export_backbone(tmp_path / "backbone.safetensors"),
+    ]
+
+    def inside(x):
+        for use in uses:
+            with pytest.raises(RuntimeError, match=r"cannot be used inside a function"):
+                use()
+        return x.sum()
+
+    transform(inside)(torch.ones(2))
 
 
 def test_saved_estimators_load_in_any_mode(tmp_path, request):

@@ -122,6 +122,25 @@ def test_other_results_are_not_mixed_in(fitted, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "theirs.npy"), np.ones(3))
 
 
+@pytest.mark.parametrize("content", ["7", "[]", "{", "{}", '{"X": 7}', "[" * 10**5])
+def test_a_damaged_description_is_told(content, fitted, tmp_path):
+    file = tmp_path / "x.npy"
+    BulkResults(fitted, DIGITS, file, chunk=40)
+    (tmp_path / "x.npy.json").write_text(content)
+    with pytest.raises(ValueError, match=r"(is damaged|other results): .* or remove this one"):
+        write_results(fitted, DIGITS, file, chunk=40)
+
+
+def test_a_list_of_chunks_that_was_cut_short_loses_none(fitted, tmp_path):
+    results = BulkResults(fitted, DIGITS, tmp_path / "x.npy", chunk=40)
+    results.do(0)
+    (tmp_path / "x.npy.chunks").write_bytes(b"")
+    assert results.missing() == [0, 1, 2]
+    np.testing.assert_array_equal(
+        write_results(fitted, DIGITS, tmp_path / "x.npy", chunk=40), fitted.transform(DIGITS)
+    )
+
+
 class Killed(BaseException):
     pass
 

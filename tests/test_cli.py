@@ -210,6 +210,37 @@ def test_a_full_disk_is_told_in_one_line(named):
     assert "No space left" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "{run}", "{photos}"],
+        ["evaluate", "{run}", "--train", "{photos}"],
+        ["report", "{run}", "{photos}", "-o", "{tmp}/a.html"],
+        ["compare", "{run}"],
+        ["fit", "{photos}", "--out", "{tmp}/run"],
+    ],
+)
+def test_a_closed_output_is_told_before_the_work(words, named, tmp_path, monkeypatch, capsys):
+    places = {"run": named / "写真", "photos": named / "photos", "tmp": tmp_path}
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(ExCBEstimator, "load", lambda *_: pytest.fail("worked first"))
+    assert main([word.format(**places) for word in words]) == 2
+    assert capsys.readouterr().err.startswith("sklearn-excb: Standard output is closed, so")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_file_takes_the_number_of_a_closed_stream():
+    code = "import os; from sklearn_excb.cli.output import hold_closed_streams as hold; hold(); "
+    code += "exit(os.open('/', os.O_RDONLY) < 3)"
+    shell = f"'{sys.executable}' -c \"{code}\" <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", shell]).returncode == 0
+
+
+def test_errors_without_a_standard_error_have_their_status(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["predict", "nowhere", "nowhere"]) == 2
+
+
 def test_help_needs_no_torch():
     code = "import sys; from sklearn_excb.cli.commands import main\n"
     code += "try: main(['fit', '--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"

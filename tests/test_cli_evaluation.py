@@ -16,6 +16,7 @@ from evaluation import clustering_scores, knn_accuracy
 from sklearn_excb import ExCBEstimator, reporting
 from sklearn_excb.cli.commands import main
 from sklearn_excb.reporting import evaluate, report, short_names
+from tests.small_runs import files_up_to
 
 DIGITS = load_digits()
 
@@ -195,6 +196,28 @@ def test_errors_of_the_user_are_one_line(words, message, run, train, tmp_path, c
     assert message in err
     assert len(err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "{run}", "{test}", "-o", "{file}"],
+        ["predict", "{run}", "{test}", "--csv", "{file}"],
+        ["evaluate", "{run}", "--train", "{test}", "--json", "{file}"],
+        ["compare", "{run}", "--json", "{file}"],
+        ["compare", "{run}", "-o", "{file}"],
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_the_file(words, run, test, tmp_path, capsys):
+    (tmp_path / "old").write_text("old")
+    places = {"run": run, "test": test, "file": tmp_path / "old"}
+    with files_up_to(60):
+        assert main([word.format(**places) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{tmp_path}/old cannot be written (File too large). Choose another path" in err
+    assert len(err.splitlines()) == 1
+    assert (tmp_path / "old").read_text() == "old"
 
 
 def test_bad_arguments_of_a_report_fail_before_the_work(run, train, tmp_path, monkeypatch):

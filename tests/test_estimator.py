@@ -1,5 +1,6 @@
 """The estimator: scikit-learn's own checks on rows, the same contracts on images, bad input."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -193,6 +194,21 @@ def test_what_is_written_predicts_the_same_in_another_process(fitted, tmp_path, 
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     np.testing.assert_allclose(np.load(out), fitted.transform(IMAGES), rtol=0, atol=1e-6)
+
+
+def test_pickling_leaves_the_network_where_others_use_it(fitted, monkeypatch):
+    teacher, moved, cpu = fitted._fitted.teacher, [], torch.Tensor.cpu
+    before = {name: id(of) for name, of in [*teacher.named_parameters(), *teacher.named_buffers()]}
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda of: (moved.append(id(of)), cpu(of))[1])
+    monkeypatch.setattr(torch.nn.Module, "_apply", lambda *_: pytest.fail("the network was moved"))
+    for write in (pickle.dumps, copy.deepcopy):
+        write(fitted)
+        after = [*teacher.named_parameters(), *teacher.named_buffers()]
+        assert {name: id(of) for name, of in after} == before
+    assert len(moved) == 2 * len(before)
+    state = fitted._fitted.__getstate__()["teacher"].state_dict()  # no copy on the CPU
+    for name, of in teacher.state_dict().items():
+        assert state[name].data_ptr() == of.data_ptr()
 
 
 def test_a_missing_device_means_the_cpu_after_fit_and_an_error_before(fitted):

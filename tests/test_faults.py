@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,12 +14,14 @@ from filelock import FileLock
 from sklearn.exceptions import ConvergenceWarning
 
 import sklearn_excb.fitting.run
-from sklearn_excb import CheckpointWarning, DivergedError, ImageError
+from sklearn_excb import CheckpointWarning, DivergedError, ImageError, reporting
+from sklearn_excb.bulk import write_results
 from tests.small_runs import (
     DIGITS,
     Failing,
     acting,
     assert_same_bits,
+    files_up_to,
     finite,
     interrupting,
     small,
@@ -35,23 +36,12 @@ def never():
     return small().fit(list(DIGITS))
 
 
-@contextmanager
-def files_up_to(n_bytes):
-    """Let this process write no larger files: the kernel refuses more, as if the disk were full."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_ends_no_fit(tmp_path, never):
     with files_up_to(10_000), pytest.warns(CheckpointWarning, match="could not be written") as told:
         fitted = small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(list(DIGITS))
     assert_same_bits(fitted, never)
     assert "No checkpoint has been written yet" in str(told[0].message)
+    told = [one for one in told if one.category is CheckpointWarning]
     assert len(told) == 1  # of ten that could not be
     assert told[0].filename == __file__
     assert os.listdir(tmp_path) == ["lock"]
@@ -73,7 +63,7 @@ def test_a_disk_that_fills_up_leaves_the_states_before(tmp_path, never, monkeypa
         with pytest.warns(CheckpointWarning, match="last checkpoint is step-000000004") as told:
             fitted = small(checkpoint_dir=tmp_path, checkpoint_every=1).fit(list(DIGITS))
     assert_same_bits(fitted, never)
-    assert len(told) == 1
+    assert len([one for one in told if one.category is CheckpointWarning]) == 1
     assert states(tmp_path) == [4]  # the other has made room
     assert not list(tmp_path.glob(".*"))
     assert_same_bits(small(checkpoint_dir=tmp_path).fit(list(DIGITS)), never)
@@ -93,10 +83,46 @@ def folders_that_cannot_be(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_read(tmp_path):
     untouched = Failing(DIGITS, at=10, act=lambda: pytest.fail("images were read"))
     for folder, error in folders_that_cannot_be(tmp_path):
-        with pytest.raises(error, match="checkpoint_dir cannot be written to") as caught:
+        with pytest.raises(error, match=r"checkpoint_dir=.* cannot be written \(") as caught:
             small(checkpoint_dir=folder, K=4).fit(untouched)
         assert isinstance(caught.value, OSError)
         assert caught.value.errno in vars(errno).values()
+
+
+WRITERS = {
+    "save": lambda excb, path: excb.save(path),
+    "export_backbone": lambda excb, path: excb.export_backbone(path),
+    "write_results": lambda excb, path: write_results(excb, DIGITS, path),
+    "export_onnx": lambda excb, path: excb.export_onnx(path),
+    "report": lambda excb, path: reporting.report(excb, DIGITS, path),
+    "checkpoint_dir": lambda _, path: small(checkpoint_dir=path).fit(DIGITS),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_path_that_cannot_be_written_is_named_before_the_work(write, never, tmp_path):
+    (tmp_path / "file").touch()
+    for path, error, advice in [
+        (tmp_path / ("a" * 256), OSError, "Choose a shorter name"),
+        (tmp_path / "file" / "x", OSError, "another"),
+        (f"{tmp_path}/a\0b", ValueError, "Choose another name"),
+        (f"{tmp_path}/\ud800", ValueError, "Choose another name"),
+        ("", ValueError, "path is empty"),
+        (5, (TypeError, ValueError), "expected a str|must be None or a path"),
+    ]:
+        with pytest.raises(error, match=advice) as told:
+            write(never, path)
+        assert path in ("", 5) or str(tmp_path) in str(told.value)
+        assert "Errno" not in str(told.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("writer", others_slow([*WRITERS][:-1], default=3))
+def test_a_disk_that_is_full_is_told(writer, never, tmp_path):
+    told = pytest.raises(OSError, match=f"{tmp_path}.* cannot be written .*another")
+    with files_up_to(100), told:
+        WRITERS[writer](never, tmp_path / "written")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_one_fit_at_a_time(tmp_path):

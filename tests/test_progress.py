@@ -86,3 +86,15 @@ def test_lines_of_a_long_run_are_minutes_apart(clock):
     ]
     log.write("\n")
     assert stream.getvalue().endswith("3599 s\n")
+
+
+def test_a_log_on_a_full_disk_ends_no_fit(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            self.write("")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert list(progress_bar(range(9), shown=True)) == list(range(9))

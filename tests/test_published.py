@@ -10,8 +10,10 @@ import io
 import json
 import os
 import pickle
+import time
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -26,6 +28,7 @@ from evaluation import OccupancyDisplay, cluster_occupancy
 from sklearn_excb import ExCBEstimator, reporting
 from sklearn_excb.data.pixels import image_tensor
 from sklearn_excb.networks.heads import HeadShape, mlp
+from sklearn_excb.storage.torch_files import load_objects
 from sklearn_excb.training import teacher_outputs
 from sklearn_excb.views.whole_images import whole_images
 from tests import published_files as files
@@ -611,6 +614,27 @@ def test_what_may_be_read_is_as_before(tmp_path):
         assert argparse.Namespace in torch.serialization.get_safe_globals()
     with pytest.raises(pickle.UnpicklingError, match="Namespace"):
         torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+
+
+def test_threads_that_read_do_not_take_from_each_other(tmp_path, monkeypatch):
+    file, plain = tmp_path / "full.pth", tmp_path / "plain.pth"
+    torch.save({"args": argparse.Namespace(k=1), "w": torch.ones(3)}, file)
+    torch.save({"w": torch.ones(3)}, plain)
+    before, load = torch.serialization.get_safe_globals(), torch.load
+
+    def slowly(*args, **options):
+        time.sleep(0.01)
+        found = load(*args, **options)
+        time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr(torch, "load", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load_objects, [file] * 8))
+    assert all(each["args"].k == 1 for each in found)
+    assert torch.serialization.get_safe_globals() == before
+    monkeypatch.setattr(torch.serialization, "safe_globals", lambda _: pytest.fail("was extended"))
+    assert load_objects(plain)["w"].sum() == 3
 
 
 def test_advice_to_execute_it_after_all_is_not_passed_on(tmp_path):

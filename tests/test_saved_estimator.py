@@ -16,7 +16,7 @@ import sklearn_excb.saving.saved_estimator
 from sklearn_excb import DamagedFileError, ExCBEstimator
 from sklearn_excb.bulk import write_results
 from sklearn_excb.settings.validation import CHECKPOINT_PARAMETERS
-from sklearn_excb.storage.tensor_files import open_safetensors, text_checksum
+from sklearn_excb.storage.tensor_files import open_safetensors, text_checksum, write_tensors
 from tests.small_runs import DIGITS, Failing, assert_same_bits, result, small
 from tests.test_resume import Payload, backbone, cut, empty, flip
 
@@ -90,7 +90,7 @@ def test_tensors_of_another_estimator_are_refused(saved, tmp_path):
     ("change", "said"),
     [
         (lambda d: d.update(format=99), "has format 99, but this version .* reads formats 7 to 9"),
-        (lambda d: d.pop("format"), "has format None"),
+        (lambda d: d.pop("format"), "is damaged: it does not contain a format"),
         (lambda d: d.update(more=1), r"other parts .*unknown: more; missing: none\)"),
         (lambda d: d.pop("facts"), r"unknown: none; missing: facts\)"),
         (lambda d: d["settings"].update(more=1), "other settings .*unknown: more"),
@@ -122,11 +122,25 @@ def test_no_file_says_where_a_fit_writes(saved, tmp_path):
     assert [loaded[name] for name in given] == [unchanged[name] for name in given]
 
 
-@pytest.mark.parametrize("content", ["7", "[]", "null", '"x"'])
-def test_other_json_is_refused(content, saved):
+@pytest.mark.parametrize(
+    "content", ["7", "[]", "{}", "null", '"x"', "{", "NaN", "[" * 10**5, "9" * 5000, "\0"]
+)
+def test_other_json_is_damage(content, saved, fitted):
     (saved / "estimator.json").write_text(content)
-    with pytest.raises(ValueError, match="has format None"):
+    with pytest.raises(DamagedFileError, match=r"estimator.json is damaged: .*Load another copy"):
         ExCBEstimator.load(saved)
+    fitted.save(saved)  # in its place
+    assert_same_bits(ExCBEstimator.load(saved), fitted)
+
+
+@pytest.mark.parametrize("content", [7, [], {}, None, {"__tensor__": "x"}, {"__tuple__": 7}])
+def test_other_content_of_a_checkpoint_is_damage(content, tmp_path):
+    file = tmp_path / "step-000000001.safetensors"
+    write_tensors(file, {}, content)
+    with pytest.raises(DamagedFileError, match=r"is damaged, or is not a checkpoint"):
+        ExCBEstimator.load(file)
+    with pytest.raises(ValueError, match="none can be read"):
+        small(checkpoint_dir=tmp_path).fit(DIGITS)
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(saved, fitted, monkeypatch):
@@ -376,4 +390,6 @@ def test_an_empty_path_is_no_folder(fitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="path is empty"):
         fitted.save("")
+    with pytest.raises(ValueError, match="path is empty"):
+        ExCBEstimator.load("")
     assert not list(tmp_path.iterdir())

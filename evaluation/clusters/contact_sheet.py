@@ -145,7 +145,8 @@ class ContactSheetDisplay:
             ids, sizes = ids[by_size], sizes[by_size]
         shown = np.linspace(0, len(ids) - 1, min(n_rows, len(ids))).round().astype(int)
         chosen = [_most_typical(labels, ranks, cluster, n_images) for cluster in ids[shown]]
-        canvas = _compose([[as_rgb(images[i], i) for i in row] for row in chosen], n_images)
+        n_columns = max(map(len, chosen))
+        canvas = _compose([[as_rgb(images[i], i) for i in row] for row in chosen], n_columns)
         return cls(canvas, ids[shown].tolist(), sizes[shown].tolist(), chosen, len(ids)).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:

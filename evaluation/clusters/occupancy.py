@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._checks import SKIPPED, check_cluster_labels, check_count, check_ids_below
+from .._checks import SKIPPED, check_cluster_labels, check_count, check_n_clusters
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def cluster_occupancy(labels: ArrayLike, n_clusters: int) -> Occupancy:
     """
     n_clusters = check_count(n_clusters, "n_clusters")
     labels = check_cluster_labels(labels, "labels")
-    check_ids_below(labels, n_clusters)
+    check_n_clusters(n_clusters, labels)
     counts = _count(labels, n_clusters)
     n_samples = int(counts.sum())
     if n_samples == 0:

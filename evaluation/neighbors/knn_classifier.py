@@ -74,16 +74,11 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             If there are fewer rows than neighbours, or a parameter is out of range.
         """
-        n_neighbors = check_count(self.n_neighbors, "n_neighbors")
         check_positive(self.temperature, "temperature")
         X, y = for_sklearn(X), without_torch(y)
         X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_classification_targets(y)
-        if n_neighbors > len(X):
-            raise ValueError(
-                f"n_neighbors={n_neighbors} exceeds n_samples={len(X)}. Lower n_neighbors, or fit "
-                "more rows."
-            )
+        self._k(len(X))
         self.classes_, self._codes = np.unique(y, return_inverse=True)
         self._rows = X
         return self
@@ -102,9 +97,8 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         """
         X = self._checked(X)
         predicted = np.empty(len(X), self.classes_.dtype)
-        codes = predicted_codes(
-            X, self._rows, self._codes, [self.n_neighbors], self.temperature, self.backend
-        )
+        k = [self._k(len(self._rows))]
+        codes = predicted_codes(X, self._rows, self._codes, k, self.temperature, self.backend)
         for positions, winners in codes:
             predicted[positions] = self.classes_[winners[0]]
         return predicted
@@ -128,12 +122,21 @@ class KNNClassifier(ClassifierMixin, BaseEstimator):
         for start in range(0, len(X), TOGETHER):
             positions = np.arange(start, min(start + TOGETHER, len(X)))
             queries = index.prepare(X[positions], "X", positions)
-            similarities, indices = index.search(queries, self.n_neighbors)
+            similarities, indices = index.search(queries, self._k(len(self._rows)))
             votes = votes_of(
                 similarities, self._codes[indices], len(self.classes_), self.temperature
             )
             shares[positions] = votes / votes.sum(axis=1, keepdims=True)
         return shares
+
+    def _k(self, n_rows: int) -> int:
+        n_neighbors = check_count(self.n_neighbors, "n_neighbors")
+        if n_neighbors > n_rows:
+            raise ValueError(
+                f"n_neighbors={n_neighbors} exceeds n_samples={n_rows}. Lower n_neighbors, or fit "
+                "more rows."
+            )
+        return n_neighbors
 
     def _checked(self, X: Any) -> NDArray:
         check_is_fitted(self)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import codecs
-import io
-import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-from sklearn_excb.cli import evaluation, fit
+from sklearn_excb.cli import evaluation, fit, output
 
 _PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells report programs that this signal ends
 
@@ -52,33 +48,6 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _take_any_text() -> None:
-    """Have standard output take every file name.
-
-    Files and pipes get UTF-8, in which names of bytes that are no text stay as they are. A terminal
-    in another encoding shows escapes for what it lacks.
-    """
-    if not isinstance(sys.stdout, io.TextIOWrapper):
-        return
-    if sys.stdout.isatty() and codecs.lookup(sys.stdout.encoding).name != "utf-8":
-        sys.stdout.reconfigure(errors="backslashreplace")
-    else:
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-
-
-def _flush_output() -> None:
-    if sys.stdout is not None:  # as it is where it was closed before the start
-        sys.stdout.flush()
-
-
-def _forget_output() -> None:
-    """Send what standard output could not write nowhere; Python would try again at its end."""
-    with suppress(OSError, AttributeError):  # of streams that are no file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -94,21 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C stopped a training, 141 if the reader of standard output closed it early. After
         Ctrl-C the estimator is saved as trained so far.
     """
+    output.hold_closed_streams()
     arguments = _parser().parse_args(argv)
     run = {**fit.COMMANDS, **evaluation.COMMANDS}[arguments.command]
     try:
-        _take_any_text()
+        output.take_any_text()
         with _plain_warnings():
-            status = run(arguments)
-        _flush_output()
-        return status
+            return run(arguments)
     except BrokenPipeError:
-        _forget_output()
         return _PIPE_CLOSED
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
-        sys.stderr.write(f"sklearn-excb: {error}\n")
-        try:
-            _flush_output()
-        except OSError:  # of a full disk: this was the error
-            _forget_output()
+        output.complain(str(error))
         return 2

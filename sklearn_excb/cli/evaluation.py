@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from sklearn_excb.cli import output
 
 Add = Callable[[str, str], argparse.ArgumentParser]
 
@@ -108,13 +107,11 @@ def embed(arguments: argparse.Namespace) -> int:
     shape = len(names), len(estimator.get_feature_names_out())
     with output_files.replacing(out) as beside:
         rows = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
+        output.reserve(beside)
         estimator.transform(arguments.folder, out=rows)
         rows.flush()
     if arguments.names:
-        with open(
-            arguments.names, "w", newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
-            csv.writer(file).writerows([("path",), *((name,) for name in names)])
+        output.write_table([("path",), *((name,) for name in names)], arguments.names)
     return 0
 
 
@@ -124,6 +121,7 @@ def report(arguments: argparse.Namespace) -> int:
     from sklearn_excb.data.open_source import open_source
     from sklearn_excb.evaluation import output_files
 
+    output.check_printable()
     if arguments.json and arguments.json != "-":
         output_files.check_writable(arguments.json)
     estimator = load_run(arguments)
@@ -156,9 +154,9 @@ def report(arguments: argparse.Namespace) -> int:
             "outliers": [names[place] for place in summary.outliers],
             "duplicates": [[names[place] for place in group] for group in summary.duplicates],
         }
-        _write_json(told | named, arguments.json)
+        output.write_json(told | named, arguments.json)
     if arguments.json != "-":
-        _write_json(told, "-")
+        output.write_json(told, "-")
     return 0
 
 
@@ -167,6 +165,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from sklearn_excb import reporting
     from sklearn_excb.evaluation import output_files
 
+    output.check_printable()
     if arguments.json and arguments.json != "-":
         output_files.check_writable(arguments.json)
     estimator = load_run(arguments)
@@ -176,10 +175,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
         given += [folder, reporting.folder_classes(folder, estimator.on_error)]
     found = reporting.evaluate(estimator, *given)
     if arguments.json:
-        _write_json(found, arguments.json)
+        output.write_json(found, arguments.json)
     if arguments.json != "-":
-        for name, value in flattened(found):
-            sys.stdout.write(f"{name:<36}{_written(value):>12}\n")
+        lines = [f"{name:<36}{_written(value):>12}\n" for name, value in flattened(found)]
+        output.tell("".join(lines))
     return 0
 
 
@@ -188,21 +187,26 @@ def compare(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator, reporting
     from sklearn_excb.evaluation import output_files
 
+    output.check_printable()
     for file in (arguments.out, arguments.json):
         if file and file != "-":
             output_files.check_writable(file)
     rows, display = reporting.compare({run: ExCBEstimator.load(run) for run in arguments.runs})
     if arguments.out:
         figure: Any = display.plot().figure_
-        figure.savefig(arguments.out, dpi=120)
+        kind = Path(arguments.out).suffix[1:] or "png"
+        with output_files.replacing(output_files.check_writable(arguments.out)) as beside:
+            figure.savefig(beside, format=kind, dpi=120)
     if arguments.json:
-        _write_json(rows, arguments.json)
+        output.write_json(rows, arguments.json)
     if arguments.json != "-":
         table = [list(rows[0]), *([_written(value) for value in row.values()] for row in rows)]
         widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
+        lines = []
         for first, *rest in table:
             cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
-            sys.stdout.write("  ".join([f"{first:<{widths[0]}}", *cells]) + "\n")
+            lines.append("  ".join([f"{first:<{widths[0]}}", *cells]) + "\n")
+        output.tell("".join(lines))
     return 0
 
 
@@ -222,13 +226,3 @@ def _written(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _write_json(found: Any, file: str) -> None:
-    from sklearn_excb.saving.saved_estimator import plain
-
-    text = json.dumps(plain(found), indent=1, allow_nan=False) + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        Path(file).write_text(text, encoding="utf-8")

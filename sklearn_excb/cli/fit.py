@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sklearn_excb.cli import output
 from sklearn_excb.cli.evaluation import load_run
 from sklearn_excb.settings.recipes import RECIPES
 
-_BYTES = "surrogateescape"
 _STOPPED = 130  # exit status of a program stopped by Ctrl-C
 
 
@@ -111,6 +106,7 @@ def _number_or_auto(text: str) -> int | str:
 
 def _fit(arguments: argparse.Namespace) -> int:
     from sklearn_excb import ExCBEstimator
+    from sklearn_excb.evaluation import output_files
     from sklearn_excb.saving.saved_estimator import is_saved
     from sklearn_excb.storage.checkpoint_folder import has_checkpoints
 
@@ -134,7 +130,9 @@ def _fit(arguments: argparse.Namespace) -> int:
     folder = arguments.out or ""
     if not folder and not arguments.dry_run:
         raise ValueError("Add --out FOLDER to save the fitted estimator, or --dry-run.")
-    _check_writable(Path(folder))
+    output.check_printable()
+    for each in filter(None, (folder, arguments.checkpoint_dir)):
+        output_files.check_folder(each)
     # with checkpoints the same command resumes, and checkpoints of another run are refused
     goes_on = arguments.checkpoint_dir and has_checkpoints(arguments.checkpoint_dir)
     may_replace = arguments.overwrite or goes_on or arguments.dry_run
@@ -148,7 +146,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     else:
         estimator = ExCBEstimator(**given)
     if arguments.dry_run:
-        sys.stdout.write(f"{estimator.dry_run(arguments.folder)}\n")
+        output.tell(f"{estimator.dry_run(arguments.folder)}\n")
         return 0
     stopped = ""
     try:
@@ -167,32 +165,28 @@ def _fit(arguments: argparse.Namespace) -> int:
         "largest_relative_size": float(estimator.relative_cluster_sizes_.max()),
         "saved": folder,
     }
-    json.dump(summary, sys.stdout, indent=1)
-    sys.stdout.write("\n")
     if stopped:
-        sys.stderr.write(f"sklearn-excb: {stopped}\n")
+        output.complain(stopped)
+    output.write_json(summary, "-")
     return _STOPPED if stopped else 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from sklearn_excb.data.open_source import open_source
+    from sklearn_excb.evaluation import output_files
 
     if arguments.csv:
-        _check_writable(Path(arguments.csv).parent)
+        output_files.check_folder(Path(arguments.csv).parent)
+    else:
+        output.check_printable()
     estimator = load_run(arguments)
     paths = open_source(arguments.folder, on_error=estimator.on_error).names
     assert paths is not None
     labels = estimator.predict(arguments.folder, n_clusters=arguments.n_clusters)
     table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
-        Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)
-        # file names may hold bytes that are not valid text: write them unchanged
-        with open(arguments.csv, "w", newline="", encoding="utf-8", errors=_BYTES) as file:
-            _write(file, table)
-    else:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(newline="")  # csv writes its own line ends
-        _write(sys.stdout, table)
+        output_files.make_folder(Path(arguments.csv).parent)
+    output.write_table([("path", "label"), *table], arguments.csv)
     return 0
 
 
@@ -215,27 +209,6 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.onnx:
         estimator.export_onnx(arguments.onnx, dtype=arguments.dtype or "float32")
     return 0
-
-
-def _write(file: Any, table: list[tuple[str, int]]) -> None:
-    writer = csv.writer(file)
-    writer.writerow(("path", "label"))
-    writer.writerows(table)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise an error early if the folder cannot be created or written to."""
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise NotADirectoryError(
-            f"{folder} cannot be created because {nearest} is a file. Choose another folder."
-        )
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(
-            f"{folder} cannot be written: no write permission in {nearest}. Choose another folder."
-        )
 
 
 COMMANDS = {"fit": _fit, "predict": _predict, "export": _export}

@@ -52,11 +52,16 @@ def source_fingerprint(source: Source) -> dict[str, Any]:
     if isinstance(source, ItemImages):
         if source.names:
             facts["names"] = _digest(_without_folder(source.names))
-        with preserved_generators():  # reading an item may draw from them
+        with preserved_generators(if_drawn=may_draw(source)):
             facts["contents"] = _digest(_sampled_contents(source))
     else:
         facts["contents"] = _digest(_blocks(source))
     return facts
+
+
+def may_draw(source: Source) -> bool:
+    """Whether reading a source calls code of the user, which may draw from global generators."""
+    return isinstance(source, ItemImages) and not source.reads_in_parallel
 
 
 def tensor_fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -79,11 +79,11 @@ def fit(data: TrainingData, context: FitContext) -> Fitted:
         trains, ending = resumes or settings.epochs > 0, "done"
         sums = np.zeros((settings.K, model.n_features), np.float32) if data.is_whole else None
         labels = np.empty(0, np.int64)
-        if resumes:
+        if resumes and data.may_draw:
             stack.enter_context(resumed_generators(run.generators))
-        else:
+        if not resumes:
             labels = start(run, batches, model, context, draws, None if trains else sums)
-        run.monitor.inputs = partial(some_inputs, batches, settings)
+        run.monitor.inputs = partial(some_inputs, batches, settings, data.may_draw)
         if trains:
             ending = train_run(run, batches, model, context, checkpoints, bar)
         state = checkpoints.state(run, ending)
@@ -160,10 +160,10 @@ def label(batches: Batches, model: Model, sums: FeatureSums | None = None) -> La
     return ranks.sum_array(labels)
 
 
-def some_inputs(batches: Batches, settings: Settings) -> Iterator[Tensor]:
-    """Yield some of this rank's kept samples, and restore all random generators afterwards."""
+def some_inputs(batches: Batches, settings: Settings, may_draw: bool) -> Iterator[Tensor]:
+    """Yield some of this rank's kept samples, and restore generators that they may draw from."""
     n = batches.n_kept()
-    with preserved_generators():
+    with preserved_generators(if_drawn=may_draw):
         mine = looked_at(np.arange(n)[batches.ranks.span(n)])
         yield from batches.whole(settings.inference_batch, mine)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from sklearn_excb.data.fingerprints import may_draw
 from sklearn_excb.data.sources import ItemImages, Source
 from sklearn_excb.fitting.fit import fit
 from sklearn_excb.fitting.training_data import Collection
@@ -57,7 +58,7 @@ def fit_on(n_devices: int, source: Source, context: FitContext) -> Fitted:
     ValueError
         If parameters, data and the number of devices do not go together. No process starts then.
     """
-    with preserved_generators():  # a data set may draw from them where its first images are read
+    with preserved_generators(if_drawn=may_draw(source)):  # where the first images are read
         check_before(context.parameters, facts_of(source), n_devices)
     n_threads = max(1, torch.get_num_threads() // n_devices)
     fitted, reasons = run_in_processes(n_devices, FitJob(source, context, n_threads))

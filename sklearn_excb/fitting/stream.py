@@ -57,6 +57,7 @@ class Stream:
     skipped: list[Skipped] = field(default_factory=list)
     n_read: int = 0
     is_whole = False
+    may_draw = True
     _parts: Iterator[Source] = field(init=False, repr=False)
     _n_channels: int | None = field(init=False, repr=False)
 

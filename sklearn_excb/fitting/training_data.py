@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-from sklearn_excb.data.fingerprints import source_fingerprint
+from sklearn_excb.data.fingerprints import may_draw, source_fingerprint
 from sklearn_excb.data.sources import Source
 from sklearn_excb.data.unusable_images import share_skipped
 from sklearn_excb.runtime.ranks import Ranks
@@ -33,6 +33,11 @@ class TrainingData(Protocol):
     @property
     def n_samples(self) -> int:
         """Number of samples in an epoch."""
+        ...
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether reading samples may draw from the generators of the process."""
         ...
 
     def open(self, context: FitContext) -> AbstractContextManager[Source]:
@@ -87,6 +92,11 @@ class Collection:
     def n_samples(self) -> int:
         """Number of samples."""
         return len(self.source)
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether the source is a data set of the user."""
+        return may_draw(self.source)
 
     def open(self, context: FitContext) -> AbstractContextManager[Source]:
         """Return the source, which is open already."""

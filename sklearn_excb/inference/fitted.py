@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from sklearn_excb.networks.student_teacher import ClusterNetwork
 from sklearn_excb.settings.resolve import Settings
@@ -61,4 +64,17 @@ class Fitted:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes with all tensors on the CPU, so that any machine can unpickle."""
-        return vars(self) | {"teacher": self.teacher.cpu()}
+        return vars(self) | {"teacher": on_cpu(self.teacher)}
+
+
+def on_cpu(network: ClusterNetwork) -> ClusterNetwork:
+    """Return a copy on the CPU; it shares memory with a network that is there.
+
+    The network itself is not moved, because another thread may be using it.
+    """
+    there: dict[int, Any] = {}
+    for tensor in itertools.chain(network.parameters(), network.buffers()):
+        there[id(tensor)] = tensor.detach().cpu()
+        if isinstance(tensor, nn.Parameter):
+            there[id(tensor)] = nn.Parameter(there[id(tensor)], tensor.requires_grad)
+    return copy.deepcopy(network, there)

@@ -21,9 +21,11 @@ from sklearn_excb.data.pixels import tensor_array
 from sklearn_excb.data.sources import Rows, Source
 from sklearn_excb.data.unusable_images import warn_if_nearly_black, warn_unread
 from sklearn_excb.inference.learned import INPUT_FACTS
+from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.settings.validation import check_columns
 
 
+@usual_modes()
 def open_samples(estimator: Any, X: Any, *, fitting: bool) -> Source:
     """Open the samples that a user passes to an estimator.
 

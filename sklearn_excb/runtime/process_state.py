@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from torch._C._functorch import peek_interpreter_stack
 
 
 @contextmanager
@@ -57,8 +58,18 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Restore the state of every generator at the end of the context."""
+def preserved_generators(*, if_drawn: bool = True) -> Iterator[None]:
+    """Restore the state of every generator at the end of the context.
+
+    Parameters
+    ----------
+    if_drawn : bool, default=True
+        Whether anything in the context may draw. If not, nothing is restored, because other threads
+        may be drawing.
+    """
+    if not if_drawn:
+        yield
+        return
     states = generator_states()
     try:
         yield
@@ -96,7 +107,17 @@ def usual_modes() -> Iterator[None]:
 
     These are the defaults of PyTorch. All but the default dtype belong to the thread. The dtype
     belongs to the process, and changes for all threads while the body runs, if it is not float32.
+
+    Raises
+    ------
+    RuntimeError
+        Inside a function that torch.func transforms: a network of its own cannot run there.
     """
+    if peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "An estimator cannot be used inside a function that torch.func.vmap, grad or the like "
+            "transform. Call it outside, and pass its result to the function."
+        )
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(mode=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 from tqdm.auto import tqdm
@@ -58,10 +59,12 @@ class LogLines:
         ends = text == "\n"
         if not ends and not (state and time.monotonic() >= self._due):
             return
-        self._stream.write(f"{self._state}\n")
+        with suppress(OSError):  # a full disk ends no fit
+            self._stream.write(f"{self._state}\n")
         self._pause = min(2 * self._pause, _LONGEST)
         self._due = time.monotonic() + self._pause
 
     def flush(self) -> None:
         """Flush the stream."""
-        self._stream.flush()
+        with suppress(OSError):
+            self._stream.flush()

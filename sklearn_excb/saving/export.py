@@ -24,6 +24,7 @@ from sklearn_excb.networks.backbones import rebuilding
 from sklearn_excb.networks.frozen import unfrozen
 from sklearn_excb.runtime.compat import dimension
 from sklearn_excb.saving.traceable import EndToEnd, StandardRows, WholeImages
+from sklearn_excb.storage.tensor_files import write_safetensors
 from sklearn_excb.training.teacher_outputs import Embedding
 from sklearn_excb.views.row_views import RowRecipe, standardize
 from sklearn_excb.views.whole_images import whole_images, whole_side
@@ -89,7 +90,10 @@ def export_onnx(
     said = {"K": fitted.settings.K, "embedding": embedding, "dtype": dtype}
     program.model.metadata_props.update(_metadata(fitted, said))
     # write to a temporary folder under the final name, since the file refers to its data file
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+    with (
+        output_files.naming(file),
+        tempfile.TemporaryDirectory(prefix=output_files.hidden(file), dir=file.parent) as folder,
+    ):
         program.save(Path(folder, file.name), external_data=large)
         del program
         _check(Path(folder, file.name), network, fitted, dtype)
@@ -226,9 +230,6 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
     ValueError
         If there is no backbone, as is the default for rows.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     from sklearn_excb.evaluation import output_files
 
     settings, backbone = fitted.settings, unfrozen(fitted.teacher.backbone)
@@ -249,13 +250,7 @@ def export_backbone(fitted: Fitted, path: str | os.PathLike[str]) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in backbone.state_dict().items()
     }
-    try:
-        with output_files.replacing(file) as beside:
-            mode = beside.stat().st_mode
-            save_file(state, beside, metadata=_metadata(fitted, {"format": "pt", **how}))
-            beside.chmod(mode)  # safetensors creates a new file that only its owner can read
-    except SafetensorError as error:
-        raise OSError(f"{file} cannot be written: {error}") from error
+    write_safetensors(file, state, _metadata(fitted, {"format": "pt", **how}))
 
 
 def _metadata(fitted: Fitted, said: Mapping[str, Any]) -> dict[str, str]:

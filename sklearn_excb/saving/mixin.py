@@ -32,7 +32,8 @@ class PersistenceMixin(LearnedAttributes):
         facts = {name: self.__dict__[name] for name in INPUT_FACTS if name in self.__dict__}
         parameters = self.get_params(deep=False)
         parameters = {n: value for n, value in parameters.items() if n not in CHECKPOINT_PARAMETERS}
-        save_estimator(path, parameters, self.resolved_params_, facts, self._fitted)
+        with usual_modes():
+            save_estimator(path, parameters, self.resolved_params_, facts, self._fitted)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backbone: nn.Module | None = None) -> Self:
@@ -209,4 +210,5 @@ class PersistenceMixin(LearnedAttributes):
         from sklearn_excb.saving.export import export_backbone
 
         check_is_fitted(self)
-        export_backbone(self._fitted, path)
+        with usual_modes():
+            export_backbone(self._fitted, path)

@@ -29,8 +29,8 @@ from sklearn_excb.data.sources import Skipped
 from sklearn_excb.exceptions import DamagedFileError
 from sklearn_excb.inference.fitted import Fitted
 from sklearn_excb.storage.checkpoint_folder import read_checkpoint
+from sklearn_excb.storage.json_files import read_object
 from sklearn_excb.storage.packing import pack, unpack
-from sklearn_excb.storage.regular_files import open_regular
 from sklearn_excb.storage.tensor_files import read_tensors, text_checksum, write_tensors
 from sklearn_excb.training.network_description import (
     DESCRIBED,
@@ -78,10 +78,7 @@ def save_estimator(
     """
     from sklearn_excb.evaluation import output_files
 
-    if not os.fspath(path):
-        raise ValueError("The path is empty. Pass the name of a folder.")
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_files.make_folder(path)
     described = describe(
         fitted.teacher,
         fitted.settings,
@@ -96,7 +93,7 @@ def save_estimator(
         arrays["mean"] = described["recipe"].pop("mean")
     weights = fitted.teacher.state_dict()
     arrays |= {_TEACHER + name: weight for name, weight in weights.items()}
-    with _alone_in(folder):
+    with output_files.naming(folder), _alone_in(folder):
         replaced = _superseded(folder)
         file = folder / f"tensors-{uuid.uuid4().hex[:16]}.safetensors"
         try:
@@ -173,9 +170,8 @@ def _superseded(folder: Path) -> list[Path]:
 def _named_in(folder: Path) -> str | None:
     """Return the file of tensors that a description names; None if it cannot be read."""
     try:
-        with open_regular(folder / _DESCRIPTION) as file:
-            return json.load(file)["tensors"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_object(folder / _DESCRIPTION)["tensors"]
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -202,16 +198,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _read_once(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     file = folder / _DESCRIPTION
     try:
-        with open_regular(file) as opened:
-            description = json.load(opened)
+        description = read_object(file)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"No saved estimator in {folder}: the folder has no {_DESCRIPTION}. Pass the folder "
             "that save() wrote."
         ) from None
-    except ValueError as error:
-        raise DamagedFileError(f"{file} is damaged: {error}.") from error
-    known = description.get("format") if isinstance(description, dict) else None
+    if "format" not in description:
+        raise DamagedFileError(f"{file} is damaged: it does not contain a format.")
+    known = description["format"]
     if known not in _READ:
         raise ValueError(
             f"{file} has format {known!r}, but this version of sklearn_excb reads formats "
@@ -258,10 +253,14 @@ def load_estimator(path: str | os.PathLike[str], backbone: nn.Module | None) -> 
         If the format is unknown or a file is damaged. If the user's own backbone is missing, or is
         not the one that was fitted.
     """
-    path = Path(path)
+    from sklearn_excb.evaluation import output_files
+
+    path = output_files.as_path(path)
     try:
         read = _read_checkpoint if path.exists() and not path.is_dir() else _read
         return _built(path, *read(path), backbone)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{error} Load another copy of it, or fit again.") from error
     except (AttributeError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not a file of save() or a checkpoint of a fit: "

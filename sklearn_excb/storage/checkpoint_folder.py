@@ -80,22 +80,25 @@ class CheckpointFolder:
         bool
             Whether the checkpoint was written.
         """
+        from sklearn_excb.evaluation import output_files
+
         begun = time.monotonic()
         file = self._file(step)
         try:
-            for old in self._files()[max(1, self._n_kept - 1) :]:  # make room for the new file
-                old.unlink()
-            write_tensors(file, *pack({"format": FORMAT, **state}))
-            self.written = step
-            files = self._files()
-            here = files.index(file)  # later files are from a run that this run has replaced
-            for old in files[:here] + files[here + self._n_kept :]:
-                old.unlink()
+            with output_files.naming(self.path):
+                for old in self._files()[max(1, self._n_kept - 1) :]:  # make room for the new file
+                    old.unlink()
+                write_tensors(file, *pack({"format": FORMAT, **state}))
+                self.written = step
+                files = self._files()
+                here = files.index(file)  # later files are from a run that this run has replaced
+                for old in files[:here] + files[here + self._n_kept :]:
+                    old.unlink()
         except OSError as error:
             if not self._failing:
                 warn_caller(
                     f"The checkpoint after {step:,} steps could not be written to {self.path}: "
-                    f"{error}. The fit continues and tries again later. {self._last_checkpoint()}.",
+                    f"{error} The fit continues and tries again later. {self._last_checkpoint()}.",
                     CheckpointWarning,
                 )
             self._failing = True
@@ -197,14 +200,12 @@ def open_checkpoint_folder(
     if path is None:
         yield None
         return
-    folder = Path(path).absolute()
-    try:
+    from sklearn_excb.evaluation import output_files
+
+    folder = output_files.as_path(path).absolute()
+    with output_files.naming(f"checkpoint_dir={str(folder)!r}"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"checkpoint_dir cannot be written to ({error.strerror})", str(folder)
-        ) from error
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
@@ -242,8 +243,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         If the file has another format.
     """
     tensors, rest, _ = read_tensors(file)
-    state = unpack(tensors, rest)
-    known = state.get("format") if isinstance(state, dict) else None
+    try:
+        state = unpack(tensors, rest)
+        known = state["format"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedFileError(
+            f"{file} is damaged, or is not a checkpoint ({type(error).__name__}: {error})."
+        ) from error
     if known != FORMAT:
         raise ValueError(
             f"{file} has format {known!r}, but this version of sklearn_excb reads format "

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sklearn_excb.exceptions import DamagedFileError
+from sklearn_excb.storage.json_files import parsed
 from sklearn_excb.storage.regular_files import open_regular
 
 
@@ -47,23 +48,38 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Any) -
     TypeError
         If safetensors does not support the dtype of a tensor, such as complex numbers.
     """
-    from sklearn_excb.evaluation import output_files
-
     text = json.dumps(description)
     checksum = _checksum(tensors, text)
     try:
-        with output_files.replacing(file) as beside:
-            mode = beside.stat().st_mode
-            metadata = {"description": text, "checksum": checksum}
-            save_file(dict(tensors), beside, metadata=metadata)
-            beside.chmod(mode)  # safetensors makes a new file, which only its owner can read
-    except SafetensorError as error:
-        raise OSError(f"{file} cannot be written: {error}") from error
+        write_safetensors(file, tensors, {"description": text, "checksum": checksum})
     except KeyError as error:  # a dtype that safetensors does not know
         raise TypeError(
             f"Tensors of {error} cannot be written, because safetensors does not support them."
         ) from error
     return checksum
+
+
+def write_safetensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a file of tensors and text, flush it to the disk and replace an existing file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, for example to a full disk. An existing file is unchanged.
+    """
+    from sklearn_excb.evaluation import output_files
+
+    try:
+        with output_files.replacing(file) as beside:
+            mode = beside.stat().st_mode
+            save_file(dict(tensors), beside, metadata=dict(metadata))
+            beside.chmod(mode)  # safetensors makes a new file, which only its owner can read
+    except SafetensorError as error:
+        raise OSError(
+            f"{file} cannot be written ({error}). Free some space, or choose another path."
+        ) from error
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
@@ -90,7 +106,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], Any, str]:
             if checksum
             else f"{file} has no checksum, so it was not written by sklearn_excb."
         )
-    return tensors, json.loads(text), checksum
+    return tensors, parsed(text, file), checksum
 
 
 @contextmanager

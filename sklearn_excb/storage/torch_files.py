@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pickle
+import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -32,6 +34,12 @@ _ALLOWED: list[Any] = [
     (_Ignored, "numpy._core.multiarray.scalar"),  # the name in NumPy 2
     (_Ignored, "numpy.dtype"),
 ]
+
+
+# torch has one list of allowed classes for all threads, as Python has one of warning filters. The
+# list is extended only for files that need it, and by one thread at a time, so that none takes away
+# what another still needs
+_alone = threading.Lock()
 
 
 def load_objects(path: str | os.PathLike[str]) -> Any:
@@ -59,16 +67,19 @@ def load_objects(path: str | os.PathLike[str]) -> Any:
         raise FileNotFoundError(f"The file {file} does not exist.")
     if not file.is_file():
         raise ValueError(f"{file} is not a regular file.")
-    before = torch.serialization.get_safe_globals()
-    allowed = [each for each in _ALLOWED if each not in before]  # keep those of the caller
     stream = file.open("rb")  # outside of the try block, so that an OSError reaches the caller
     try:
-        with (
-            stream,
-            torch.serialization.safe_globals(allowed),
-            warnings.catch_warnings(action="ignore"),  # torch warns of old formats, but reads them
-        ):
-            return torch.load(stream, map_location="cpu", weights_only=True)
+        with stream, _alone:
+            try:
+                return _load(stream)
+            except pickle.UnpicklingError as error:
+                if " GLOBAL " not in str(error):
+                    raise
+            stream.seek(0)
+            before = torch.serialization.get_safe_globals()
+            allowed = [each for each in _ALLOWED if each not in before]  # the caller's stay
+            with torch.serialization.safe_globals(allowed):
+                return _load(stream)
     except MemoryError:
         raise
     except Exception as error:  # a broken file can raise any error
@@ -77,6 +88,11 @@ def load_objects(path: str | os.PathLike[str]) -> Any:
             "truncated, or holds objects other than tensors, numbers and text. Such objects are "
             f"refused because they could run code. {_described(error)}"
         ) from error
+
+
+def _load(stream: BinaryIO) -> Any:
+    with warnings.catch_warnings(action="ignore"):  # torch warns of old formats, but reads them
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def _described(error: Exception) -> str:

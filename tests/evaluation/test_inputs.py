@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation import (
+    ContactSheetDisplay,
     KNNClassifier,
     LinearProbe,
     cluster_occupancy,
@@ -216,3 +217,53 @@ def test_paths_in_the_place_of_images_are_explained(images, message, tmp_path):
         near_duplicates(np.ones((2, 2)), images)
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path / "a.html", embeddings=np.ones((2, 2)), labels=[0, 1], images=images)
+
+
+HUGE = 10**12
+OF_COUNTS = {
+    "cluster_occupancy": lambda n: cluster_occupancy(LABELS, n),
+    "review_clusters": lambda n: review_clusters(ROWS, LABELS, n_clusters=n),
+    "label_free_scores": lambda n: label_free_scores(ROWS, LABELS, n_neighbors=n),
+    "nearest_neighbors": lambda n: nearest_neighbors(ROWS, ROWS, n),
+    "knn_scores": lambda n: knn_scores(ROWS, CLASSES, ROWS, CLASSES, k=n),
+    "KNNClassifier": lambda n: KNNClassifier(n).fit(ROWS, CLASSES),
+    "KNNClassifier, later": lambda n: (
+        KNNClassifier(3).fit(ROWS, CLASSES).set_params(n_neighbors=n).predict(ROWS)
+    ),
+    "labels": lambda n: review_clusters(ROWS, [0, n] * (N // 2)),
+}
+AS_MANY_AS_THERE_ARE = {
+    "contact sheet": lambda n: ContactSheetDisplay.from_predictions(
+        np.zeros((N, 8, 8)), LABELS, n_images=n, n_clusters=n
+    ),
+    "review_clusters": lambda n: review_clusters(ROWS, LABELS, max_samples=n, n_neighbors=n),
+    "near_duplicates": lambda n: near_duplicates(ROWS, n_neighbors=n),
+}
+
+
+@pytest.mark.parametrize("use", OF_COUNTS.values(), ids=OF_COUNTS)
+def test_huge_counts_are_refused_with_their_bound(use):
+    with pytest.raises(ValueError, match=rf"{HUGE}.*(expected at most|exceeds|Lower)"):
+        use(HUGE)
+
+
+@pytest.mark.parametrize("use", AS_MANY_AS_THERE_ARE.values(), ids=AS_MANY_AS_THERE_ARE)
+def test_huge_limits_are_no_limits(use):
+    use(HUGE)
+
+
+def test_counts_of_numpy_are_counts():
+    k = np.int64(3)
+    found = KNNClassifier(k).fit(ROWS, CLASSES)
+    np.testing.assert_array_equal(found.predict(ROWS).shape, (N,))
+    assert found.predict_proba(ROWS).shape == (N, 3)
+    assert cluster_occupancy(LABELS, np.int64(4)).n_clusters == 4
+
+
+def test_dates_are_classes():
+    dates = np.array(["2020-01-01", "2021-01-01"], "M8[D]")[np.arange(N) % 2]
+    assert knn_scores(ROWS, dates, ROWS, dates, k=3) == knn_scores(
+        ROWS, dates.astype(str), ROWS, dates.astype(str), k=3
+    )
+    with pytest.raises(ValueError, match="expected numbers or names of classes"):
+        clustering_scores(np.ones(N, complex), LABELS)

@@ -101,6 +101,16 @@ def test_the_result_is_frozen_and_its_counts_read_only():
         ([], 3, "labels is empty"),
         ([0], 0, "n_clusters=0, expected an integer of at least 1"),
         ([0.5], 3, "expected integer cluster ids"),
+        ([0], 10**12, "n_clusters=10{12}, expected at most 16777216 clusters"),
+        ([[0], [0, 1]], 3, "cannot be read as one array, expected a value or a row of one length"),
+        (
+            np.array([2**64 - 1], np.uint64),
+            3,
+            "holds 18446744073709551615, expected ids of at most",
+        ),
+        ([2**64], 3, "expected integer cluster ids"),
+        ([True], 3, "expected integer cluster ids"),
+        ([2**62], 2**63, "expected at most 16777216 clusters"),
         ([[0]], 3, r"labels has shape \(1, 1\), expected \(n_samples,\)"),
     ],
 )
