@@ -2,7 +2,8 @@
 
 HDBSCAN and mixtures of Gaussians see the first 50 principal components, as is usual. "unit rows"
 have length 1, and "spherical k-means" takes the directions of rows from their mean. FAISS has no
-balanced assignment and is not among the methods. Optional methods need ``evoc`` and
+balanced assignment and is not among the methods. TURTLE and TEMI are for as many clusters as
+classes, as in their papers. Optional methods need ``evoc`` and
 ``k-means-constrained``, from PyPI.
 """
 
@@ -19,6 +20,8 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
+from benchmarks._temi import temi
+from benchmarks._turtle import turtle
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
 
@@ -46,6 +49,8 @@ class Method(NamedTuple):
         Whether the method is for as many clusters as classes only.
     limited : bool
         Whether the method may take very long, and is stopped after a time limit.
+    compiled : bool
+        Whether the method compiles code for each size of data, at its first call.
     revision : int
         Number to increase if a change of the code changes the results.
     """
@@ -56,6 +61,7 @@ class Method(NamedTuple):
     package: str | None = None
     few_only: bool = False
     limited: bool = False
+    compiled: bool = False
     revision: int = 1
 
     @property
@@ -141,9 +147,11 @@ METHODS: dict[str, Method] = {
     "Gaussians, full": Method(_gaussians("full"), few_only=True),
     "Ward": Method(_ward, seeded=False),
     "HDBSCAN": Method(_hdbscan, finds_k=True, seeded=False),
-    "EVoC": Method(_evoc, finds_k=True, package="evoc"),
-    "EVoC, near K": Method(_evoc_near_k, package="evoc"),
+    "EVoC": Method(_evoc, finds_k=True, package="evoc", compiled=True),
+    "EVoC, near K": Method(_evoc_near_k, package="evoc", compiled=True),
     "k-means-constrained": Method(_constrained, package="k_means_constrained", limited=True),
+    "TURTLE": Method(turtle, few_only=True, limited=True),
+    "TEMI": Method(temi, few_only=True, limited=True),
     "ExCB": Method(_excb()),
     "ExCB, noise": Method(_excb(views="noise", size_tolerance=1)),
 }

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks import kinds
+from benchmarks._temi import temi
+from benchmarks._turtle import turtle
 from benchmarks.clusterers import METHODS
 from benchmarks.feature_sets import load_rows
 from benchmarks.kind_tables import above_k_means
+from evaluation import clustering_scores
 
 CHOSEN = ["k-means", "Ward", "HDBSCAN"]
 
@@ -76,5 +79,16 @@ def test_files_of_features_keep_their_split(tmp_path):
     assert len(split.test) == 15
     np.savez(tmp_path / "unsplit.npz", X=X, y=y)
     assert len(load_rows("unsplit", tmp_path).test) == 4
-    with pytest.raises(FileNotFoundError, match="has no absent.npz"):
+    with pytest.raises(FileNotFoundError, match=r"has no absent\.npz"):
         load_rows("absent", tmp_path)
+
+
+@pytest.mark.slow  # torch imports its compiler for them
+@pytest.mark.parametrize("cluster", [turtle, temi])
+def test_heads_find_what_k_means_finds(cluster):
+    split = load_rows("tiny", None)
+    labels, held_out = cluster(split.train, split.test, 3, 0, 80)
+    assert clustering_scores(split.y_train, labels).accuracy > 0.9
+    assert clustering_scores(split.y_test, held_out).accuracy > 0.9
+    again = cluster(split.train, split.test, 3, 0, 80)[0]
+    np.testing.assert_array_equal(labels, again)
