@@ -47,7 +47,8 @@ REVISIONS = dict.fromkeys(METHODS, 2) | dict.fromkeys(("raw pixels", *K_MEANS), 
 DRAWN = {"packed_clothing_short160": 2000}
 
 # Settings that were added after cells were measured, with the values that fits had before.
-_LATER: dict[str, Any] = {"freeze_backbone": False}
+_LATER: dict[str, Any] = {"freeze_backbone": False, "size_tolerance": 1.0, "n_starts": 1}
+_LATER_VIEWS = {"images": "crops", "rows": "noise"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def _by_todays_rules(parameters: dict[str, Any], result: dict[str, Any]) -> bool
     """Return whether parameters resolve to the settings of a result, apart from its precision."""
     now = resolved(ExCBEstimator(**parameters), Facts(**result["facts"])).as_dict()
     now["precision"] = result["settings"]["precision"]
-    return json.loads(json.dumps(now)) == _LATER | result["settings"]
+    then = _LATER | {"views": _LATER_VIEWS[result["facts"]["kind"]]} | result["settings"]
+    return json.loads(json.dumps(now)) == then
 
 
 def resolved(excb: ExCBEstimator, facts: Facts) -> Settings:
