@@ -20,9 +20,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import math
-import os
 import shutil
 import time
 from dataclasses import asdict
@@ -37,6 +34,7 @@ from benchmarks import lightly_methods, solo_methods
 from benchmarks.cells import DRAWN, K_MEANS, METHODS, STUDIES, Cell, resolved, study
 from benchmarks.data_sets import MOST, Split, load, parts_of
 from benchmarks.figures import Outcome, figures, k_means, settled_k_means
+from benchmarks.stored import store
 from sklearn_excb import ExCBEstimator, __version__
 from sklearn_excb.data.open_source import are_rows, open_source
 from sklearn_excb.data.sources import Rows
@@ -166,23 +164,10 @@ def main() -> None:
 
 
 def write(cell: Cell, result: dict[str, Any]) -> None:
-    """Write a result atomically."""
-    cell.path.parent.mkdir(exist_ok=True)
-    text = json.dumps(_finite(result), sort_keys=True, allow_nan=False)
-    beside = cell.path.with_suffix(f".{os.getpid()}.partial")
-    beside.write_text(text + "\n")
-    beside.replace(cell.path)
+    """Write a result, and delete the checkpoints of its fit."""
+    store(cell.path, result)
     for states in cell.path.parent.glob(f"{cell.path.stem}.*.states"):
         shutil.rmtree(states)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by None, which is null in JSON."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def clusters_of(result: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from benchmarks.cells import Cell, study
 from benchmarks.data_sets import TITLES, parts_of
 from benchmarks.learning import clusters_of, seconds_of
+from benchmarks.stored import spread
 from evaluation import OccupancyDisplay, ProjectionDisplay
 from evaluation._style import INK, LINES, MUTED, quiet
 from sklearn_excb.method.balancing import Below, balance
@@ -53,14 +54,6 @@ def rows_by_data(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     for name, of_name in groupby(cells, lambda cell: cell.data):
         rows |= {f"{_title(name)}: {row}": of_row for row, of_row in rows_of(of_name).items()}
     return rows
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Format mean and standard deviation over the seeds; NaN (not available) as a dash."""
-    if not values or any(np.isnan(values)):
-        return "-"
-    text = form.format(mean(values))
-    return f"{text} ± {form.format(stdev(values))}" if len(set(values)) > 1 else text
 
 
 def table(rows: dict[str, list[Cell]], columns: dict[str, tuple[Measure, str]]) -> str:

@@ -25,6 +25,13 @@ def test_the_page_has_a_place_for_every_table():
     assert sorted(places) == sorted(results.tables())
 
 
+def test_settings_added_later_leave_stored_results_valid():
+    of_study = [*cells.study("digits"), *cells.study("rows")]
+    stored = [cell for cell in of_study if cell.path.exists()]
+    assert len(stored) > 60
+    assert [str(cell) for cell in stored if cell.result is None] == []
+
+
 def test_cells_of_other_runs_lie_elsewhere():
     cell = Cell("digits", "ExCB", 0)
     others = [
