@@ -369,10 +369,13 @@ class ExCBEstimator(
 
         Parameters
         ----------
-        name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
+        name : {"tiny", "photos", "small", "paper-resnet50", "paper-vit-s16"}
             Name of the recipe. "tiny" is for images of 8 to 32 pixels, or for a first look at
-            larger images, and takes minutes on a CPU. "small" is for 10,000 photos and more. The
-            others are as published, for ImageNet. See :mod:`sklearn_excb.settings.recipes`.
+            larger images, and takes minutes on a CPU. "photos" is for photos, from a few hundred
+            on: a frozen DINOv2 whose weights come from the internet or from a file
+            (``pretrained="weights.safetensors"``). "small" is for 10,000 photos and more, without
+            pretrained weights. The others are as published, for ImageNet. See
+            :mod:`sklearn_excb.settings.recipes`.
         **params
             Parameters that replace those of the recipe or add to them.
 

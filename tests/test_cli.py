@@ -98,14 +98,24 @@ def test_ctrl_c_saves_what_was_learned(photos, tmp_path, capsys):
     assert len(ExCBEstimator.load(tmp_path / "run").labels_) == 40
 
 
-def test_weights_of_others_are_named_before_or_after_the_folder(photos, tmp_path):
+@pytest.mark.parametrize(
+    "chosen", [["--freeze-backbone", "--weights"], ["--recipe", "photos", "--pretrained"]]
+)
+def test_weights_of_others_are_named_before_or_after_the_folder(chosen, photos, tmp_path):
     name = "mobilenetv3_small_050"
     file, out = tmp_path / "weights.safetensors", tmp_path / "run"
     save_file(timm.create_model(name).state_dict(), file)
-    chosen = ["--weights", str(file), "--freeze-backbone", "--backbone", name, "--K", "4"]
+    chosen = [*chosen, str(file), "--backbone", name, "--K", "4"]
     few = ["--epochs", "1", "--image-size", "32", "--quiet", "--out", str(out)]
     assert main(["fit", *chosen, str(photos), *few]) == 0
     assert ExCBEstimator.load(out).resolved_params_["freeze_backbone"] is True
+
+
+def test_weights_need_no_file(photos, tmp_path, capsys):
+    words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--backbone", "cnn"]
+    for last in (["--pretrained"], ["--pretrained", "--K", "3"]):
+        assert main([*words, *last]) == 2
+        assert "pretrained=True is for backbones of timm" in capsys.readouterr().err
 
 
 def test_a_fit_is_not_replaced_by_mistake(photos, tmp_path, capsys):

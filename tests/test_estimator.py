@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn import config_context
@@ -26,7 +27,9 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.networks.backbones import SMALL as SMALL_NETWORKS
 from sklearn_excb.settings.ranges import CONSTRAINTS
+from sklearn_excb.settings.recipes import RECIPES
 from sklearn_excb.settings.validation import check_columns, check_parameters
 from tests.tiers import others_slow
 
@@ -555,6 +558,16 @@ def test_recipes_by_name():
         ValueError, match=r"Unknown recipe 'paper-resnet'. Did you mean 'paper-resnet50'"
     ):
         ExCBEstimator.from_recipe("paper-resnet")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_valid_parameters_and_backbones_that_exist(name):
+    parameters = ExCBEstimator.from_recipe(name).get_params()
+    check_parameters(parameters)
+    backbone = parameters["backbone"]
+    assert backbone in SMALL_NETWORKS or timm.is_model(backbone)
+    if parameters["pretrained"]:
+        assert timm.is_model_pretrained(backbone)
 
 
 def test_progress_is_shown_only_when_asked(capfd):

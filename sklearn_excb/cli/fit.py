@@ -46,12 +46,14 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     start = fit.add_mutually_exclusive_group()
     start.add_argument(
         "--pretrained",
-        action="store_const",
+        nargs="?",
         const=True,
-        help="start from the pretrained weights that timm or torchvision has for the backbone",
+        metavar="FILE",
+        help="start from pretrained weights: of this file or, without a file (put the option after "
+        "the folder), those that timm or torchvision has for the backbone",
     )
     start.add_argument(
-        "--weights", dest="pretrained", metavar="FILE", help="start from the weights in this file"
+        "--weights", dest="pretrained", metavar="FILE", help="the same as --pretrained FILE"
     )
     fit.add_argument(
         "--freeze-backbone",
