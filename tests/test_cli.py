@@ -71,10 +71,20 @@ def test_errors_of_the_user_are_one_line(words, message, photos, tmp_path, capsy
     assert len(err.splitlines()) == 1
 
 
-def test_words_that_are_not_numbers_are_explained(capsys):
+@pytest.mark.parametrize("option", ["--K", "--kinds"])
+def test_words_that_are_not_numbers_are_explained(option, capsys):
     with pytest.raises(SystemExit):
-        main(["fit", "photos", "--out", "run", "--K", "many"])
+        main(["fit", "photos", "--out", "run", option, "many"])
     assert "'many' is neither a whole number nor \"auto\"" in capsys.readouterr().err
+
+
+def test_kinds_are_clusters(photos, tmp_path, capsys):
+    words = ["fit", str(photos), "--dry-run", "--epochs", "0", "--kinds", "3"]
+    assert main(words) == 0
+    assert "K=3," in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*words, "--K", "4"])
+    assert "not allowed with argument --kinds" in capsys.readouterr().err
 
 
 def test_a_fit_with_a_folder_for_its_state_goes_on(photos, tmp_path, capsys):

@@ -38,7 +38,16 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     fit.add_argument("--devices", type=_number_or_auto, help="number of GPUs or processes to use")
     fit.add_argument("--recipe", help=f"named set of parameters: {', '.join(RECIPES)}")
-    for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
+    how_many = fit.add_mutually_exclusive_group()
+    how_many.add_argument("--K", type=_number_or_auto, help='number of clusters, or "auto"')
+    how_many.add_argument(
+        "--kinds",
+        dest="K",
+        type=_number_or_auto,
+        metavar="N",
+        help="number of kinds of image that you expect: as many clusters, the same as --K N",
+    )
+    for name in ("epochs", "image-size", "batch-size", "micro-batch"):
         fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
     fit.add_argument(
         "--backbone", help='"auto", "cnn", the name of a timm model, or torchvision:NAME'
