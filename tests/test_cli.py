@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from sklearn_excb import ExCBEstimator, UnreadPicturesWarning
+from sklearn_excb import ExCBEstimator, RenamedWarning, UnreadPicturesWarning
 from sklearn_excb.cli.commands import main
 from tests.small_runs import BreaksOffError, breaking_off, interrupting, states
 
@@ -46,11 +46,13 @@ def test_fit_then_predict(photos, tmp_path, capsys):
     assert labels == ExCBEstimator.load(run).labels_.tolist()
     assert main(["predict", str(run), str(photos)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "path,label"
-    assert main(["predict", str(run), str(photos), "--n-clusters", "2", "--csv", str(table)]) == 0
+    assert main(["predict", str(run), str(photos), "--n-groups", "2", "--csv", str(table)]) == 0
     groups = [int(row["label"]) for row in csv.DictReader(table.read_text().splitlines())]
-    assert groups == ExCBEstimator.load(run).predict(photos, n_clusters=2).tolist()
-    assert main(["predict", str(run), str(photos), "--n-clusters", "4"]) == 2
-    assert "n_clusters=4 must be an integer from 1 to K=3" in capsys.readouterr().err
+    assert groups == ExCBEstimator.load(run).predict(photos, n_groups=2).tolist()
+    assert main(["predict", str(run), str(photos), "--n-groups", "4"]) == 2
+    assert "n_groups=4 must be an integer from 1 to K=3" in capsys.readouterr().err
+    with pytest.warns(RenamedWarning, match="is now n_groups"):
+        assert main(["predict", str(run), str(photos), "--n-clusters", "2"]) == 0
 
 
 @pytest.mark.parametrize(

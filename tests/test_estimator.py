@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import joblib
 import numpy as np
@@ -28,6 +29,7 @@ from sklearn.utils.estimator_checks import (
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.networks.backbones import SMALL as SMALL_NETWORKS
+from sklearn_excb.settings.parameter_names import _ELSEWHERE
 from sklearn_excb.settings.ranges import CONSTRAINTS
 from sklearn_excb.settings.recipes import RECIPES
 from sklearn_excb.settings.validation import check_columns, check_parameters
@@ -558,6 +560,31 @@ def test_recipes_by_name():
         ValueError, match=r"Unknown recipe 'paper-resnet'. Did you mean 'paper-resnet50'"
     ):
         ExCBEstimator.from_recipe("paper-resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_clusters", 10, r"no parameter 'n_clusters': the number of clusters is K, so use K=10"),
+        ("max_iter", 5, r"use epochs=5"),
+        ("epoch", 5, r"use epochs=5"),
+        ("lr", 0.1, r"use learning_rate=0.1"),
+        ("xyz", 0, r"no parameter 'xyz': see help\(ExCBEstimator\)"),
+    ],
+)
+def test_parameters_by_other_names_are_explained(name, value, message):
+    for create in (ExCBEstimator, partial(ExCBEstimator.from_recipe, "tiny")):
+        with pytest.raises(TypeError, match=message):
+            create(**{name: value})
+    for setting in (ExCBEstimator().set_params, clone(ExCBEstimator()).set_params):
+        with pytest.raises(ValueError, match=message):
+            setting(**{name: value})
+
+
+def test_names_for_parameters_elsewhere_are_not_parameters_here():
+    names = ExCBEstimator().get_params()
+    assert not _ELSEWHERE.keys() & names.keys()
+    assert set(_ELSEWHERE.values()) <= names.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -73,7 +73,7 @@ def test_labels_are_those_of_prediction_from_images(fitted):
     np.testing.assert_array_equal(fitted.predict(IMAGES), fitted.labels_)
     z = fitted.transform(IMAGES) @ fitted.cluster_centers_.T
     assert np.mean(z.argmax(axis=1) == fitted.labels_) == 1
-    assert np.unique(fitted.predict(IMAGES, n_clusters=5)).size == 5
+    assert np.unique(fitted.predict(IMAGES, n_groups=5)).size == 5
 
 
 def test_features_are_computed_once():

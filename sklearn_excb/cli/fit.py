@@ -81,9 +81,8 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     predict = add("predict", "assign images to the clusters of a fit")
     predict.add_argument("run", help="folder that fit wrote")
     predict.add_argument("folder", help="folder of images, with its subfolders, or a tar archive")
-    predict.add_argument(
-        "--n-clusters", type=int, help="number of groups to merge the clusters into"
-    )
+    predict.add_argument("--n-groups", type=int, help="number of groups to merge the clusters into")
+    predict.add_argument("--n-clusters", type=int, help=argparse.SUPPRESS)  # the old name
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument(
         "--csv", help="file for the table path,label (default: standard output); in UTF-8"
@@ -193,7 +192,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     estimator = load_run(arguments)
     paths = open_source(arguments.folder, on_error=estimator.on_error).names
     assert paths is not None
-    labels = estimator.predict(arguments.folder, n_clusters=arguments.n_clusters)
+    labels = estimator.predict(
+        arguments.folder, n_groups=arguments.n_groups, n_clusters=arguments.n_clusters
+    )
     table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
         Path(arguments.csv).parent.mkdir(parents=True, exist_ok=True)
