@@ -12,7 +12,7 @@ mixtures in 256 dimensions, with cluster sizes around 20. The methods run in tur
 prints the median ratio over the turns, and the additional memory of a process that runs one method.
 
 With ``--run``, a folder that ``save`` wrote, the script compares coarse groups by
-``predict(n_clusters=k)`` and by other positions of the clusters with k-means and with Ward's method
+``predict(n_groups=k)`` and by other positions of the clusters with k-means and with Ward's method
 on all images, up to 20,000, on projections and on backbone features. ``--data`` are the images of
 the fit in their order: an npz file with ``images`` and ``labels``, or "digits".
 """
@@ -153,7 +153,7 @@ def quality(data: str, run: Path, n_groups: int) -> None:
         print(f"{name}: {', '.join(parts)}", flush=True)
 
     K = excb.resolved_params_["K"]
-    show(f"K = {K:,} merged to {n_groups}", [excb.predict(images, n_clusters=n_groups)])
+    show(f"K = {K:,} merged to {n_groups}", [excb.predict(images, n_groups=n_groups)])
     sums = np.zeros((K, embeddings["backbone"].shape[1]), np.float32)
     np.add.at(sums, excb.labels_, embeddings["backbone"])
     means = sums / np.maximum(np.bincount(excb.labels_, minlength=K), 1)[:, None]
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", help='npz file with the images of the fit, or "digits"')
     parser.add_argument("--run", type=Path, help="folder of the fitted estimator")
-    parser.add_argument("--n-clusters", type=int, default=10)
+    parser.add_argument("--n-groups", type=int, default=10)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:

@@ -36,7 +36,7 @@ def methods(
         deep = getattr(deep_methods, name)(n_clusters=n_clusters, random_state=seed)
         yield name, lambda deep=deep: deep.fit(rows).labels_
     excb = ExCBEstimator(random_state=seed, embedding="backbone")
-    yield "ExCB, groups", lambda: excb.fit(images).predict(images, n_clusters=n_clusters)
+    yield "ExCB, groups", lambda: excb.fit(images).predict(images, n_groups=n_clusters)
     kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
     yield "k-means, ExCB's features", lambda: kmeans.fit_predict(excb.transform(images))
     yield "k-means, pixels", lambda: kmeans.fit_predict(rows)

@@ -21,6 +21,7 @@ from sklearn_excb.fitting.mixin import FittingMixin
 from sklearn_excb.fitting.planning import PlanningMixin
 from sklearn_excb.inference.mixin import InferenceMixin
 from sklearn_excb.saving.mixin import PersistenceMixin
+from sklearn_excb.settings.parameter_names import unknown_name, with_names_checked
 from sklearn_excb.settings.recipes import recipe
 
 
@@ -38,7 +39,8 @@ class ExCBEstimator(
     Parameters
     ----------
     K : int or "auto", default="auto"
-        Number of clusters, called ``n_clusters`` in KMeans. "auto" keeps the paper's ratio on
+        Number of clusters, called ``n_clusters`` in KMeans (here, that name is an error that says
+        so). "auto" keeps the paper's ratio on
         ImageNet, 19.5 images per cluster.
     backbone : str or nn.Module, default="auto"
         Network f: "cnn" (a small network for images below 64 pixels), the name of a timm model, the
@@ -219,7 +221,7 @@ class ExCBEstimator(
         is balanced, 0 empty.
     linkage_ : ndarray of shape (K - 1, 4), float64
         Tree of the clusters for ``scipy.cluster.hierarchy`` (``dendrogram``, ``fcluster``).
-        :meth:`predict` returns its groups if ``n_clusters`` is set. The tree is built on first use,
+        :meth:`predict` returns its groups if ``n_groups`` is set. The tree is built on first use,
         by Ward's method on the clusters' means in the backbone's features
         (:func:`sklearn_excb.training.coarse_groups.group_centroids`), weighted by
         ``relative_cluster_sizes_``. Without training samples it is built on the centroids, with
@@ -272,6 +274,7 @@ class ExCBEstimator(
     ((200,), (200, 256))
     """
 
+    @with_names_checked
     def __init__(
         self,
         K: int | str = "auto",
@@ -369,10 +372,13 @@ class ExCBEstimator(
 
         Parameters
         ----------
-        name : {"tiny", "small", "paper-resnet50", "paper-vit-s16"}
+        name : {"tiny", "photos", "small", "paper-resnet50", "paper-vit-s16"}
             Name of the recipe. "tiny" is for images of 8 to 32 pixels, or for a first look at
-            larger images, and takes minutes on a CPU. "small" is for 10,000 photos and more. The
-            others are as published, for ImageNet. See :mod:`sklearn_excb.settings.recipes`.
+            larger images, and takes minutes on a CPU. "photos" is for photos, from a few hundred
+            on: a frozen DINOv2 whose weights come from the internet or from a file
+            (``pretrained="weights.safetensors"``). "small" is for 10,000 photos and more, without
+            pretrained weights. The others are as published, for ImageNet. See
+            :mod:`sklearn_excb.settings.recipes`.
         **params
             Parameters that replace those of the recipe or add to them.
 
@@ -382,6 +388,27 @@ class ExCBEstimator(
             If there is no such recipe.
         """
         return cls(**(recipe(name) | params))
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name.
+
+        Parameters
+        ----------
+        **params
+            Parameters, as in the constructor.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If there is no parameter of this name. The message suggests a name.
+        """
+        if wrong := unknown_name(type(self).__name__, params, self._get_param_names()):
+            raise ValueError(wrong)
+        return super().set_params(**params)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; parameters that are newer than the pickle get their defaults."""

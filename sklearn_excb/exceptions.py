@@ -69,6 +69,10 @@ class CheckpointWarning(UserWarning):
     """A checkpoint could not be written or read, or cannot be resumed exactly as it was."""
 
 
+class RenamedWarning(FutureWarning):
+    """A parameter has a new name, and the old one will go."""
+
+
 class BaselineWarning(UserWarning):
     """A report lacks a baseline, which could not be computed."""
 

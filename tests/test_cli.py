@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from sklearn_excb import ExCBEstimator, UnreadPicturesWarning
+from sklearn_excb import ExCBEstimator, RenamedWarning, UnreadPicturesWarning
 from sklearn_excb.cli.commands import main
 from tests.small_runs import BreaksOffError, breaking_off, interrupting, states
 
@@ -46,11 +46,13 @@ def test_fit_then_predict(photos, tmp_path, capsys):
     assert labels == ExCBEstimator.load(run).labels_.tolist()
     assert main(["predict", str(run), str(photos)]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "path,label"
-    assert main(["predict", str(run), str(photos), "--n-clusters", "2", "--csv", str(table)]) == 0
+    assert main(["predict", str(run), str(photos), "--n-groups", "2", "--csv", str(table)]) == 0
     groups = [int(row["label"]) for row in csv.DictReader(table.read_text().splitlines())]
-    assert groups == ExCBEstimator.load(run).predict(photos, n_clusters=2).tolist()
-    assert main(["predict", str(run), str(photos), "--n-clusters", "4"]) == 2
-    assert "n_clusters=4 must be an integer from 1 to K=3" in capsys.readouterr().err
+    assert groups == ExCBEstimator.load(run).predict(photos, n_groups=2).tolist()
+    assert main(["predict", str(run), str(photos), "--n-groups", "4"]) == 2
+    assert "n_groups=4 must be an integer from 1 to K=3" in capsys.readouterr().err
+    with pytest.warns(RenamedWarning, match="is now n_groups"):
+        assert main(["predict", str(run), str(photos), "--n-clusters", "2"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,20 @@ def test_errors_of_the_user_are_one_line(words, message, photos, tmp_path, capsy
     assert len(err.splitlines()) == 1
 
 
-def test_words_that_are_not_numbers_are_explained(capsys):
+@pytest.mark.parametrize("option", ["--K", "--kinds"])
+def test_words_that_are_not_numbers_are_explained(option, capsys):
     with pytest.raises(SystemExit):
-        main(["fit", "photos", "--out", "run", "--K", "many"])
+        main(["fit", "photos", "--out", "run", option, "many"])
     assert "'many' is neither a whole number nor \"auto\"" in capsys.readouterr().err
+
+
+def test_kinds_are_clusters(photos, tmp_path, capsys):
+    words = ["fit", str(photos), "--dry-run", "--epochs", "0", "--kinds", "3"]
+    assert main(words) == 0
+    assert "K=3," in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*words, "--K", "4"])
+    assert "not allowed with argument --kinds" in capsys.readouterr().err
 
 
 def test_a_fit_with_a_folder_for_its_state_goes_on(photos, tmp_path, capsys):
@@ -98,14 +110,24 @@ def test_ctrl_c_saves_what_was_learned(photos, tmp_path, capsys):
     assert len(ExCBEstimator.load(tmp_path / "run").labels_) == 40
 
 
-def test_weights_of_others_are_named_before_or_after_the_folder(photos, tmp_path):
+@pytest.mark.parametrize(
+    "chosen", [["--freeze-backbone", "--weights"], ["--recipe", "photos", "--pretrained"]]
+)
+def test_weights_of_others_are_named_before_or_after_the_folder(chosen, photos, tmp_path):
     name = "mobilenetv3_small_050"
     file, out = tmp_path / "weights.safetensors", tmp_path / "run"
     save_file(timm.create_model(name).state_dict(), file)
-    chosen = ["--weights", str(file), "--freeze-backbone", "--backbone", name, "--K", "4"]
+    chosen = [*chosen, str(file), "--backbone", name, "--K", "4"]
     few = ["--epochs", "1", "--image-size", "32", "--quiet", "--out", str(out)]
     assert main(["fit", *chosen, str(photos), *few]) == 0
     assert ExCBEstimator.load(out).resolved_params_["freeze_backbone"] is True
+
+
+def test_weights_need_no_file(photos, tmp_path, capsys):
+    words = ["fit", str(photos), "--out", str(tmp_path / "run"), "--backbone", "cnn"]
+    for last in (["--pretrained"], ["--pretrained", "--K", "3"]):
+        assert main([*words, *last]) == 2
+        assert "pretrained=True is for backbones of timm" in capsys.readouterr().err
 
 
 def test_a_fit_is_not_replaced_by_mistake(photos, tmp_path, capsys):

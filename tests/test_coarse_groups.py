@@ -290,35 +290,44 @@ def test_where_no_means_are_known_the_centroids_are_merged(fitted):
 
 def test_groups_are_unions_of_clusters(fitted):
     labels = fitted.predict(IMAGES)
-    np.testing.assert_array_equal(fitted.predict(IMAGES, n_clusters=12), labels)
-    np.testing.assert_array_equal(fitted.predict(IMAGES, n_clusters=1), np.zeros(150))
+    np.testing.assert_array_equal(fitted.predict(IMAGES, n_groups=12), labels)
+    np.testing.assert_array_equal(fitted.predict(IMAGES, n_groups=1), np.zeros(150))
     for k in (2, 5, np.int64(7)):
-        groups = fitted.predict(IMAGES, n_clusters=k)
+        groups = fitted.predict(IMAGES, n_groups=k)
         assert groups.dtype == np.int64
         assert len(np.unique(np.stack([labels, groups]), axis=1).T) == len(np.unique(labels))
         np.testing.assert_array_equal(groups, cut(fitted.linkage_, k)[labels])
-    assert fitted.predict(IMAGES, n_clusters=3).max() == 2
+    assert fitted.predict(IMAGES, n_groups=3).max() == 2
+
+
+def test_the_old_name_of_groups_warns(fitted):
+    with pytest.warns(FutureWarning, match=r"is now n_groups.*n_groups=2") as caught:
+        groups = fitted.predict(IMAGES, n_clusters=2)
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(groups, fitted.predict(IMAGES, n_groups=2))
+    with pytest.raises(TypeError, match="Pass only n_groups"):
+        fitted.predict(IMAGES, n_clusters=2, n_groups=2)
 
 
 def test_out_and_streams_take_groups(fitted):
-    expected, out = fitted.predict(IMAGES, n_clusters=4), np.empty(150, np.int64)
-    assert fitted.predict(IMAGES, n_clusters=4, out=out) is out
+    expected, out = fitted.predict(IMAGES, n_groups=4), np.empty(150, np.int64)
+    assert fitted.predict(IMAGES, n_groups=4, out=out) is out
     np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(fitted.predict(iter(IMAGES), n_clusters=4), expected)
+    np.testing.assert_array_equal(fitted.predict(iter(IMAGES), n_groups=4), expected)
 
 
 def test_skipped_images_stay_without_a_group(fitted):
     skipping = pickle.loads(pickle.dumps(fitted)).set_params(on_error="skip")
     with pytest.warns(UserWarning, match="skipped"):
-        groups = skipping.predict([IMAGES[0], b"no image", IMAGES[1]], n_clusters=2)
+        groups = skipping.predict([IMAGES[0], b"no image", IMAGES[1]], n_groups=2)
     assert groups[1] == -1
-    np.testing.assert_array_equal(groups[::2], fitted.predict(IMAGES[:2], n_clusters=2))
+    np.testing.assert_array_equal(groups[::2], fitted.predict(IMAGES[:2], n_groups=2))
 
 
 @pytest.mark.parametrize("bad", [0, 13, 2.0, "10", True, -1])
 def test_impossible_numbers_of_groups_are_explained(fitted, bad):
-    with pytest.raises(ValueError, match=r"n_clusters=.* an integer from 1 to K=12.*larger K"):
-        fitted.predict(IMAGES, n_clusters=bad)
+    with pytest.raises(ValueError, match=r"n_groups=.* an integer from 1 to K=12.*larger K"):
+        fitted.predict(IMAGES, n_groups=bad)
 
 
 def test_the_tree_belongs_to_the_fit(fitted, tmp_path):
@@ -353,5 +362,5 @@ def test_pipelines_and_searches_need_no_routing_for_it():
         )
         np.testing.assert_array_equal(search.fit(rows).predict(rows), labels)
         assert pipe.transform(rows).shape == (150, 256)
-    groups = pipe.predict(rows, n_clusters=2)  # without routing, whatever comes is handed on
+    groups = pipe.predict(rows, n_groups=2)  # without routing, whatever comes is handed on
     np.testing.assert_array_equal(groups, cut(excb.linkage_, 2)[labels])

@@ -5,11 +5,13 @@ import pickle
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn import config_context
@@ -27,7 +29,10 @@ from sklearn.utils.estimator_checks import (
 )
 
 from sklearn_excb import ExCBEstimator
+from sklearn_excb.networks.backbones import SMALL as SMALL_NETWORKS
+from sklearn_excb.settings.parameter_names import _ELSEWHERE
 from sklearn_excb.settings.ranges import CONSTRAINTS
+from sklearn_excb.settings.recipes import RECIPES
 from sklearn_excb.settings.validation import check_columns, check_parameters
 from tests.tiers import others_slow
 
@@ -571,6 +576,41 @@ def test_recipes_by_name():
         ValueError, match=r"Unknown recipe 'paper-resnet'. Did you mean 'paper-resnet50'"
     ):
         ExCBEstimator.from_recipe("paper-resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_clusters", 10, r"no parameter 'n_clusters': the number of clusters is K, so use K=10"),
+        ("max_iter", 5, r"use epochs=5"),
+        ("epoch", 5, r"use epochs=5"),
+        ("lr", 0.1, r"use learning_rate=0.1"),
+        ("xyz", 0, r"no parameter 'xyz': see help\(ExCBEstimator\)"),
+    ],
+)
+def test_parameters_by_other_names_are_explained(name, value, message):
+    for create in (ExCBEstimator, partial(ExCBEstimator.from_recipe, "tiny")):
+        with pytest.raises(TypeError, match=message):
+            create(**{name: value})
+    for setting in (ExCBEstimator().set_params, clone(ExCBEstimator()).set_params):
+        with pytest.raises(ValueError, match=message):
+            setting(**{name: value})
+
+
+def test_names_for_parameters_elsewhere_are_not_parameters_here():
+    names = ExCBEstimator().get_params()
+    assert not _ELSEWHERE.keys() & names.keys()
+    assert set(_ELSEWHERE.values()) <= names.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_valid_parameters_and_backbones_that_exist(name):
+    parameters = ExCBEstimator.from_recipe(name).get_params()
+    check_parameters(parameters)
+    backbone = parameters["backbone"]
+    assert backbone in SMALL_NETWORKS or timm.is_model(backbone)
+    if parameters["pretrained"]:
+        assert timm.is_model_pretrained(backbone)
 
 
 def test_progress_is_shown_only_when_asked(capfd):

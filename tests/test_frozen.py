@@ -15,9 +15,11 @@ from evaluation import cluster_occupancy, knn_accuracy
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.fitting import run
 from sklearn_excb.fitting.resume import PreviousRun
+from sklearn_excb.settings.resolve import Facts, resolve
 
 digits = load_digits()
 IMAGES = (digits.images[:600] / 16).astype(np.float32)
+LARGE = IMAGES[:300].repeat(4, axis=1).repeat(4, axis=2)
 
 
 def module():
@@ -54,6 +56,33 @@ def test_the_backbone_stays_and_the_head_learns(fitted):
     assert knn_accuracy(rows[:half], y[:half], rows[half:], y[half:], k=10) > 0.7
 
 
+@pytest.mark.parametrize(("side", "batch"), [(24, 256), (64, 256), (96, 96), (224, 32)])
+def test_large_images_go_through_the_backbone_in_small_batches(side, batch):
+    parameters = estimator(image_size=side).get_params(deep=False)
+    facts = Facts(600, "images", (side, side), 1)
+    assert resolve(parameters, facts, has_batch_norm=True).inference_batch == batch
+
+
+def test_a_dry_run_needs_the_features_of_a_few_images(monkeypatch):
+    asked = []
+
+    def counted(networks, batches, settings, sample):
+        asked.append(len(sample))
+        return np.random.default_rng(0).standard_normal((len(sample), 512)).astype(np.float32)
+
+    monkeypatch.setattr("sklearn_excb.fitting.timed_steps.features_of", counted)
+    assert estimator(image_size=96).dry_run(LARGE).n_samples == 300
+    assert asked == [96]
+
+
+def test_computed_features_are_counted(monkeypatch):
+    counted = []
+    monkeypatch.setattr("tqdm.std.tqdm.update", lambda self, n=1: counted.append(n))
+    pooling = nn.Sequential(nn.AvgPool2d(12), nn.Flatten())
+    estimator(image_size=96, epochs=0, backbone=pooling).fit(LARGE[:200])
+    assert counted[:3] == [96, 96, 8]
+
+
 @pytest.mark.parametrize("power", [-80, -47, 9, 80])
 def test_nothing_depends_on_the_unit_of_features(power):
     def learned(unit):
@@ -73,7 +102,7 @@ def test_labels_are_those_of_prediction_from_images(fitted):
     np.testing.assert_array_equal(fitted.predict(IMAGES), fitted.labels_)
     z = fitted.transform(IMAGES) @ fitted.cluster_centers_.T
     assert np.mean(z.argmax(axis=1) == fitted.labels_) == 1
-    assert np.unique(fitted.predict(IMAGES, n_clusters=5)).size == 5
+    assert np.unique(fitted.predict(IMAGES, n_groups=5)).size == 5
 
 
 def test_features_are_computed_once():

@@ -1,5 +1,8 @@
 """Weights of others: as in their file, images prepared as for them; what is missing is told."""
 
+import socket
+
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -11,6 +14,8 @@ from torchvision import models
 
 from sklearn_excb import ExCBEstimator
 from sklearn_excb.exceptions import PretrainedWeightsError
+from sklearn_excb.networks import pretrained
+from sklearn_excb.networks.backbones import build_backbone
 from sklearn_excb.training.build import IMAGENET_MEAN, IMAGENET_STD
 
 NAME = "mobilenetv3_small_050"
@@ -234,10 +239,106 @@ def test_without_the_internet_the_way_out_is_told(monkeypatch):
         return create(*args, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(pretrained, "_check_hub", lambda name: None)
     with pytest.raises(PretrainedWeightsError, match=r"machine, model\.safetensors of") as told:
         ExCBEstimator(K=4, backbone=NAME, pretrained=True, epochs=1).fit(IMAGES)
     assert "no connection to the hub" in str(told.value)
     assert "more lines" not in str(told.value)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_hub_out_of_reach_is_tried_once(monkeypatch, cached):
+    tried = []
+
+    def refused(address, timeout):
+        tried.append((address, timeout))
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    found = "model.safetensors" if cached else None
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: found)
+    if cached:
+        pretrained._check_hub(NAME)
+    else:
+        with pytest.raises(PretrainedWeightsError, match=r"cannot be reached.*pretrained=FILE"):
+            ExCBEstimator(K=4, backbone=NAME, pretrained=True, epochs=1).fit(IMAGES)
+    assert len(tried) == (not cached)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "teacher.backbone.", "my_net."])
+def test_prefixes_of_names_do_not_matter(files, tmp_path, prefix, caplog):
+    state = timm.models.load_state_dict(files[NAME])
+    state = {f"{prefix}{name}": w for name, w in state.items() if "classifier" not in name}
+    save_file(state | {"head.weight": torch.ones(3, 3)}, tmp_path / "w.safetensors")
+    excb = estimator(NAME, pretrained=tmp_path / "w.safetensors", freeze_backbone=True).fit(IMAGES)
+    expected = own_features(NAME, files[NAME], IMAGES)
+    np.testing.assert_allclose(excb.transform(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    assert not caplog.records
+
+
+def test_two_networks_in_a_file_are_refused(files, tmp_path):
+    state = timm.models.load_state_dict(files[NAME])
+    two = {f"{of}.{name}": w.clone() for of in ("student", "teacher") for name, w in state.items()}
+    save_file(two, tmp_path / "w.safetensors")
+    with pytest.raises(PretrainedWeightsError, match=r"under 'student\.' and 'teacher\.'"):
+        estimator(NAME, pretrained=tmp_path / "w.safetensors").fit(IMAGES)
+
+
+PORT = "tf_efficientnet_lite0"
+LAYERS = {"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"}
+
+
+def ported(state):
+    """Rename weights of timm as efficientnet_pytorch does."""
+    blocks = list(dict.fromkeys(n.rsplit(".", 2)[0] for n in state if n.startswith("blocks.")))
+    renamed = {}
+    for name, weight in state.items():
+        start, layer, rest = name.rsplit(".", 2) if name.count(".") > 1 else ("", *name.split("."))
+        if start:
+            short = f"{start}.conv_pwl.weight" not in state
+            norm = {f"bn{i}": f"_bn{i if short else i - 1}" for i in (1, 2, 3)}
+            names = LAYERS | norm | ({"conv_pw": "_project_conv"} if short else {})
+            new = f"_blocks.{blocks.index(start)}.{names[layer]}.{rest}"
+        else:
+            other = {"bn1": "_bn0", "bn2": "_bn1", "classifier": "_fc"}
+            new = f"{other.get(layer, '_' + layer)}.{rest}"
+        renamed[new] = weight
+    return renamed
+
+
+def test_names_of_efficientnet_pytorch_are_translated(tmp_path):
+    torch.manual_seed(1)
+    model = timm.create_model(PORT)
+    save_file(model.state_dict(), tmp_path / "timm.safetensors")
+    save_file(ported(model.state_dict()), tmp_path / "port.safetensors")
+    built = build_backbone(
+        PORT, n_channels=3, image_size=32, pretrained=tmp_path / "port.safetensors"
+    )
+    for name, weight in built.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+    with pytest.raises(PretrainedWeightsError, match="Use backbone='tf_efficientnet_lite0'"):
+        estimator("efficientnet_lite0", pretrained=tmp_path / "port.safetensors").fit(IMAGES)
+
+
+def test_a_file_with_other_names_shows_one_found_and_one_expected(files, tmp_path, caplog):
+    """Without the names of all others, in the message and in the log."""
+    state = timm.models.load_state_dict(files[NAME])
+    other = {f"x{name}".replace(".", "/"): weight for name, weight in state.items()}
+    save_file(other, tmp_path / "w.safetensors")
+    for name, expected in ((NAME, "conv_stem.weight"), ("torchvision:resnet18", "conv1.weight")):
+        with pytest.raises(PretrainedWeightsError, match=f"expects '{expected}', and") as told:
+            estimator(name, pretrained=tmp_path / "w.safetensors").fit(IMAGES)
+        assert "the nearest name in the file is 'x" in str(told.value)
+        assert len(str(told.value)) < 400 + len(str(tmp_path))
+    assert not caplog.records
+
+
+def test_a_file_with_other_shapes_says_one(tmp_path):
+    save_file(timm.create_model("mobilenetv3_small_075").state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(PretrainedWeightsError, match=r"has the shape \(.*\) in the file, and \("):
+        estimator(NAME, pretrained=tmp_path / "w.safetensors").fit(IMAGES)
 
 
 def test_rows_have_no_backbone_to_load():

@@ -410,10 +410,10 @@ def test_groups_are_made_from_the_centroids(published, images):
     tree = published.linkage_
     assert tree.shape == (K - 1, 4)
     assert tree[-1, 3] == K
-    assert (published.predict(images, n_clusters=1) == 0).all()
-    fine, coarse = published.predict(images), published.predict(images, n_clusters=4)
+    assert (published.predict(images, n_groups=1) == 0).all()
+    fine, coarse = published.predict(images), published.predict(images, n_groups=4)
     assert ((coarse >= 0) & (coarse < 4)).all()
-    assert (published.predict(images, n_clusters=K) == fine).all()
+    assert (published.predict(images, n_groups=K) == fine).all()
 
 
 def test_the_figure_of_the_paper(published, images, tmp_path):

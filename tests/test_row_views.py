@@ -129,7 +129,7 @@ def test_rows_that_differ_in_length_alone_are_told_apart():
 def test_groups_of_rows_that_differ_in_length_alone():
     X = np.arange(240.0)[:, None] // 60 + 0.05 * np.random.default_rng(0).standard_normal((240, 1))
     excb = ExCBEstimator(K=12, random_state=0).fit(X)
-    groups = excb.predict(X, n_clusters=4)
+    groups = excb.predict(X, n_groups=4)
     assert normalized_mutual_info_score(np.repeat(range(4), 60), groups) == 1.0
 
 

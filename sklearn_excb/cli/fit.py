@@ -33,7 +33,16 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     fit.add_argument("--devices", type=_number_or_auto, help="number of GPUs or processes to use")
     fit.add_argument("--recipe", help=f"named set of parameters: {', '.join(RECIPES)}")
-    for name in ("K", "epochs", "image-size", "batch-size", "micro-batch"):
+    how_many = fit.add_mutually_exclusive_group()
+    how_many.add_argument("--K", type=_number_or_auto, help='number of clusters, or "auto"')
+    how_many.add_argument(
+        "--kinds",
+        dest="K",
+        type=_number_or_auto,
+        metavar="N",
+        help="number of kinds of image that you expect: as many clusters, the same as --K N",
+    )
+    for name in ("epochs", "image-size", "batch-size", "micro-batch"):
         fit.add_argument(f"--{name}", type=_number_or_auto, help='a number or "auto"')
     fit.add_argument(
         "--backbone", help='"auto", "cnn", the name of a timm model, or torchvision:NAME'
@@ -41,12 +50,14 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     start = fit.add_mutually_exclusive_group()
     start.add_argument(
         "--pretrained",
-        action="store_const",
+        nargs="?",
         const=True,
-        help="start from the pretrained weights that timm or torchvision has for the backbone",
+        metavar="FILE",
+        help="start from pretrained weights: of this file or, without a file (put the option after "
+        "the folder), those that timm or torchvision has for the backbone",
     )
     start.add_argument(
-        "--weights", dest="pretrained", metavar="FILE", help="start from the weights in this file"
+        "--weights", dest="pretrained", metavar="FILE", help="the same as --pretrained FILE"
     )
     fit.add_argument(
         "--freeze-backbone",
@@ -65,9 +76,8 @@ def add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     predict = add("predict", "assign images to the clusters of a fit")
     predict.add_argument("run", help="folder that fit wrote")
     predict.add_argument("folder", help="folder of images, with its subfolders, or a tar archive")
-    predict.add_argument(
-        "--n-clusters", type=int, help="number of groups to merge the clusters into"
-    )
+    predict.add_argument("--n-groups", type=int, help="number of groups to merge the clusters into")
+    predict.add_argument("--n-clusters", type=int, help=argparse.SUPPRESS)  # the old name
     predict.add_argument("--device", help='"auto", "cpu", "cuda", "mps"')
     predict.add_argument(
         "--csv", help="file for the table path,label (default: standard output); in UTF-8"
@@ -182,7 +192,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     estimator = load_run(arguments)
     paths = open_source(arguments.folder, on_error=estimator.on_error).names
     assert paths is not None
-    labels = estimator.predict(arguments.folder, n_clusters=arguments.n_clusters)
+    labels = estimator.predict(
+        arguments.folder, n_groups=arguments.n_groups, n_clusters=arguments.n_clusters
+    )
     table = [(path, int(label)) for path, label in zip(paths, labels, strict=True)]
     if arguments.csv:
         output_files.make_folder(Path(arguments.csv).parent)

@@ -115,9 +115,12 @@ class Collection:
             return row_batches(model.networks, views, settings, goes_on=resumes)
         bar.set_description("ExCB: computing features")
         rows, mine = np.arange(len(self.source)), ranks.span(len(self.source))
+        bar.reset(total=len(rows[mine]))
         features = np.zeros((len(rows), model.n_features), np.float32)
         with ranks.together():
-            features[mine] = features_of(model.networks, views, settings, rows[mine])
+            features[mine] = features_of(
+                model.networks, views, settings, rows[mine], count=bar.update
+            )
         features = ranks.sum_array(features)
         return feature_batches(model.networks, views, settings, features, goes_on=resumes)
 

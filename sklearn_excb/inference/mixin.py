@@ -16,11 +16,13 @@ from torch import Tensor
 from sklearn_excb.data.open_source import is_stream
 from sklearn_excb.data.sources import Skipped, Source
 from sklearn_excb.data.unusable_images import fill_skipped, skipped_of
+from sklearn_excb.exceptions import RenamedWarning
 from sklearn_excb.inference.devices import inference_devices, split_among_devices
 from sklearn_excb.inference.learned import LearnedAttributes
 from sklearn_excb.inference.samples import open_samples
 from sklearn_excb.inference.stream import infer_stream
 from sklearn_excb.networks.student_teacher import ClusterNetwork
+from sklearn_excb.runtime.call_site import warn_caller
 from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.settings.validation import check_out, check_parameters
 from sklearn_excb.training.coarse_groups import check_n_groups, cut
@@ -34,13 +36,19 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
 
     # pipelines and searches never use these arguments, so nobody has to request their routing
     __metadata_request__predict = {  # noqa: RUF012 - as scikit-learn reads it
+        "n_groups": metadata_routing.UNUSED,
         "n_clusters": metadata_routing.UNUSED,
         "out": metadata_routing.UNUSED,
     }
     __metadata_request__transform = {"out": metadata_routing.UNUSED}  # noqa: RUF012
 
     def predict(
-        self, X: Any, *, n_clusters: int | None = None, out: npt.NDArray[Any] | None = None
+        self,
+        X: Any,
+        *,
+        n_groups: int | None = None,
+        out: npt.NDArray[Any] | None = None,
+        n_clusters: int | None = None,
     ) -> npt.NDArray[np.int64]:
         """Return the cluster of each sample: the centroid most similar to its projection.
 
@@ -48,26 +56,30 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         ----------
         X : array, tensor, list, path or data set
             Samples as in :meth:`fit`. The images of an iterable are not kept.
-        n_clusters : int, optional
+        n_groups : int, optional
             Number of groups to merge the K clusters into (``linkage_``). Groups are nested: each
             group of a finer division is part of one group of a coarser division. Groups are
             numbered in the order of their lowest cluster.
         out : ndarray of shape (n_samples,), int64, optional
             Array to write to, such as a memory-mapped file. No more than a batch is then in memory.
+        n_clusters : int, optional
+            Old name of ``n_groups``.
 
         Returns
         -------
         ndarray of shape (n_samples,), int64
-            Labels in 0..K-1, or 0..n_clusters-1; -1 for images that were skipped. Labels are
+            Labels in 0..K-1, or 0..n_groups-1; -1 for images that were skipped. Labels are
             not balanced. The array is ``out``, if that was passed.
 
         Raises
         ------
         ValueError
-            If ``n_clusters`` is not an integer from 1 to K.
+            If ``n_groups`` is not an integer from 1 to K.
 
         Warns
         -----
+        RenamedWarning
+            If ``n_clusters`` is passed.
         SkippedImageWarning
             If images were skipped (``on_error="skip"``).
         UnreadPicturesWarning
@@ -77,10 +89,19 @@ class InferenceMixin(TransformerMixin, LearnedAttributes):
         """
         check_is_fitted(self)
         self._need_clusters("predict")
-        groups = None
         if n_clusters is not None:
-            check_n_groups(n_clusters, self._fitted.settings.K, "n_clusters")
-            groups = cut(self.linkage_, n_clusters)
+            if n_groups is not None:
+                raise TypeError("n_clusters is the old name of n_groups. Pass only n_groups.")
+            warn_caller(
+                "The parameter n_clusters of predict is now n_groups; the old name will go. Pass "
+                f"n_groups={n_clusters!r}.",
+                RenamedWarning,
+            )
+            n_groups = n_clusters
+        groups = None
+        if n_groups is not None:
+            check_n_groups(n_groups, self._fitted.settings.K)
+            groups = cut(self.linkage_, n_groups)
 
         def assigned(source: Source, out: npt.NDArray[Any] | None) -> npt.NDArray[np.int64]:
             found = check_out(out, (len(source),), np.int64)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_excb.exceptions import PretrainedWeightsError
+from sklearn_excb.networks.weight_names import explained, learned, translated
 from sklearn_excb.runtime.private_generator import PrivateGenerator
 from sklearn_excb.storage.tensor_files import open_safetensors
 from sklearn_excb.storage.torch_files import load_objects
@@ -18,6 +24,8 @@ from sklearn_excb.storage.weight_files import existing
 
 Filter = Literal["bilinear", "bicubic"]
 TORCHVISION = "torchvision:"  # prefix of the name of a backbone
+_HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
+_PATIENCE = 5.0  # seconds to wait for the hub
 
 
 class InputStatistics(NamedTuple):
@@ -59,40 +67,76 @@ def with_weights(
     """
     if pretrained is True:
         try:
+            _check_hub(name)
             return create(name, pretrained=True)
         except Exception as error:  # the Hub and its readers raise many kinds
             raise _unavailable(name, pretrained, error) from error
     file = existing(pretrained)
 
+    with PrivateGenerator(0):
+        plain = create(name)
+
     def filled(state: dict[str, Tensor]) -> nn.Module:
-        with PrivateGenerator(0):  # weights that the file does not set are always the same
+        # weights that the file does not set are always the same
+        with PrivateGenerator(0), _quiet_timm():
             overlay = {"state_dict": state}
             model: Any = create(name, pretrained=True, pretrained_cfg_overlay=overlay)
         del model.pretrained_cfg["state_dict"]  # it would go into pickles
         return model
 
+    state: dict[str, Tensor] = {}
     try:
-        state = _read(file)
+        state = translated(_read(file), plain, name)
         model = filled(dict(state))
         # timm loads the weights that fit and ignores the rest silently. Load the file again with
         # every weight changed: weights of the model that stay the same are not in the file.
         other = filled({n: w + 1 if w.is_floating_point() else w for n, w in state.items()})
-        learned = _learned(model)
-        missing = [n for n, w in _learned(other).items() if torch.equal(w, learned[n])]
+        weights = learned(model)
+        missing = [n for n, w in learned(other).items() if torch.equal(w, weights[n])]
         if missing:
             raise ValueError(f"The file has no weights for {_first(missing)}.")
-        surplus = _surplus(model, state) if learned.keys() <= state.keys() else []
+        surplus = _surplus(model, state) if weights.keys() <= state.keys() else []
         if surplus:
             raise ValueError(f"The file has weights that the backbone lacks: {_first(surplus)}.")
     except Exception as error:  # files that do not fit raise many kinds
-        raise _unavailable(name, pretrained, error) from error
+        raise _unavailable(name, pretrained, error, explained(state, plain, error)) from error
     return model
 
 
-def _learned(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters, and the statistics of BatchNorm."""
-    statistics = {n: b for n, b in model.named_buffers() if "running_" in n}
-    return {**dict(model.named_parameters()), **statistics}
+def _check_hub(name: str) -> None:
+    """Raise at once if weights have to come from a hub that is out of reach.
+
+    The hub's own client tries for a minute and logs every attempt.
+    """
+    import huggingface_hub
+    from timm.models import get_pretrained_cfg
+
+    known = get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id or urllib.request.getproxies():
+        return
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    files = [known.hf_hub_filename] if known.hf_hub_filename else _HUB_FILES
+    if any(huggingface_hub.try_to_load_from_cache(known.hf_hub_id, file) for file in files):
+        return
+    hub = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+    address = hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection(address, timeout=_PATIENCE).close()
+    except OSError as error:
+        raise ConnectionError(f"{hub.netloc} cannot be reached: {error}") from error
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Keep timm from logging the names of all weights that a file lacks or has in addition."""
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _surplus(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
@@ -137,15 +181,17 @@ def torchvision_weights(
         If the weights are not available, or the file holds those of another network.
     """
     file = None if pretrained is True else existing(pretrained)
+    state: Mapping[str, Tensor] = {}
     without = (f"{classifier}.", "aux1.", "aux2.", "AuxLogits.")
     try:
         if file is None:
             state = _best(name).get_state_dict(progress=False, check_hash=True)
         else:
-            state = _read(file)
+            state = translated(_read(file), model, name)
         model.load_state_dict({n: w for n, w in state.items() if not n.startswith(without)})
     except Exception as error:
-        raise _unavailable(f"torchvision:{name}", pretrained, error) from error
+        why = explained(state, model, error)
+        raise _unavailable(f"torchvision:{name}", pretrained, error, why) from error
 
 
 def _best(name: str) -> Any:
@@ -172,13 +218,16 @@ def _read(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def _unavailable(name: str, pretrained: Any, error: Exception) -> PretrainedWeightsError:
+def _unavailable(
+    name: str, pretrained: Any, error: Exception, why: str | None = None
+) -> PretrainedWeightsError:
     lines = [line.strip() for line in str(error).splitlines()]
     # the first line of torch's lists of keys contains no information
     said = next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
     if pretrained is not True:
         return PretrainedWeightsError(
-            f"The weights in {os.fspath(pretrained)} do not fit backbone={name!r}: {said[:300]}"
+            f"The weights in {os.fspath(pretrained)} do not fit backbone={name!r}: "
+            f"{why or said[:300]}"
         )
     return PretrainedWeightsError(
         f"The pretrained weights of backbone={name!r} are not available "

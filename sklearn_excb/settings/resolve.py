@@ -111,7 +111,12 @@ class Settings:
 
     @property
     def inference_batch(self) -> int:
-        """Number of images per batch of inference: 256, or fewer if training steps are split."""
+        """Number of images per batch of inference: 256, or fewer if training steps are split.
+
+        For a frozen backbone, it is fewer for large images: as many pixels as 256 images of 64.
+        """
+        if self.freeze_backbone:
+            return min(256, max(32, 256 * 64**2 // self.image_size**2 // 32 * 32))
         return 256 if self.micro_batch == self.batch_size else min(256, max(32, self.micro_batch))
 
     def steps_per_epoch(self, n_samples: int) -> int:

@@ -182,7 +182,7 @@ def cut(linkage: npt.ArrayLike, n_groups: int) -> Ints:
     """
     children = np.asarray(linkage, dtype=np.float64)[:, :2].astype(np.int64)
     K = len(children) + 1
-    n_groups = check_n_groups(n_groups, K, "n_groups")
+    n_groups = check_n_groups(n_groups, K)
     above = np.arange(2 * K - 1)  # the root of each node's group
     for node in range(2 * K - 1 - n_groups, K - 1, -1):  # the top n_groups - 1 nodes are undone
         above[children[node - K]] = above[node]
@@ -190,7 +190,7 @@ def cut(linkage: npt.ArrayLike, n_groups: int) -> Ints:
     return first.argsort().argsort()[group].astype(np.int64)
 
 
-def check_n_groups(value: Any, n_leaves: int, name: str) -> int:
+def check_n_groups(value: Any, n_leaves: int) -> int:
     """Return the number of groups as an int in [1, K].
 
     Raises
@@ -201,7 +201,7 @@ def check_n_groups(value: Any, n_leaves: int, name: str) -> int:
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and 1 <= value <= n_leaves):
         raise ValueError(
-            f"{name}={value!r} must be an integer from 1 to K={n_leaves}, the number of fine "
+            f"n_groups={value!r} must be an integer from 1 to K={n_leaves}, the number of fine "
             "clusters. Clusters can be merged but not divided. For more groups, fit with a larger "
             "K."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn_excb.training.neighborhoods import (
     neighborhoods,
     start_from_principal_directions,
 )
-from sklearn_excb.training.teacher_outputs import embed
+from sklearn_excb.training.teacher_outputs import outputs
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.row_views import constant_feature, row_recipe
 
@@ -26,6 +27,7 @@ def features_of(
     batches: ViewBatches,
     settings: Settings,
     sample: npt.NDArray[np.int64],
+    count: Callable[[int], object] = int,
 ) -> Features:
     """Compute the features (len(sample), d) of some whole images with the frozen backbone.
 
@@ -39,10 +41,16 @@ def features_of(
         Settings of the fit.
     sample : ndarray of int
         Indices of the images in the source.
+    count : callable, optional
+        Function that is called with the number of images of each batch.
     """
     found = np.empty((len(sample), networks.n_features), np.float32)
     inputs = batches.whole(settings.inference_batch, sample)
-    embed(networks.teacher, inputs, "backbone", out=found)
+    done = 0
+    for rows in outputs(networks.teacher, inputs, "backbone"):
+        found[done : done + len(rows)] = rows.cpu().numpy()
+        done += len(rows)
+        count(len(rows))
     return found
 
 
