@@ -33,9 +33,11 @@ from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.multicrop import ViewRecipe
+from sklearn_excb.views.neighbor_views import N_NEIGHBORS
 from sklearn_excb.views.row_views import RowRecipe
 
 _MARGIN, _LIBRARIES = 1.25, 300_000_000  # factor for allocators, bytes for libraries
+_INDEX = 8  # bytes of an index
 _FEW = 4  # images whose views are made to measure the memory of making views
 
 _PHASES = {
@@ -131,7 +133,11 @@ def estimate_memory(
         If the backbone cannot run on fake tensors, for example because it reads a value.
     """
     if not settings.freeze_backbone:
-        return MemoryEstimate(_phases(networks, settings, batches), settings.micro_batch)
+        phases = _phases(networks, settings, batches)
+        kept = _neighborhoods(settings, batches)
+        return MemoryEstimate(
+            {phase: of | kept for phase, of in phases.items()}, settings.micro_batch
+        )
     d = networks.n_features
     rows = Rows(np.broadcast_to(np.float32(0), (batches.n_samples, d)))
     noise = RowRecipe(settings.n_global, settings.n_local, np.zeros(d), scale=1.0, noise=1.0)
@@ -141,6 +147,7 @@ def estimate_memory(
     computing["networks"] = size(tensors_of(networks))
     trained = _phases(networks, settings, of_rows)
     phases = {"features": computing} | trained
+    kept |= _neighborhoods(settings, of_rows)
     return MemoryEstimate({phase: of | kept for phase, of in phases.items()}, settings.micro_batch)
 
 
@@ -183,6 +190,16 @@ def _phases(networks: StudentTeacher, settings: Settings, batches: ViewBatches) 
         if settings.epochs and settings.settle_passes:
             phases["settling"] = held | settling_bytes(batches.n_samples, settings.K)
     return phases
+
+
+def _neighborhoods(settings: Settings, batches: ViewBatches) -> Bytes:
+    """Return the bytes of the averages over neighbours, and of the neighbours."""
+    if settings.views != "neighbours" or batches.device.type != "cpu":
+        return {}
+    assert isinstance(batches.source, Rows)
+    n, d = batches.n_samples, batches.source.load(np.arange(1)).shape[1]
+    most = n * (settings.n_global * min(d, PROJECTION_DIM - 1) * FLOAT + N_NEIGHBORS * _INDEX)
+    return {"neighbourhoods": most}
 
 
 def _of_inference(
