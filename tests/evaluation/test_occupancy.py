@@ -102,7 +102,7 @@ def test_the_result_is_frozen_and_its_counts_read_only():
         ([0], 0, "n_clusters=0, expected an integer of at least 1"),
         ([0.5], 3, "expected integer cluster ids"),
         ([0], 10**12, "n_clusters=10{12}, expected at most 16777216 clusters"),
-        ([[0], [0, 1]], 3, "cannot be read as one array, expected a value or a row of one length"),
+        ([[0], [0, 1]], 3, "rows differ in length, or some are None"),
         (
             np.array([2**64 - 1], np.uint64),
             3,
