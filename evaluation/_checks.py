@@ -6,11 +6,14 @@ from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
 
 from ._arrays import as_array, known_values, of_one_type
 
 SKIPPED = -1
 """Label of a skipped image. All scores leave out skipped images and count them."""
+
+LARGEST_SEED = 2**32 - 1
 
 _BLOCK = 2**22  # elements processed at once
 _MOST_CLUSTERS = 2**24  # or as many as there are labels, if those are more
@@ -88,8 +91,10 @@ def check_cluster_labels(labels: ArrayLike, name: str) -> NDArray[np.int64]:
 
 
 def check_1d(values: ArrayLike, name: str) -> NDArray:
-    """Return ``values`` as an array of shape (n,) with n > 0."""
+    """Return ``values`` as an array of shape (n,) with n > 0; the only column of a table counts."""
     array = as_array(values)
+    if array.ndim == 2 and array.shape[1] == 1:  # a table of one column, such as df[["label"]]
+        array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(
             f"{name} has shape {array.shape}, expected (n_samples,), with one value per image. "
@@ -194,6 +199,17 @@ def check_count(value: object, name: str, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name}={value!r}, expected an integer of at least {minimum}.")
     return int(value)
+
+
+def random_generator(random_state: int | np.random.RandomState | None) -> np.random.RandomState:
+    """Return the generator of a ``random_state``, or raise an error that names the parameter."""
+    try:
+        return check_random_state(random_state)
+    except ValueError as error:
+        raise ValueError(
+            f"random_state={random_state!r}, expected None, an integer from 0 to {LARGEST_SEED}, "
+            "or a RandomState."
+        ) from error
 
 
 def check_positive(value: object, name: str) -> float:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -216,4 +217,4 @@ def _beside(file: Path) -> Path:
 
 def hidden(file: Path) -> str:
     """Return how the names of temporary files beside a file begin."""
-    return "." + os.fsencode(file.name)[:_LONGEST].decode(errors="ignore")
+    return "." + os.fsencode(file.name)[:_LONGEST].decode(sys.getfilesystemencoding(), "ignore")

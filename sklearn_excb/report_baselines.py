@@ -13,6 +13,7 @@ from sklearn_excb.fitting.untrained import untrained_network
 from sklearn_excb.inference.devices import inference_device
 from sklearn_excb.method.kmeans import spherical_kmeans, unit_rows
 from sklearn_excb.runtime.call_site import warn_caller
+from sklearn_excb.runtime.process_state import usual_modes
 from sklearn_excb.views.reading import number_of_jobs
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ def baselines(
 
 def _untrained_projections(estimator: ExCBEstimator, source: Source) -> npt.NDArray[np.float32]:
     usable = source.usable() if isinstance(source, ItemImages) and source.skips else source
-    network = untrained_network(
-        estimator._fitted,
-        usable,
-        pretrained=estimator.resolved_params_.get("pretrained", False),
-        seed=estimator.resolved_params_["random_state"],
-        device=inference_device(estimator.device),
-        n_jobs=number_of_jobs(estimator.n_jobs, source),
-    )
+    with usual_modes():
+        network = untrained_network(
+            estimator._fitted,
+            usable,
+            pretrained=estimator.resolved_params_.get("pretrained", False),
+            seed=estimator.resolved_params_["random_state"],
+            device=inference_device(estimator.device),
+            n_jobs=number_of_jobs(estimator.n_jobs, source),
+        )
     return estimator._project_and_label(source, network)[0]
 
 

@@ -61,6 +61,7 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
     [
         *("@eaDir/a.jpg", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found", "_gsdata_"),
         *("System Volume Information", ".Trashes", "Thumbs", ".thumbnails", "@Recycle"),
+        *("FOUND.000", "found.017", "~snapshot", "@__thumb"),
     ],
 )
 def test_folders_of_systems_are_ignored_as_hidden_ones_are(tmp_path, name):

@@ -188,6 +188,8 @@ def test_a_broken_file_is_named_with_the_reason(tmp_path, content):
         (np.zeros((2, 8, 8), dtype=complex), "type complex128 cannot be used"),
         (np.full((2, 8, 8), "a", dtype=object), "type object cannot be used"),
         (np.zeros((2, 5, 32, 32)), r"channels-first.*transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 3, 16, 16)), r"channels-first.*n_channels=16"),
+        (np.zeros((2, 1, 8, 8)), r"channels-first.*n_channels=8"),
         (np.zeros((2, 3, 4, 4, 3)), "neither a set of images"),
         (np.zeros((0, 8, 8)), r"shape \(0, 8, 8\) is empty"),
         ([], "empty"),

@@ -127,6 +127,18 @@ def test_the_untrained_network_is_that_of_no_epochs(parameters, X):
     np.testing.assert_array_equal(labels, expected.labels_)
 
 
+def test_baselines_do_not_depend_on_the_default_dtype(tmp_path, request):
+    excb = small(epochs=1).fit(DIGITS)
+    expected = reporting.report(excb, DIGITS, tmp_path / "expected.html")
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BaselineWarning)
+        found = reporting.report(excb, DIGITS, tmp_path / "found.html")
+    assert all(name in found.path.read_text() for name in BASELINES)
+    assert found.n_bytes == expected.n_bytes
+
+
 @pytest.mark.parametrize("failing", ["untrained_network", "spherical_kmeans"])
 def test_a_baseline_that_fails_costs_its_column_alone(failing, tmp_path, monkeypatch):
     def fail(*_, **__):

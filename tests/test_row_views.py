@@ -67,6 +67,17 @@ def test_rows_of_any_unit_are_clustered(unit):
     assert normalized_mutual_info_score(y, labels) > 0.95
 
 
+@pytest.mark.parametrize("constant", [1e15 / 3, 1.7e18, -1e30 / 3])
+def test_a_constant_far_from_zero_hides_no_other_feature(constant):
+    X, y = make_blobs(60, centers=4, n_features=8, cluster_std=0.2, random_state=0)
+    rows = np.column_stack([np.full(60, constant), X])
+    mean, scale = row_statistics(load(rows), 60)
+    np.testing.assert_array_equal(rows[:, 0] - mean[0], 0)
+    assert scale == pytest.approx(np.sqrt(rows[:, 1:].var(axis=0).sum() / 9))
+    labels = ExCBEstimator(K=4, epochs=2, random_state=0).fit_predict(rows)
+    assert normalized_mutual_info_score(y, labels) > 0.95
+
+
 @pytest.mark.parametrize("unit", [1e-320, 1e-30, 1.0, 1e300])
 def test_rows_without_spread_have_the_scale_of_their_size(unit):
     rows = np.full((9, 3), unit)

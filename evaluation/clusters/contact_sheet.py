@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 
 from .. import _style
 from .._checks import (
@@ -16,6 +15,7 @@ from .._checks import (
     check_count,
     check_finite,
     check_same_length,
+    random_generator,
 )
 from ..maps.pictures import Picture, as_rgb, fit_into
 
@@ -128,7 +128,7 @@ class ContactSheetDisplay:
             )
         if scores is None:
             # With random ranks, the first images of each cluster are a random draw from it.
-            seed = None if random_state is None else check_random_state(random_state).randint(2**31)
+            seed = None if random_state is None else random_generator(random_state).randint(2**31)
             ranks = np.random.default_rng(seed).random(len(labels))
         else:
             ranks = check_1d(scores, "scores").astype(np.float64)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
-from sklearn.utils import check_random_state
 
 from .._arrays import scaled
 from .._checks import (
@@ -24,6 +23,7 @@ from .._checks import (
     check_rows,
     check_same_length,
     missing_rows,
+    random_generator,
 )
 from ..neighbors.search import nearest_neighbors
 from .pixel_numbers import pixel_deviations
@@ -188,7 +188,7 @@ def review_clusters(
     typicality[kept] = _similarity_to_mean(x, kept, clusters, n_clusters)
     searched = kept
     if len(kept) > max_samples:
-        draw = check_random_state(random_state).choice(len(kept), max_samples, replace=False)
+        draw = random_generator(random_state).choice(len(kept), max_samples, replace=False)
         searched = kept[np.sort(draw)]
     doubt, outlyingness, deviation = (np.full(len(x), np.nan, np.float32) for _ in range(3))
     if images is not None:

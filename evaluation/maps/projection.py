@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 
 from .._arrays import scaled
 from .._checks import (
@@ -18,6 +17,7 @@ from .._checks import (
     check_rows,
     check_same_length,
     missing_rows,
+    random_generator,
 )
 from .._optional import importable, require
 from ..probes.stratified import draw_rows
@@ -231,4 +231,4 @@ def _seed(random_state: RandomState) -> int | None:
     """Return one integer seed for all random draws of a call, or None."""
     if random_state is None:
         return None
-    return int(check_random_state(random_state).randint(2**31 - 1))
+    return int(random_generator(random_state).randint(2**31 - 1))

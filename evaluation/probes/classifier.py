@@ -20,12 +20,11 @@ from scipy.special import expit, softmax
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._arrays import for_sklearn, without_torch
-from .._checks import check_choice, check_count, check_positive
+from .._checks import check_choice, check_count, check_positive, random_generator
 from .settings import Scaling, SgdSettings, Views
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 # Largest n * d * C for which "auto" is L-BFGS. L-BFGS was faster than SGD with six rates at every
 # size that was tried, up to 4e8, but it holds the logits of all rows and SGD those of one batch.
 _SMALL = 10**9
+_MOST_DECAY = 1e6  # as for the estimator: single precision holds all that follows from it
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
@@ -317,8 +317,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         if not rates:
             raise ValueError("learning_rates is empty, expected at least one rate.")
         decay, held = self.weight_decay, self.validation_fraction
-        if not isinstance(decay, Real) or not 0 <= float(decay) < np.inf:
-            raise ValueError(f"weight_decay={decay!r}, expected a finite number of at least 0.")
+        if not isinstance(decay, Real) or not 0 <= float(decay) <= _MOST_DECAY:
+            raise ValueError(
+                f"weight_decay={decay!r}, expected a number from 0 to {_MOST_DECAY:g}."
+            )
         if not isinstance(held, Real) or not 0 < float(held) < 1:
             raise ValueError(
                 f"validation_fraction={held!r}, expected a share of the rows between 0 and 1. To "
@@ -333,6 +335,6 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             weight_decay=float(decay),
             validation_fraction=float(held),
             refit=bool(self.refit),
-            seed=int(check_random_state(self.random_state).randint(2**31)),
+            seed=int(random_generator(self.random_state).randint(2**31)),
             device=self.device,
         )

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.multiclass import check_classification_targets
 
 from .._checks import (
+    LARGEST_SEED,
     check_classes,
     check_comparable,
     check_count,
@@ -192,6 +193,8 @@ def linear_probe_scores(
         seeds = [check_count(seed, "seeds", minimum=0) for seed in seeds]
         if not seeds:
             raise ValueError("seeds is an empty sequence, expected at least one seed.")
+        if max(seeds) > LARGEST_SEED:
+            raise ValueError(f"seeds={max(seeds)}, expected integers of at most {LARGEST_SEED}.")
     x, y, kept = _usable(train, y_train, "train")
     x_test, y_test, kept_test = _usable(test, y_test, "test")
     check_comparable(x, y, x_test, y_test)

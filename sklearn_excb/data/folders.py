@@ -22,11 +22,13 @@ _TABLES = (".csv", ".tsv", ".npy", ".npz", ".parquet")  # files that may hold fe
 _SYSTEM_FOLDERS = frozenset(
     (
         *("@eadir", "@recycle", "@recently-snapshot", "@snapshot", "@tmp", "@thumb"),
-        *("#recycle", "#snapshot", "$recycle.bin", "$recycle", "recycler", "recycled", "found.000"),
+        *("~snapshot", "@__thumb"),
+        *("#recycle", "#snapshot", "$recycle.bin", "$recycle", "recycler", "recycled"),
         *("__macosx", "lost+found", "_gsdata_", "_thumbs", "thumbs", "system volume information"),
         *("network trash folder", "temporary items"),
     )
 )
+_recovered = re.compile(r"found\.[0-9]{3}").fullmatch  # chkdsk numbers these folders
 _numbers = re.compile(r"([0-9]+)").split
 
 
@@ -189,7 +191,8 @@ def _broken_links(files: Iterable[str]) -> list[tuple[str, OSError]]:
 def is_hidden(folder: str) -> bool:
     """Return whether the name of a folder is hidden, or that of a folder of the system."""
     hidden = folder.startswith(".") and folder not in (".", "..")
-    return hidden or folder.lower() in _SYSTEM_FOLDERS
+    name = folder.lower()
+    return hidden or name in _SYSTEM_FOLDERS or _recovered(name) is not None
 
 
 def unread_pictures(ignored: Collection[str], images: Collection[str] = ()) -> list[str]:

@@ -171,7 +171,9 @@ def check_layout(array: npt.NDArray[Any], n_channels: int | None) -> npt.NDArray
             f"X of shape {array.shape} is neither a set of images, (n, h, w) or (n, h, w, c), nor "
             "2-D rows (n, d)."
         )
-    if array.ndim == 4 and array.shape[3] > _MOST_CHANNELS and array.shape[3] != n_channels:
+    channels = array.shape[3] if array.ndim == 4 else 1
+    first = channels > 4 and array.shape[1] in (1, 3)  # small images, such as (n, 3, 16, 16)
+    if (first or channels > _MOST_CHANNELS) and channels != n_channels:
         raise ImageError(
             f"X of shape {array.shape} looks channels-first, or has {array.shape[3]} channels. "
             "Pass channels last, (n, h, w, c), by X.transpose(0, 2, 3, 1) for an array or "

@@ -190,7 +190,9 @@ def row_statistics(
         unit = _power_of_two(largest) if largest else 1.0
         mean, variance = _moments(lambda some: _in_unit(load(some), unit), n_rows)
     scale, offset = math.sqrt(variance), float(np.abs(mean).max())
-    return mean * unit, (scale if scale > _NO_SPREAD * offset else offset or 1.0) * unit
+    if scale <= _NO_SPREAD * offset:  # of all features, or one of them is far from zero
+        mean, scale = _moments_by_feature(lambda some: _in_unit(load(some), unit), n_rows)
+    return mean * unit, (scale or offset or 1.0) * unit
 
 
 def _moments(
@@ -203,6 +205,24 @@ def _moments(
         mean = np.sum(sums, axis=0) / n_rows
         squares = np.sum([np.square(load(block) - mean).sum() for block in blocks])
     return mean, float(squares / n_rows / len(mean))
+
+
+def _moments_by_feature(
+    load: Callable[[Indices], npt.NDArray[Any]], n_rows: int
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Return mean and scale from differences to the first row, in which large values cancel.
+
+    Features whose spread may be rounding errors do not count in the scale.
+    """
+    first = load(np.zeros(1, np.int64))[0]
+    blocks = _blocks(load, np.arange(n_rows))
+    shift = np.sum([(load(block) - first).sum(axis=0) for block in blocks], axis=0) / n_rows
+    squares = np.sum(
+        [np.square(load(block) - first - shift).sum(axis=0) for block in blocks], axis=0
+    )
+    mean, variances = first + shift, squares / n_rows
+    variances[np.sqrt(variances) <= _NO_SPREAD * np.abs(mean)] = 0
+    return mean, math.sqrt(variances.mean())
 
 
 def constant_feature(

@@ -1,6 +1,9 @@
 """Every function takes what people have: any kind of tensor, any unit, classes with gaps."""
 
 import datetime
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -267,3 +270,35 @@ def test_dates_are_classes():
     )
     with pytest.raises(ValueError, match="expected numbers or names of classes"):
         clustering_scores(np.ones(N, complex), LABELS)
+
+
+def test_the_only_column_of_a_table_holds_the_classes():
+    column = pd.DataFrame({"class": CLASSES})
+    assert clustering_scores(column, LABELS) == clustering_scores(CLASSES, LABELS)
+    assert cluster_occupancy(LABELS[:, None], 4).n_clusters == 4
+    with pytest.raises(ValueError, match="take their argmax"):
+        clustering_scores(np.eye(4)[LABELS], LABELS)
+
+
+@pytest.mark.parametrize("random_state", [-1, 2**32, np.random.default_rng(0)])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda state: project(ROWS, random_state=state),
+        lambda state: review_clusters(ROWS, LABELS, max_samples=20, random_state=state),
+    ],
+)
+def test_seeds_that_cannot_be_used_are_named(use, random_state):
+    with pytest.raises(ValueError, match=r"random_state=.*, expected None, an integer from 0"):
+        use(random_state)
+
+
+def test_reports_have_any_name_that_the_system_can_write(tmp_path):
+    code = (
+        "import sys, evaluation as e, numpy as np\n"
+        "e.write_report(sys.argv[1], embeddings=np.eye(8), labels=np.arange(8) % 4)\n"
+    )
+    ascii_names = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    path = tmp_path / "Größe.html"
+    subprocess.run([sys.executable, "-c", code, path], env=ascii_names, check=True)
+    assert path.exists()
