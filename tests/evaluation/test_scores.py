@@ -207,7 +207,7 @@ def test_the_result_is_frozen():
         ([0, 1], [-2, 0], "pred holds -2, expected ids of at least 0, or -1"),
         ([0, 1], [0.0, 1.0], "pred has dtype float64, expected integer cluster ids"),
         ([0, 1], ["a", "b"], "expected integer cluster ids"),
-        ([[0], [1]], [0, 1], r"true has shape \(2, 1\), expected \(n_samples,\)"),
+        ([[0, 1], [1, 0]], [0, 1], r"true has shape \(2, 2\)"),
         ([np.nan, np.nan], [0, 1], "All 2 classes in true are None or NaN"),
     ],
 )
