@@ -111,7 +111,7 @@ def test_the_result_is_frozen_and_its_counts_read_only():
         ([2**64], 3, "expected integer cluster ids"),
         ([True], 3, "expected integer cluster ids"),
         ([2**62], 2**63, "expected at most 16777216 clusters"),
-        ([[0]], 3, r"labels has shape \(1, 1\), expected \(n_samples,\)"),
+        ([[0, 1]], 3, r"labels has shape \(1, 2\), expected \(n_samples,\)"),
     ],
 )
 def test_bad_input_is_explained(labels, n_clusters, message):
