@@ -17,7 +17,8 @@ from sklearn_excb.training.settling import are_distinct, settle, settling_sample
 
 K = 12
 FACTS = Facts(n_samples=600, kind="rows", shape=(0, 0), n_channels=16)
-SETTINGS = resolve(ExCBEstimator(K=K).get_params(), FACTS, has_batch_norm=True)
+PARAMETERS = ExCBEstimator(K=K, size_tolerance=1.0).get_params()
+SETTINGS = resolve(PARAMETERS, FACTS, has_batch_norm=True)
 
 
 @pytest.fixture
