@@ -85,8 +85,9 @@ class ExCBEstimator(
         for rows, and for the features of a frozen backbone. With "neighbours", the teacher sees
         averages over the neighbourhood of a row, and the student learns to find the same cluster
         from the row alone; see :mod:`sklearn_excb.views.neighbor_views`. With "noise", views are
-        the row with added noise. "auto" is "neighbours" from 30 rows per cluster on, up to 200,000
-        rows, and "noise" otherwise, for streams, :meth:`partial_fit` and ``backbone="mlp"``.
+        the row with added noise. "auto" is "neighbours" from 30 rows per cluster and 200 rows in
+        all on, up to 200,000 rows. It is "noise" otherwise, for streams, :meth:`partial_fit` and
+        ``backbone="mlp"``.
     epochs : int or "auto", default="auto"
         Number of passes over the images. 0 leaves the network untrained and only computes the first
         centroids.

@@ -157,12 +157,19 @@ def test_both_spellings(rows):
 
 
 @pytest.mark.parametrize(
-    ("n_samples", "views", "tolerance"),
-    [(148, "noise", 1), (150, "neighbours", 1.25), (500, "neighbours", 2)],
+    ("n_samples", "n_clusters", "views", "tolerance"),
+    [
+        (199, 5, "noise", 1),
+        (200, 5, "neighbours", 1.43),
+        (290, 10, "noise", 1),
+        (500, 5, "neighbours", 2),
+    ],
 )
-def test_auto_is_by_neighbours_where_clusters_have_many_rows(n_samples, views, tolerance):
+def test_auto_is_by_neighbours_where_clusters_have_many_rows(
+    n_samples, n_clusters, views, tolerance
+):
     X = np.random.default_rng(0).normal(size=(n_samples, 4))
-    resolved = ExCBEstimator(5, **SHORT).fit(X).resolved_params_
+    resolved = ExCBEstimator(n_clusters, **SHORT).fit(X).resolved_params_
     assert resolved["views"] == views
     assert resolved["size_tolerance"] == pytest.approx(tolerance, abs=0.01)
 
@@ -202,7 +209,9 @@ def wide_rows():
 
 
 def fitted(X, **parameters):
-    return ExCBEstimator(**{"K": 4, **SHORT, "epochs": 3, "n_local": 2, **parameters}).fit(X)
+    return ExCBEstimator(
+        **{"K": 4, "views": "neighbours", **SHORT, "epochs": 3, "n_local": 2, **parameters}
+    ).fit(X)
 
 
 def assert_same_fit(one, other, X):
