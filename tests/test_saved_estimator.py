@@ -309,7 +309,7 @@ def test_a_state_of_a_run_is_an_estimator_too(X, parameters, tmp_path):
     assert loaded.resolved_params_["K"] == loaded.get_params()["K"] == 4
     assert loaded.resolved_params_["random_state"] == 0
     assert not hasattr(loaded, "labels_")
-    assert set(loaded.predict(X, n_clusters=2)) <= {0, 1}
+    assert set(loaded.predict(X, n_groups=2)) <= {0, 1}
     loaded.save(tmp_path / "saved")
     again = ExCBEstimator.load(tmp_path / "saved", backbone=own)
     np.testing.assert_array_equal(again.predict(X), fitted.labels_)
