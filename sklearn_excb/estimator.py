@@ -21,7 +21,7 @@ from sklearn_excb.fitting.mixin import FittingMixin
 from sklearn_excb.fitting.planning import PlanningMixin
 from sklearn_excb.inference.mixin import InferenceMixin
 from sklearn_excb.saving.mixin import PersistenceMixin
-from sklearn_excb.settings.parameter_names import unknown_name, with_names_checked
+from sklearn_excb.settings.parameter_names import NamedParameters, with_names_checked
 from sklearn_excb.settings.recipes import recipe
 
 
@@ -32,6 +32,7 @@ class ExCBEstimator(
     PlanningMixin,
     InferenceMixin,
     PersistenceMixin,
+    NamedParameters,
     BaseEstimator,
 ):
     """Cluster images, and learn their embeddings, without labels, by Explicit Cluster Balancing.
@@ -40,8 +41,7 @@ class ExCBEstimator(
     ----------
     K : int or "auto", default="auto"
         Number of clusters, called ``n_clusters`` in KMeans (here, that name is an error that says
-        so). "auto" keeps the paper's ratio on
-        ImageNet, 19.5 images per cluster.
+        so). "auto" keeps the paper's ratio on ImageNet, 19.5 images per cluster.
     backbone : str or nn.Module, default="auto"
         Network f: "cnn" (a small network for images below 64 pixels), the name of a timm model, the
         name of a torchvision model as in "torchvision:resnet50", or a module that maps images
@@ -84,7 +84,8 @@ class ExCBEstimator(
         Kind of the views. A backbone that is trained sees "crops" of images. The other kinds are
         for rows, and for the features of a frozen backbone. With "neighbours", the teacher sees
         averages over the neighbourhood of a row, and the student learns to find the same cluster
-        from the row alone; see :mod:`sklearn_excb.views.neighbor_views`. With "noise", views are
+        from the row alone; see :mod:`sklearn_excb.views.neighbor_views` ("neighbors" is the same).
+        With "noise", views are
         the row with added noise. "auto" is "neighbours" from 30 rows per cluster and 200 rows in
         all on, up to 200,000 rows. It is "noise" otherwise, for streams, :meth:`partial_fit` and
         ``backbone="mlp"``.
@@ -389,27 +390,6 @@ class ExCBEstimator(
             If there is no such recipe.
         """
         return cls(**(recipe(name) | params))
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters by name.
-
-        Parameters
-        ----------
-        **params
-            Parameters, as in the constructor.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If there is no parameter of this name. The message suggests a name.
-        """
-        if wrong := unknown_name(type(self).__name__, params, self._get_param_names()):
-            raise ValueError(wrong)
-        return super().set_params(**params)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; parameters that are newer than the pickle get their defaults."""

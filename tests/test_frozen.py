@@ -276,3 +276,17 @@ def test_a_stream_is_refused_before_and_after(fitted):
         estimator().partial_fit(IMAGES)
     with pytest.raises(ValueError, match="pass them as 2-D rows"):
         pickle.loads(pickle.dumps(fitted)).set_params(freeze_backbone=False).partial_fit(IMAGES)
+
+
+def test_a_module_says_by_which_mean_and_deviation_its_weights_were_trained():
+    images = np.repeat(IMAGES[:60, :, :, None], 3, axis=3)
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    own.pretrained_cfg = {
+        "mean": (0.1, 0.2, 0.3),
+        "std": (1.0, 2.0, 4.0),
+        "interpolation": "bicubic",
+    }
+    excb = estimator(K=3, backbone=own, epochs=1).fit(images)
+    assert excb._fitted.recipe.mean == (0.1, 0.2, 0.3)
+    assert excb._fitted.recipe.std == (1.0, 2.0, 4.0)

@@ -79,11 +79,13 @@ def test_walks_are_shorter_where_clusters_are_smaller():
 
 def test_global_views_are_means_over_the_ends_of_walks(rows):
     views = views_of(rows)
-    walk = transition_matrix(nearest(coordinates_of(rows).rows, 0.5, 10)).toarray().astype(float)
+    steps = transition_matrix(nearest(coordinates_of(rows).rows, 0.5, 10))
+    longest, walk = walk_length(steps, 120 / 4), steps.toarray().astype(float)
+    assert longest > 3
     centred = rows - rows.mean(axis=0, dtype=np.float64)
     some = np.array([3, 77, 5])
-    for view, steps in enumerate(views.n_steps):
-        ends = np.linalg.matrix_power(walk, steps) @ centred
+    for view, n_steps in enumerate([longest, longest // 2]):
+        ends = np.linalg.matrix_power(walk, n_steps) @ centred
         ends -= ends.mean(axis=0)
         ends *= np.sqrt(np.square(centred).sum() / np.square(ends).sum())
         made = views.make(None, some, 0, 1, view)
@@ -146,6 +148,12 @@ def test_rows_that_are_all_alike_end_in_one_cluster_and_a_warning():
     with pytest.warns(UserWarning, match="copies"):
         excb = ExCBEstimator(2, views="neighbours", **SHORT).fit(X)
     assert np.isfinite(excb.transform(X)).all()
+
+
+def test_hidden_layers_learn_from_neighbours_too():
+    X = wide_rows()
+    excb = fitted(X, backbone="mlp", epochs=1)
+    np.testing.assert_array_equal(excb.predict(X), excb.labels_)
 
 
 def test_both_spellings(rows):

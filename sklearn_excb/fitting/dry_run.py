@@ -33,7 +33,8 @@ _NAMED = 3  # images that cannot be used
 _SHOWN = (
     *("K", "backbone", "image_size", "local_size", "n_global", "n_local", "batch_size"),
     *("micro_batch", "precision", "head_width", "optimizer", "learning_rate", "weight_decay"),
-    *("epochs", "warmup_epochs", "teacher_momentum", "size_momentum", "settle_passes"),
+    *("epochs", "warmup_epochs", "teacher_momentum", "size_momentum", "size_tolerance"),
+    *("settle_passes", "views"),
 )
 
 

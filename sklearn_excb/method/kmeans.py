@@ -110,21 +110,18 @@ def spherical_kmeans(
     rows = unit_rows(rows)
     places = np.arange(len(rows)) if places is None else places
     n_rows = int(ranks.sum_array(np.array([len(rows)]))[0])
-    if n_starts == 1:
-        first = np.random.default_rng(seed).choice(n_rows, n_clusters, replace=False)
-        centroids = _chosen(rows, places, first, ranks)
-        return _iterated(rows, centroids, n_iterations, ranks, places, n_rows, device)[0]
     random = np.random.default_rng(seed)
-    sample = random.permutation(n_rows)[: max(_SEEDS, _SEEDS_PER_CLUSTER * n_clusters)]
-    candidates = _chosen(rows, places, sample, ranks)
-    best, most_similar = None, -np.inf
-    for _ in range(n_starts):
-        centroids = _far_apart(candidates, n_clusters, random)
-        found, similarity = _iterated(rows, centroids, n_iterations, ranks, places, n_rows, device)
-        if best is None or similarity > most_similar:
-            best, most_similar = found, similarity
-    assert best is not None
-    return best
+    if n_starts == 1:
+        first = random.choice(n_rows, n_clusters, replace=False)
+        starts = iter([_chosen(rows, places, first, ranks)])
+    else:
+        most = max(_SEEDS, _SEEDS_PER_CLUSTER * n_clusters)
+        sample = _chosen(rows, places, random.permutation(n_rows)[:most], ranks)
+        starts = (_far_apart(sample, n_clusters, random) for _ in range(n_starts))
+    found = (
+        _iterated(rows, start, n_iterations, ranks, places, n_rows, device) for start in starts
+    )
+    return max(found, key=lambda of_start: of_start[1])[0]
 
 
 def _far_apart(rows: FloatRows, n_clusters: int, random: np.random.Generator) -> FloatRows:

@@ -6,7 +6,9 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Self
+
+from sklearn.base import BaseEstimator
 
 P = ParamSpec("P")
 
@@ -57,3 +59,28 @@ def with_names_checked(init: Callable[P, None]) -> Callable[P, None]:
         init(*args, **given)
 
     return checked
+
+
+class NamedParameters(BaseEstimator):
+    """Estimator whose ``set_params`` suggests a name for an unknown one."""
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters by name.
+
+        Parameters
+        ----------
+        **params
+            Parameters, as in the constructor.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If there is no parameter of this name. The message suggests a name.
+        """
+        if wrong := unknown_name(type(self).__name__, params, self._get_param_names()):
+            raise ValueError(wrong)
+        return super().set_params(**params)

@@ -11,13 +11,10 @@ import numpy.typing as npt
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.networks.student_teacher import StudentTeacher
 from sklearn_excb.settings.resolve import Settings
-from sklearn_excb.training.neighborhoods import (
-    neighborhoods,
-    start_from_principal_directions,
-)
+from sklearn_excb.training.neighborhoods import constant_of, neighborhoods
 from sklearn_excb.training.teacher_outputs import outputs
 from sklearn_excb.views.batches import ViewBatches
-from sklearn_excb.views.row_views import constant_feature, row_recipe
+from sklearn_excb.views.row_views import row_recipe
 
 Features = npt.NDArray[np.float32]
 
@@ -101,17 +98,14 @@ def feature_batches(
         n_local=settings.n_local,
     )
     recipe = batches.ranks.broadcast(recipe)
-    constant = batches.ranks.broadcast(
-        constant_feature(rows.load, len(rows), recipe, views=settings.views)
-    )
+    batches = replace(batches, source=rows, recipe=recipe, n_ahead=0)
+    constant = constant_of(batches, settings)
     if not goes_on:
         networks.set_feature_statistics(constant, recipe.mean, recipe.scale)
-    found = None
-    if settings.views == "neighbours":
-        found = neighborhoods(rows, recipe, constant, settings, batches.ranks, standardized=False)
-        if not goes_on:
-            start_from_principal_directions(networks, found, constant, batches.seed)
+    found = neighborhoods(
+        networks, batches, constant, settings, standardized=False, goes_on=goes_on
+    )
     as_they_are = replace(
         recipe, mean=np.zeros_like(recipe.mean), scale=1.0, noise=recipe.noise * recipe.scale
     )
-    return replace(batches, source=rows, recipe=as_they_are, n_ahead=0, neighbors=found)
+    return replace(batches, recipe=as_they_are, neighbors=found)

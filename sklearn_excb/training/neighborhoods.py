@@ -9,7 +9,6 @@ import numpy as np
 from sklearn_excb.data.sources import Rows
 from sklearn_excb.networks.heads import PROJECTION_DIM
 from sklearn_excb.networks.student_teacher import StudentTeacher
-from sklearn_excb.runtime.ranks import Ranks
 from sklearn_excb.settings.resolve import Settings
 from sklearn_excb.views.batches import ViewBatches
 from sklearn_excb.views.neighbor_views import NeighborViews, neighbor_views, principal_coordinates
@@ -17,31 +16,38 @@ from sklearn_excb.views.row_views import RowRecipe, constant_feature, standardiz
 
 
 def neighborhoods(
-    rows: Rows,
-    recipe: RowRecipe,
+    networks: StudentTeacher,
+    batches: ViewBatches,
     constant: float,
     settings: Settings,
-    ranks: Ranks,
     *,
     standardized: bool,
-) -> NeighborViews:
-    """Find the neighbourhoods of all rows.
+    goes_on: bool,
+) -> NeighborViews | None:
+    """Return the neighbourhoods of all rows, or None if the settings want no views of them.
+
+    A linear projector starts from the principal directions in which neighbours are compared.
 
     Parameters
     ----------
-    rows : Rows
-        Rows of the fit, or features of its images.
-    recipe : RowRecipe
-        Recipe with the mean and the scale of the rows.
+    networks : StudentTeacher
+        Networks of the fit.
+    batches : ViewBatches
+        Batches of the rows, with the recipe that standardises them.
     constant : float
         Constant feature of the projector.
     settings : Settings
         Settings of the fit.
-    ranks : Ranks
-        Ranks that share the search.
     standardized : bool
         Whether views are standardised rows. If not, the projector standardises them.
+    goes_on : bool
+        Whether the fit resumes, and the projector stays as it is.
     """
+    if settings.views != "neighbours":
+        return None
+    rows, recipe, ranks = batches.source, batches.recipe, batches.ranks
+    assert isinstance(rows, Rows)
+    assert isinstance(recipe, RowRecipe)
     n_features = len(recipe.mean)
     coordinates = principal_coordinates(
         lambda some: standardize(rows.load(some), recipe).numpy(),
@@ -50,6 +56,9 @@ def neighborhoods(
         PROJECTION_DIM - 1,
         ranks,
     )
+    linear = settings.freeze_backbone or not settings.has_backbone
+    if linear and not goes_on and n_features >= PROJECTION_DIM:  # with fewer, it keeps distances
+        networks.set_directions(coordinates.directions, constant, batches.seed)
     return neighbor_views(
         coordinates,
         constant,
@@ -61,44 +70,28 @@ def neighborhoods(
     )
 
 
-def start_from_principal_directions(
-    networks: StudentTeacher, views: NeighborViews, constant: float, seed: int
-) -> None:
-    """Let linear projectors start as the space in which neighbours were compared.
-
-    With fewer features than dimensions, they keep all distances already.
-    """
-    if networks.n_features < PROJECTION_DIM:
-        return
-    unit = views.directions / np.linalg.norm(views.directions, axis=1, keepdims=True)
-    networks.set_directions(unit, constant, seed)
-
-
 def row_batches(
     networks: StudentTeacher, batches: ViewBatches, settings: Settings, *, goes_on: bool = False
 ) -> ViewBatches:
-    """Return batches of rows, with their neighbourhoods if the settings want these.
+    """Return batches of rows, with views of their neighbourhoods if the settings want these.
 
     Parameters
     ----------
-    networks : StudentTeacher
-        Networks on the device of the batches.
-    batches : ViewBatches
-        Batches of the rows.
-    settings : Settings
-        Settings of the fit.
-    goes_on : bool, default=False
-        Whether the fit resumes. If not, a linear projector starts from the same directions.
+    networks, batches, settings, goes_on
+        As for :func:`neighborhoods`.
     """
     if settings.views != "neighbours":
         return batches
+    constant = constant_of(batches, settings)
+    found = neighborhoods(networks, batches, constant, settings, standardized=True, goes_on=goes_on)
+    return replace(batches, neighbors=found)
+
+
+def constant_of(batches: ViewBatches, settings: Settings) -> float:
+    """Return the constant feature of linear projectors, the same on all ranks."""
     rows, recipe = batches.source, batches.recipe
     assert isinstance(rows, Rows)
     assert isinstance(recipe, RowRecipe)
-    constant = batches.ranks.broadcast(
+    return batches.ranks.broadcast(
         constant_feature(rows.load, len(rows), recipe, views=settings.views)
     )
-    found = neighborhoods(rows, recipe, constant, settings, batches.ranks, standardized=True)
-    if not goes_on and not settings.has_backbone:
-        start_from_principal_directions(networks, found, constant, batches.seed)
-    return replace(batches, neighbors=found)

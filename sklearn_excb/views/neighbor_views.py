@@ -66,15 +66,12 @@ class NeighborViews:
         Mean of the rows.
     neighbors : ndarray of shape (n, k)
         Nearest neighbours of each row.
-    n_steps : list of int
-        Length of the walks of each global view.
     """
 
     averages: list[FloatRows]
     directions: FloatRows
     mean: FloatRows
     neighbors: Indices
-    n_steps: list[int]
 
     def make(self, load: Load, rows: Indices, seed: int, epoch: int, view: int) -> FloatRows:
         """Make one view (B, d) of some rows, as a function of (seed, epoch, row, view).
@@ -137,7 +134,6 @@ def neighbor_views(
         (directions * scale).astype(np.float32),
         mean.astype(np.float32),
         neighbors,
-        n_steps,
     )
 
 
